@@ -1,0 +1,120 @@
+"""Every error that evener raises on purpose.
+
+EvenerError
+├── ConfigError        an option, a recipe or a cluster that cannot work
+├── InputError         data that is missing, damaged or empty
+├── BindError          an address that this task cannot listen on
+├── CheckpointError    a checkpoint or logdir that cannot be read or written
+├── SessionError       a session used after its end, or a hook that failed
+├── NonFinite          a loss or gradient that is NaN or infinite
+├── Stalled            nothing moved for longer than the stall timeout
+├── TaskFailed         a task of the run ended with an error
+└── WireError          what a peer said or did
+    ├── Unavailable      it never answered
+    ├── PeerGone         it answered before and is gone now
+    ├── ProtocolError    it does not speak our protocol
+    ├── VersionError     it speaks another version of it
+    ├── ModelMismatch    it trains another model
+    ├── ClusterMismatch  it belongs to another run or cluster
+    ├── PushRejected     its gradient has the wrong size
+    ├── DuplicateTask    a task with this index is alive already
+    └── Fenced           this process was replaced by a newer one
+"""
+
+from __future__ import annotations
+
+
+class EvenerError(Exception):
+    """What is wrong, why it is so, and how to mend it.
+
+    Args:
+        what: one sentence with the offending value in it.
+        why: the rule or the circumstance behind it.
+        fix: what the reader can do now.
+    """
+
+    def __init__(self, what: str, *, why: str = "", fix: str = "") -> None:
+        super().__init__(what)
+        self.what = what
+        self.why = why
+        self.fix = fix
+
+    def __str__(self) -> str:
+        lines = [self.what]
+        if self.why:
+            lines.append(f"  why: {self.why}")
+        if self.fix:
+            lines.append(f"  fix: {self.fix}")
+        return "\n".join(lines)
+
+
+class ConfigError(EvenerError):
+    """An option, a recipe or a cluster that cannot work."""
+
+
+class InputError(EvenerError):
+    """Data that is missing, damaged or empty."""
+
+
+class BindError(EvenerError):
+    """An address that this task cannot listen on."""
+
+
+class CheckpointError(EvenerError):
+    """A checkpoint or logdir that cannot be read or written."""
+
+
+class SessionError(EvenerError):
+    """A session used after its end, or a hook that failed."""
+
+
+class NonFinite(EvenerError):
+    """A loss or gradient that is NaN or infinite; nothing of it was applied."""
+
+
+class Stalled(EvenerError):
+    """Nothing moved for longer than the stall timeout."""
+
+
+class TaskFailed(EvenerError):
+    """A task of the run ended with an error; carries the first traceback."""
+
+
+class WireError(EvenerError):
+    """What a peer said or did."""
+
+
+class Unavailable(WireError):
+    """A peer that never answered."""
+
+
+class PeerGone(WireError):
+    """A peer that answered before and is gone now."""
+
+
+class ProtocolError(WireError):
+    """A peer that does not speak our protocol."""
+
+
+class VersionError(WireError):
+    """A peer, or a file, of another version."""
+
+
+class ModelMismatch(WireError):
+    """A peer that trains another model."""
+
+
+class ClusterMismatch(WireError):
+    """A peer that belongs to another run or cluster."""
+
+
+class PushRejected(WireError):
+    """A gradient of the wrong size."""
+
+
+class DuplicateTask(WireError):
+    """A task with this index is alive already."""
+
+
+class Fenced(WireError):
+    """This process was replaced by a newer one."""

@@ -1,0 +1,75 @@
+"""What a policy reads and what it answers.
+
+A policy is ``on(event) -> list[Decision]``: no clock, thread, log, random number or configuration inside,
+so the same events give the same decisions in the server, in the simulator, in a property test and in a replay.
+Handles are integers that the shard gave to the gradients it holds; tensors never come here.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Protocol
+
+
+@dataclass(frozen=True, slots=True)
+class Joined:
+    """A worker is ready for its first parameters. A worker that returns is `Left` before it is `Joined` again."""
+
+    worker: int
+
+
+@dataclass(frozen=True, slots=True)
+class Pushed:
+    """A worker gave a gradient computed on the parameters of `version`; it now waits to be released."""
+
+    worker: int
+    version: int
+    handle: int
+
+
+@dataclass(frozen=True, slots=True)
+class Left:
+    """A worker is gone: it said so, its link broke, or its time ran out."""
+
+    worker: int
+
+
+@dataclass(frozen=True, slots=True)
+class Apply:
+    """Average these gradients and take one optimizer step; the version moves by one."""
+
+    handles: tuple[int, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Drop:
+    """Forget this gradient; the reason is for people."""
+
+    handle: int
+    reason: str
+
+
+@dataclass(frozen=True, slots=True)
+class Release:
+    """Send this worker the newest parameters, so that it computes again."""
+
+    worker: int
+
+
+Event = Joined | Pushed | Left
+Decision = Apply | Drop | Release
+
+
+class Policy(Protocol):
+    """The object that decides a mode."""
+
+    #: Updates decided so far; a gradient's staleness is this number at its `Apply` minus its own version.
+    version: int
+
+    def on(self, event: Event) -> list[Decision]:
+        """Answer one event. Decisions are to be carried out in the order given."""
+        ...
+
+    def waiting_for(self) -> str:
+        """One sentence for people: what must happen before the next update. Empty when nothing is awaited."""
+        ...

@@ -1,26 +1,36 @@
 """The seam between evener and whatever carries its bytes.
 
-A worker holds one `Channel` to each server, a server holds one or more `Listener`s. A message is a *header* (bytes that
-`wire.codec` understands) and, sometimes, a *payload*: the tensors of one shard. Payloads have one shape per link, agreed when
-it opens, the same in both directions: a sequence of byte ranges (one per dtype). They are never packed: the worker's
-payload lies in memory it computes on, the reply lands in memory that its model's parameters are views of.
+A worker holds one `Channel` to each server, a server one or more `Listener`s. A message is a *header* (bytes that
+`wire.codec` understands) and, sometimes, a *payload*: the tensors of one shard. Payloads have one shape per link,
+agreed when it opens, the same in both directions: a sequence of byte ranges (one per dtype). They are never packed: the
+worker's payload lies in memory it computes on, the reply lands in memory that its model's parameters are views of.
 
-One owner at a time. After `Channel.send(..., payload=True)` the worker must not touch the outbox until `receive` returned; after
-`Listener.send(peer, ...)` the server must not touch the peer's inbox until its next message.
+One owner at a time. After `Channel.send(..., payload=True)` the worker must not touch the outbox until `receive`
+returned; after `Listener.send(peer, ...)` the server must not touch the peer's inbox until its next message.
 """
 
 from __future__ import annotations
 
+import logging
 import mmap
 import os
 import select
 import sys
+import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Protocol, TypeVar
 
+from evener.errors import ConfigError, ProtocolError
+
 #: Longest header in bytes, on every transport: checked by the sender and by the receiver.
 MAX_HEADER = 128 * 1024
+
+#: Most ranges of one payload: a link needs one per dtype, a stranger may not make us read a list without end.
+MAX_PARTS = 256
+
+#: How long a worker's `send` waits for a server that does not read, before it takes it for dead.
+SEND_SECONDS = 10.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,6 +61,13 @@ class Closed:
 Incoming = Opened | Arrived | Closed
 
 
+def seal(fd: int) -> None:
+    """Fix the size of a memfd for ever: who maps it cannot be killed by SIGBUS when another process shrinks it."""
+    import fcntl  # not everywhere where the rest of this module works
+
+    fcntl.fcntl(fd, fcntl.F_ADD_SEALS, fcntl.F_SEAL_SHRINK | fcntl.F_SEAL_GROW | fcntl.F_SEAL_SEAL)
+
+
 class Memory:
     """A block of bytes that other processes of this host can be given (a memfd: nameless, so nothing can leak)."""
 
@@ -60,6 +77,7 @@ class Memory:
         if sys.platform == "linux":
             self.fd = os.memfd_create("evener", os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING)
             os.posix_fallocate(self.fd, 0, size)  # an error here instead of SIGBUS later
+            seal(self.fd)
             self._map = mmap.mmap(self.fd, size)
         else:
             self.fd = -1
@@ -80,6 +98,15 @@ class Ranges:
     memory: Memory
     parts: tuple[tuple[int, int], ...]  # (offset, nbytes)
 
+    def __post_init__(self) -> None:
+        for offset, nbytes in self.parts:
+            if offset < 0 or nbytes < 0 or offset + nbytes > self.memory.nbytes:
+                raise ConfigError(
+                    f"bytes {offset}..{offset + nbytes} do not lie in a memory of {self.memory.nbytes} bytes.",
+                    why="a slice of it would be shorter than its peer expects.",
+                    fix="make the Memory as large as its last part ends.",
+                )
+
     def views(self) -> list[memoryview]:
         return [self.memory.view[offset : offset + nbytes] for offset, nbytes in self.parts]
 
@@ -93,7 +120,7 @@ class Source(Protocol):
     def fileno(self) -> int: ...
 
     def pending(self) -> bool:
-        """Is there something to receive that `fileno` may no longer announce? (ZeroMQ's descriptor is edge-triggered.)"""
+        """Is there something to receive that `fileno` may no longer announce? (ZeroMQ's is edge-triggered.)"""
         ...
 
 
@@ -115,12 +142,16 @@ class Channel(Source, Protocol):
 
 
 class Listener(Source, Protocol):
-    """A server's end of the links to all its peers. Made by `listen` of a transport; `address` is what peers connect to."""
+    """A server's end of the links to all its peers. Made by `listen` of a transport; peers connect to `address`."""
 
     address: str
 
     def receive(self) -> list[Incoming]:
-        """Everything that has happened since the last call; never blocks."""
+        """What has happened since the last call; never blocks.
+
+        At most one message of each peer, so that its inbox is not overwritten by the next one; while there is more,
+        the listener stays ready for `wait`.
+        """
         ...
 
     def admit(self, peer: int, sizes: Sequence[int]) -> None:
@@ -136,7 +167,11 @@ class Listener(Source, Protocol):
         ...
 
     def send(self, peer: int, header: bytes, payload: Sequence[memoryview] = ()) -> None:
-        """Answer a peer; the payload is copied before this returns. Raises PeerGone."""
+        """Answer a peer; the payload is copied before this returns.
+
+        Raises PeerGone for a peer that is gone, or that does not read what it was sent; its `Closed` still comes
+        (once) from `receive`, so that there is one place where a server forgets a peer.
+        """
         ...
 
     def disconnect(self, peer: int) -> None:
@@ -144,6 +179,76 @@ class Listener(Source, Protocol):
         ...
 
     def close(self) -> None: ...
+
+
+def check_header(header: bytes) -> None:
+    """Refuse a header that the other side would refuse, here where the traceback helps."""
+    if len(header) > MAX_HEADER:
+        raise ProtocolError(
+            f"a header of {len(header)} bytes is too long to send.",
+            why=f"a header has at most {MAX_HEADER} bytes on every transport.",
+            fix="send tensors as the payload; only names, numbers and settings belong in a header.",
+        )
+
+
+def check_ranges(outbox: Ranges, inbox: Ranges) -> None:
+    """Refuse a link whose two directions differ, before a server does so with less to say."""
+    if outbox.sizes() != inbox.sizes():
+        raise ConfigError(
+            f"the outbox has ranges of {outbox.sizes()} bytes, the inbox of {inbox.sizes()}.",
+            why="gradients and parameters of one shard have the same dtypes and sizes.",
+            fix="make both from the same layout.",
+        )
+    if len(outbox.parts) > MAX_PARTS:
+        raise ConfigError(f"{len(outbox.parts)} ranges in one payload.", why=f"at most {MAX_PARTS}, one per dtype.")
+
+
+def check_sizes(offered: Sequence[int], sizes: Sequence[int]) -> None:
+    """Refuse to admit a peer whose payloads are not those of our shard."""
+    if tuple(offered) != tuple(sizes):
+        raise ProtocolError(
+            f"the peer offers payloads of {tuple(offered)} bytes, this server holds {tuple(sizes)}.",
+            why="both are counted from the layout of the model.",
+            fix="start every task with the same recipe and the same number of servers.",
+        )
+
+
+def flat(payload: Sequence[memoryview], sizes: Sequence[int]) -> list[memoryview]:
+    """The payload as plain bytes, after a check that it has the sizes of its link."""
+    if tuple(view.nbytes for view in payload) != tuple(sizes):
+        raise ProtocolError(
+            f"a payload of {tuple(view.nbytes for view in payload)} bytes on a link of {tuple(sizes)}.",
+            why="a peer may be sent payloads only after `admit`, and only of the sizes given there.",
+        )
+    return [view if view.format == "B" and view.ndim == 1 else view.cast("B") for view in payload]
+
+
+class Complaints:
+    """Log lines about strangers, few enough that a port scan cannot fill the disk.
+
+    At most `burst` lines at once, then one every `seconds`; each line tells how many were left out before it.
+    """
+
+    def __init__(self, log: logging.Logger, *, burst: int = 10, seconds: float = 10.0) -> None:
+        self._log, self._burst, self._seconds = log, burst, seconds
+        self._tokens, self._last, self._left_out = float(burst), time.monotonic(), 0
+
+    def say(self, what: str) -> None:
+        now = time.monotonic()
+        self._tokens = min(float(self._burst), self._tokens + (now - self._last) / self._seconds)
+        self._last = now
+        if self._tokens < 1:
+            self._left_out += 1
+            return
+        self._tokens -= 1
+        more = f" ({self._left_out} similar lines left out)" if self._left_out else ""
+        self._left_out = 0
+        self._log.warning("%s%s", what, more)
+
+
+def milliseconds(timeout: float) -> float:
+    """Seconds as `poll` wants them: never negative (that would mean "for ever"), never above its 32 bits."""
+    return min(max(timeout, 0.0), 1e6) * 1000
 
 
 AnySource = TypeVar("AnySource", bound=Source)
@@ -159,7 +264,7 @@ def wait(sources: Sequence[AnySource], timeout: float) -> list[AnySource]:
     for source in sources:
         by_fd[source.fileno()] = source
         poll.register(source.fileno(), select.POLLIN)
-    for fd, _ in poll.poll(max(0.0, timeout) * 1000):
+    for fd, _ in poll.poll(milliseconds(timeout)):
         if by_fd[fd] not in ready:
             ready.append(by_fd[fd])
     return ready

@@ -1,0 +1,78 @@
+"""How long a push and its release take: one server process, one worker process, this host.
+
+Prints milliseconds per round trip (mean of `--rounds`, and the fastest of its ten parts, which a busy machine disturbs
+least), with payloads of the size of a small and of a larger MLP (79,510 and 397,510 floats) in both directions. The
+server copies its parameters into the answer and does nothing else. Targets: shared 0.24 ms and ZeroMQ 1.7-2.3 ms
+for 1.6 MB (two workers, DESIGN 5).
+
+    python benchmarks/transport_roundtrip.py [--rounds 2000] [--kinds shared zeromq]
+"""
+
+from __future__ import annotations
+
+import argparse
+import multiprocessing
+import time
+from multiprocessing.connection import Connection
+
+from evener import transport
+from evener.transport.channel import Arrived, Closed, Memory, Opened, Ranges, wait
+
+SIZES = {"318 KB": 4 * 79_510, "1.6 MB": 4 * 397_510}
+
+
+def serve(kind: str, nbytes: int, pipe: Connection) -> None:
+    """Answer every push with the parameters until the worker leaves."""
+    parameters = [memoryview(bytearray(nbytes))]
+    listener = transport.listen(kind)
+    pipe.send(listener.address)
+    while True:
+        wait([listener], 10.0)
+        for event in listener.receive():
+            match event:
+                case Opened(peer):
+                    listener.admit(peer, (nbytes,))
+                case Arrived(peer):
+                    listener.send(peer, b"release", parameters)
+                case Closed():
+                    listener.close()
+                    return
+
+
+def measure(kind: str, nbytes: int, rounds: int) -> list[float]:
+    """Seconds per round trip, in ten parts."""
+    here, there = multiprocessing.Pipe()
+    server = multiprocessing.get_context("spawn").Process(target=serve, args=(kind, nbytes, there))
+    server.start()
+    memory = Memory(2 * nbytes)
+    channel = transport.connect(here.recv(), Ranges(memory, ((0, nbytes),)), Ranges(memory, ((nbytes, nbytes),)))
+    channel.send(b"hello")  # so that the server has admitted us before the first payload
+    channel.receive(10.0)
+    parts = []
+    for part in range(11):
+        start = time.perf_counter()
+        for _ in range(rounds // 10):
+            channel.send(b"push", payload=True)
+            if channel.receive(10.0) is None:
+                raise SystemExit("the server did not answer")
+        if part:  # the first one warms up
+            parts.append((time.perf_counter() - start) / (rounds // 10))
+    channel.close()
+    server.join(10.0)
+    return parts
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--rounds", type=int, default=2000)
+    parser.add_argument("--kinds", nargs="*", default=["shared", "zeromq"], choices=["shared", "zeromq"])
+    options = parser.parse_args()
+    print(f"{'transport':<10} {'payload':>8} {'mean ms':>9} {'best ms':>9}")
+    for kind in options.kinds:
+        for name, nbytes in SIZES.items():
+            parts = measure(kind, nbytes, options.rounds)
+            print(f"{kind:<10} {name:>8} {1e3 * sum(parts) / len(parts):9.3f} {1e3 * min(parts):9.3f}")
+
+
+if __name__ == "__main__":
+    main()

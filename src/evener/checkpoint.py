@@ -1,0 +1,311 @@
+"""State <-> directory. A checkpoint that was announced survives kill -9 and power loss; a damaged one is never used.
+
+    checkpoints/
+      step-00002000/
+        parameters-0.safetensors  averages-0.safetensors  optimizer-0.safetensors     one of each per shard
+        manifest.json             written last: a directory without it is not a checkpoint
+
+Every file is written under another name, flushed to the disk and renamed (RELIABILITY S2). The manifest holds the
+size and SHA-256 of each file and of itself: one flipped bit is found.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import hashlib
+import logging
+import os
+import re
+import shutil
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+import msgspec
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load as load_safetensors
+from safetensors.torch import save as save_safetensors
+from torch import Tensor
+
+from evener.errors import CheckpointError, NonFinite, VersionError
+from evener.state import Contents
+
+log = logging.getLogger(__name__)
+
+FORMAT = 1
+MANIFEST = "manifest.json"
+KINDS = ("parameters", "averages", "optimizer")
+_PART = re.compile(r"^(?P<name>.*)\[(?P<start>\d+):(?P<stop>\d+)\](?P<key>/[^/]*)?$")
+
+
+class Record(msgspec.Struct, frozen=True):
+    """One file of a checkpoint."""
+
+    nbytes: int
+    sha256: str
+
+
+class Manifest(msgspec.Struct, frozen=True, kw_only=True):
+    """What a checkpoint holds besides tensors."""
+
+    format: int = FORMAT
+    step: int
+    shards: int
+    recipe: str
+    files: dict[str, Record]
+    shapes: dict[str, list[int]]  # of every tensor that travels, to join split ones
+    values: dict[str, Any]  # per shard index: groups, schedule
+    next_lease: int
+    unapplied: list[int]  # leases below next_lease whose gradient is not in these parameters
+    seqs: dict[str, tuple[int, int]]  # worker -> (epoch, last push applied): rolls back with the parameters
+    examples: int = 0
+    dropped: int = 0
+    evener: str = ""
+
+
+class _Sealed(msgspec.Struct, frozen=True):
+    sha256: str
+    body: msgspec.Raw
+
+
+def atomic_write(path: Path, chunks: Iterable[bytes | memoryview]) -> Record:
+    """Write a file so that its name holds either everything or nothing, even after a power loss."""
+    draft = path.with_name(f"{path.name}.tmp.{os.getpid()}")
+    digest, nbytes = hashlib.sha256(), 0
+    fd = os.open(draft, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o644)
+    try:
+        with os.fdopen(fd, "wb", buffering=0) as file:
+            for chunk in chunks:
+                view = memoryview(chunk).cast("B")
+                digest.update(view)
+                nbytes += len(view)
+                while len(view):
+                    view = view[file.write(view) :]
+            os.fsync(file.fileno())  # data before the name
+        os.rename(draft, path)
+        _sync_directory(path.parent)  # the name itself
+    except BaseException:
+        with contextlib.suppress(FileNotFoundError):
+            os.unlink(draft)
+        raise
+    return Record(nbytes, digest.hexdigest())
+
+
+def _sync_directory(path: Path) -> None:
+    fd = os.open(path, os.O_RDONLY | os.O_DIRECTORY)
+    try:
+        os.fsync(fd)
+    finally:
+        os.close(fd)
+
+
+class Store:
+    """The checkpoints of one logdir, and the lock that keeps a second run out of it.
+
+    Raises:
+        CheckpointError: the directory cannot be written, or another run holds it.
+    """
+
+    def __init__(self, directory: Path, *, writable: bool = True) -> None:
+        self.directory = directory
+        self._lock = -1
+        if writable:
+            self._acquire()
+            self._sweep()
+
+    def _acquire(self) -> None:
+        try:
+            self.directory.mkdir(parents=True, exist_ok=True)
+            self._lock = os.open(self.directory / ".lock", os.O_RDWR | os.O_CREAT, 0o644)
+        except OSError as error:
+            raise CheckpointError(
+                f"{self.directory} is not writable ({error.strerror}).", fix="choose another --logdir."
+            ) from error
+        try:
+            fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError as error:
+            holder = os.read(self._lock, 64).decode(errors="replace")
+            self.close()
+            raise CheckpointError(
+                f"{self.directory} is in use by another run ({holder or 'unknown process'}).",
+                why="two runs in one directory would overwrite each other's checkpoints.",
+                fix="wait for it, stop it, or choose another --logdir.",
+            ) from error
+        os.ftruncate(self._lock, 0)
+        os.pwrite(self._lock, f"pid {os.getpid()}".encode(), 0)
+
+    def _sweep(self) -> None:
+        """Remove what a killed writer left: directories that never got their manifest, and drafts."""
+        for entry in self.directory.glob("step-*"):
+            if entry.is_dir() and not (entry / MANIFEST).exists():
+                shutil.rmtree(entry, ignore_errors=True)
+        for draft in self.directory.glob("*/*.tmp.*"):
+            draft.unlink(missing_ok=True)
+
+    def close(self) -> None:
+        """Release the lock; the kernel does it too, at death."""
+        if self._lock >= 0:
+            os.close(self._lock)
+            self._lock = -1
+
+    def path(self, step: int) -> Path:
+        return self.directory / f"step-{step:08d}"
+
+    def write_shard(self, contents: Contents, shard: int) -> dict[str, Record]:
+        """Write one shard's files of a checkpoint; it counts only once `commit` is done.
+
+        Raises:
+            NonFinite: a parameter is NaN or infinite; nothing is written.
+            OSError: the disk is full or broken; nothing is left.
+        """
+        for name, tensor in contents.parameters.items():
+            if tensor.is_floating_point() and not bool(torch.isfinite(tensor).all()):
+                raise NonFinite(f"{name!r} is not finite at step {contents.step}; the checkpoint was not written.")
+        path = self.path(contents.step)
+        path.mkdir(exist_ok=True)
+        files: dict[str, Record] = {}
+        try:
+            for kind in KINDS:
+                tensors = {name: t.contiguous() for name, t in getattr(contents, kind).items()}
+                name = f"{kind}-{shard}.safetensors"
+                files[name] = atomic_write(path / name, [save_safetensors(tensors)])
+        except OSError:
+            for kind in KINDS:
+                (path / f"{kind}-{shard}.safetensors").unlink(missing_ok=True)
+            with contextlib.suppress(OSError):
+                path.rmdir()
+            raise
+        return files
+
+    def commit(self, manifest: Manifest) -> Path:
+        """Make the checkpoint count. When this returns it survives power loss."""
+        body = msgspec.json.encode(manifest)
+        sealed = _Sealed(hashlib.sha256(body).hexdigest(), msgspec.Raw(body))
+        path = self.path(manifest.step)
+        atomic_write(path / MANIFEST, [msgspec.json.encode(sealed)])
+        _sync_directory(self.directory)
+        return path
+
+    def keep_newest(self, keep: int) -> None:
+        """Delete all but the newest `keep` checkpoints, manifest first so that a half-deleted one does not count."""
+        for step in self.steps()[:-keep]:
+            path = self.path(step)
+            (path / MANIFEST).unlink(missing_ok=True)
+            _sync_directory(path)
+            shutil.rmtree(path, ignore_errors=True)
+
+    def steps(self) -> list[int]:
+        """Steps that have a manifest, in order; by number, never by file time."""
+        found = [path.parent.name.removeprefix("step-") for path in self.directory.glob(f"step-*/{MANIFEST}")]
+        return sorted(int(step) for step in found if step.isdigit())
+
+    def newest(self) -> tuple[Manifest, Contents] | None:
+        """The newest checkpoint that is whole; None if there never was one. Damaged ones are named in the log.
+
+        Raises:
+            CheckpointError: there are checkpoints and none loads.
+        """
+        reasons: list[str] = []
+        for step in reversed(self.steps()):
+            try:
+                loaded = load(self.path(step))
+            except (CheckpointError, VersionError) as error:
+                reasons.append(error.what)
+                log.warning("checkpoint of step %d skipped: %s", step, error.what)
+                continue
+            if reasons:
+                log.warning("using the checkpoint of step %d", step)
+            return loaded
+        if reasons:
+            raise CheckpointError(
+                f"none of the {len(reasons)} checkpoints in {self.directory} loads: {'; '.join(reasons)}",
+                why="starting afresh would hide that training was lost.",
+                fix="restore the files, or choose another --logdir to start afresh.",
+            )
+        return None
+
+
+def load(path: Path) -> tuple[Manifest, Contents]:
+    """One checkpoint, verified, with split tensors joined. `path` is its directory.
+
+    Raises:
+        CheckpointError: something is missing, damaged or foreign.
+        VersionError: a newer evener wrote it.
+    """
+    manifest = _read_manifest(path)
+    groups: dict[str, dict[str, Tensor]] = {kind: {} for kind in KINDS}
+    for name, record in manifest.files.items():
+        kind = name.partition("-")[0]
+        if kind in groups:
+            groups[kind] |= _read_tensors(path / name, record)
+    shapes = manifest.shapes
+    contents = Contents(
+        manifest.step,
+        _join(groups["parameters"], shapes),
+        _join(groups["averages"], shapes),
+        _join(groups["optimizer"], {}),
+        {**manifest.values.get("0", {}), "numbers": _numbers(manifest)},
+    )
+    return manifest, contents
+
+
+def _numbers(manifest: Manifest) -> dict[str, Any]:
+    merged: dict[str, Any] = {}
+    for values in manifest.values.values():
+        for name, value in values.get("numbers", {}).items():
+            part = _PART.match(name)
+            merged[f"{part['name']}{part['key']}" if part else name] = value
+    return merged
+
+
+def _read_manifest(path: Path) -> Manifest:
+    file = path / MANIFEST
+    try:
+        sealed = msgspec.json.decode(file.read_bytes(), type=_Sealed)
+        if hashlib.sha256(bytes(sealed.body)).hexdigest() != sealed.sha256:
+            raise CheckpointError(f"{file} is damaged: checksum mismatch.")
+        head = msgspec.json.decode(sealed.body)
+        if isinstance(head, dict) and head.get("format", 0) > FORMAT:
+            raise VersionError(f"{file} has format {head['format']}, this evener reads up to {FORMAT}.",
+                               fix="update evener.")  # fmt: skip
+        return msgspec.json.decode(sealed.body, type=Manifest)
+    except OSError as error:
+        raise CheckpointError(
+            f"{path} is not a checkpoint: {MANIFEST} cannot be read ({error.strerror}).",
+            fix="name a directory like .../checkpoints/step-00002000.",
+        ) from error
+    except msgspec.MsgspecError as error:
+        raise CheckpointError(f"{file} is not a manifest of evener: {error}.") from error
+
+
+def _read_tensors(file: Path, record: Record) -> dict[str, Tensor]:
+    try:
+        data = file.read_bytes()
+    except OSError as error:
+        raise CheckpointError(f"{file} cannot be read ({error.strerror}).") from error
+    if len(data) != record.nbytes:
+        raise CheckpointError(f"{file} has {len(data)} bytes, the manifest says {record.nbytes}.")
+    if hashlib.sha256(data).hexdigest() != record.sha256:
+        raise CheckpointError(f"{file} is damaged: checksum mismatch.")
+    try:
+        return load_safetensors(data)
+    except SafetensorError as error:
+        raise CheckpointError(f"{file} is not a safetensors file: {error}.") from error
+
+
+def _join(parts: dict[str, Tensor], shapes: dict[str, list[int]]) -> dict[str, Tensor]:
+    """Whole tensors from parts ``name[start:stop]``; scalars that every part carries are taken once."""
+    whole = {name: tensor for name, tensor in parts.items() if not _PART.match(name)}
+    split: dict[str, list[tuple[int, int, Tensor]]] = {}
+    for key, tensor in parts.items():
+        if match := _PART.match(key):
+            name = f"{match['name']}{match['key'] or ''}"
+            split.setdefault(name, []).append((int(match["start"]), int(match["stop"]), tensor))
+    for name, pieces in split.items():
+        pieces.sort(key=lambda piece: piece[0])
+        elementwise = all(tensor.numel() == stop - start for start, stop, tensor in pieces)
+        joined = torch.cat([tensor.reshape(-1) for _, _, tensor in pieces]) if elementwise else pieces[0][2]
+        whole[name] = joined.view(shapes[name]) if name in shapes else joined
+    return whole

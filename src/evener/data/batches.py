@@ -1,0 +1,51 @@
+"""Leases become batches."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import torch
+
+from evener.data.dataset import Batch, Dataset
+from evener.data.order import Order
+from evener.errors import ConfigError
+
+
+class Batches:
+    """The batches of a run, numbered by their leases.
+
+    Lease k is the samples at positions [k*B, (k+1)*B) of the order. It depends on (seed, k) alone, never on
+    which worker took it or when, so a run with any number of workers goes through the same samples as one process.
+    """
+
+    def __init__(self, dataset: Dataset, *, batch_size: int, seed: int) -> None:
+        self.dataset = dataset
+        self.batch_size = _checked(batch_size)
+        self.order = Order(len(dataset), seed)
+
+    @property
+    def steps_per_epoch(self) -> float:
+        """Batches in one pass over the data; not a whole number when the last batch of a pass reaches into the next."""
+        return len(self.dataset) / self.batch_size
+
+    def batch(self, lease: int) -> Batch:
+        """The batch of lease 0, 1, 2, ...: always `batch_size` samples."""
+        indices = self.order.indices(lease * self.batch_size, (lease + 1) * self.batch_size)
+        return self.dataset.batch(torch.from_numpy(indices))
+
+
+def whole(dataset: Dataset, batch_size: int) -> Iterator[Batch]:
+    """Every sample once, in the data set's own order, for evaluation; the last batch may be short."""
+    samples = len(dataset)
+    for start in range(0, samples, _checked(batch_size)):
+        yield dataset.batch(torch.arange(start, min(start + batch_size, samples)))
+
+
+def _checked(batch_size: int) -> int:
+    if batch_size < 1:
+        raise ConfigError(
+            f"batch_size={batch_size} gives empty batches.",
+            why="a gradient is the mean over at least one sample.",
+            fix="use a batch size of 1 or more.",
+        )
+    return batch_size

@@ -1,0 +1,182 @@
+"""What a recipe's data is: anything that can give the samples of a list of indices as one batch."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+import numpy as np
+import torch
+import torch.utils.data as torch_data
+from torch import Tensor
+
+from evener.errors import InputError
+
+#: The inputs of B samples, as the model takes them, and their targets [B, ...].
+Batch = tuple[Any, Tensor]
+
+
+class Dataset(Protocol):
+    """A finite number of samples that can be asked for by index, a whole batch at a time."""
+
+    def __len__(self) -> int: ...
+
+    def batch(self, indices: Tensor) -> Batch:
+        """The samples `indices` (int64 [B]), in that order."""
+        ...
+
+
+class Tensors:
+    """Samples that lie in memory: inputs [N, ...] and target [N, ...].
+
+    A batch is one `index_select` a tensor and then `transform` of the inputs, so images may stay uint8 (a
+    quarter of the memory of float32) and become floats 100 at a time, while they are in the cache.
+
+    >>> squares = Tensors(torch.arange(4), torch.arange(4) ** 2)
+    >>> squares.batch(torch.tensor([3, 1]))
+    (tensor([3, 1]), tensor([9, 1]))
+    """
+
+    def __init__(self, inputs: Tensor, target: Tensor, *, transform: Callable[[Tensor], Any] | None = None) -> None:
+        if inputs.dim() == 0 or target.dim() == 0 or len(inputs) != len(target):
+            raise InputError(
+                f"inputs of shape {list(inputs.shape)} and target of shape {list(target.shape)} are not one data set.",
+                why="the first dimension of both counts the samples.",
+                fix="give inputs [N, ...] and target [N, ...] with the same N.",
+            )
+        self.inputs = inputs
+        self.target = target
+        self.transform = transform
+
+    def __len__(self) -> int:
+        return len(self.inputs)
+
+    def batch(self, indices: Tensor) -> Batch:
+        inputs = self.inputs.index_select(0, indices)
+        target = self.target.index_select(0, indices)
+        return (inputs if self.transform is None else self.transform(inputs)), target
+
+
+class MapStyle:
+    """A map-style data set of PyTorch (`__getitem__` and `__len__`), batched by its `default_collate`."""
+
+    def __init__(self, samples: Any) -> None:
+        self.samples = samples
+
+    def __len__(self) -> int:
+        return len(self.samples)
+
+    def batch(self, indices: Tensor) -> Batch:
+        collated = torch_data.default_collate([self.samples[index] for index in indices.tolist()])
+        if not (isinstance(collated, list | tuple) and len(collated) == 2 and isinstance(collated[1], Tensor)):
+            raise InputError(
+                f"a sample of {type(self.samples).__name__} is not a pair (input, target).",
+                why="the model is called with the input, the loss with the model's output and the target.",
+                fix="let __getitem__ return a tuple (input, target), the target a number or a tensor.",
+            )
+        return collated[0], collated[1]
+
+
+@dataclass(frozen=True)
+class Data:
+    """What a recipe trains on and what it is judged by. Each may be anything that `as_dataset` takes."""
+
+    train: Dataset
+    validation: Dataset | None = None
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "train", _filled(self.train, "train"))
+        if self.validation is not None:
+            object.__setattr__(self, "validation", _filled(self.validation, "validation"))
+
+
+def as_data(made: object) -> Data:
+    """Take what a recipe's `data()` may return: `Data`, (train, validation), or train alone.
+
+    Two tensors or arrays are one data set (inputs, target); any other pair is (train, validation).
+    """
+    if isinstance(made, Data):
+        return made
+    if isinstance(made, tuple) and len(made) == 2 and not _is_array(made[0]):
+        return Data(train=made[0], validation=made[1])
+    return Data(train=as_dataset(made))
+
+
+def as_dataset(given: object) -> Dataset:
+    """Make a `Dataset` of whatever people have.
+
+    - an object with `batch(indices)` and a length stays as it is;
+    - (inputs, target), two tensors or two numpy arrays, become `Tensors`;
+    - a map-style data set of PyTorch, or a list of samples, becomes `MapStyle`.
+
+    Raises:
+        InputError: it is none of these.
+    """
+    if hasattr(given, "batch") and hasattr(given, "__len__"):
+        return given
+    if isinstance(given, tuple) and len(given) == 2 and all(map(_is_array, given)):
+        return Tensors(_tensor(given[0]), _tensor(given[1], target=True))
+    if isinstance(given, torch_data.TensorDataset) and len(given.tensors) == 2:
+        return Tensors(*given.tensors)  # the same batches, without a Python call for each sample
+    if _is_map_style(given):
+        return MapStyle(given)
+    raise InputError(
+        f"{_describe(given)} is not a data set.",
+        why="batches are asked for by index, so that every worker's batch follows from the seed and its lease alone.",
+        fix="give a pair (inputs, target) of tensors or arrays, a map-style torch data set, "
+        "or an object with __len__() and batch(indices).",
+    )
+
+
+def unit_range(images: Tensor) -> Tensor:
+    """Turn pixels uint8 0..255 into float32 0..1, any shape."""
+    return images.to(torch.float32).mul_(1 / 255)
+
+
+def _filled(given: object, name: str) -> Dataset:
+    dataset = as_dataset(given)
+    if len(dataset) == 0:
+        raise InputError(
+            f"the {name} set is empty.",
+            why="there is nothing to take a batch from.",
+            fix="check the path or the filter that it is made with"
+            + ("." if name == "train" else ", or leave the validation set out (None)."),
+        )
+    return dataset
+
+
+def _is_array(value: object) -> bool:
+    return isinstance(value, Tensor | np.ndarray)
+
+
+def _is_map_style(given: object) -> bool:
+    # A DataLoader has no __getitem__; an IterableDataset has one that raises, which is found out too late.
+    refused = (Tensor, np.ndarray, tuple, dict, str, bytes, torch_data.IterableDataset)
+    return not isinstance(given, refused) and hasattr(given, "__getitem__") and hasattr(given, "__len__")
+
+
+def _tensor(array: Any, *, target: bool = False) -> Tensor:
+    """A tensor of the dtype that PyTorch's layers and losses expect: numpy's defaults (float64, int32) fail there."""
+    if isinstance(array, Tensor):
+        return array
+    kind = array.dtype.kind
+    if kind not in "biuf":
+        raise InputError(
+            f"an array of dtype {array.dtype} cannot become a tensor.",
+            why="tensors hold numbers.",
+            fix="encode it as numbers first, classes as 0, 1, 2, ...",
+        )
+    wanted: Any = array.dtype.newbyteorder("=")
+    if kind == "f":
+        wanted = np.float32
+    elif target and kind in "iu":
+        wanted = np.int64
+    # A copy: the array may be read-only (a memory map, a broadcast), and tensors cannot be.
+    return torch.from_numpy(np.array(array, dtype=wanted, order="C"))
+
+
+def _describe(given: object) -> str:
+    if isinstance(given, tuple):
+        return f"a tuple of {len(given)} ({', '.join(type(item).__name__ for item in given)})"
+    return f"an object of type {type(given).__name__}"

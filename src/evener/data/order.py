@@ -1,0 +1,64 @@
+"""The order in which samples are visited: a function of the seed alone."""
+
+from __future__ import annotations
+
+import numpy as np
+from numpy.typing import NDArray
+
+from evener.errors import ConfigError, InputError
+
+
+class Order:
+    """An endless stream of sample indices: every epoch holds each sample once, shuffled anew.
+
+    Position p lies in epoch p // samples; there it is entry p % samples of a permutation that follows from
+    (seed, epoch). So any stretch of the stream can be computed by anybody at any time: a worker that joins late, a
+    run that resumes, a replay. Nothing is ever stored. A stretch may straddle two epochs, so that all
+    batches have the same size (TensorFlow's `next_batch` does the same).
+
+    >>> order = Order(samples=3, seed=0)
+    >>> sorted(order.indices(0, 3).tolist()), sorted(order.indices(3, 6).tolist())
+    ([0, 1, 2], [0, 1, 2])
+    """
+
+    def __init__(self, samples: int, seed: int, shuffle: bool = True) -> None:
+        if samples < 1:
+            raise InputError(
+                f"an order over {samples} samples is empty.",
+                why="every batch needs samples.",
+                fix="check the path or the filter that the train set is made with.",
+            )
+        if seed < 0:
+            raise ConfigError(
+                f"seed={seed} is negative.", why="the generator takes none.", fix="use a whole number from 0."
+            )
+        self.samples = samples
+        self.seed = seed
+        self.shuffle = shuffle
+        # Two, because leases come nearly in order: around the end of an epoch both sides of it are asked for in turn.
+        self._permutations: dict[int, NDArray[np.int64]] = {}
+
+    def indices(self, start: int, stop: int) -> NDArray[np.int64]:
+        """The sample indices (int64 [stop - start]) at positions start, start + 1, ..., stop - 1; yours to change."""
+        if not 0 <= start <= stop:
+            raise ValueError(f"positions {start}..{stop} are not a stretch of the stream")
+        pieces = []
+        while start < stop:
+            epoch, first = divmod(start, self.samples)
+            count = min(self.samples - first, stop - start)
+            pieces.append(self._permutation(epoch)[first : first + count])
+            start += count
+        return np.concatenate(pieces) if pieces else np.empty(0, dtype=np.int64)
+
+    def _permutation(self, epoch: int) -> NDArray[np.int64]:
+        epoch = epoch if self.shuffle else 0
+        found = self._permutations.get(epoch)
+        if found is None:
+            if len(self._permutations) == 2:
+                del self._permutations[next(iter(self._permutations))]
+            if self.shuffle:
+                found = np.random.Generator(np.random.PCG64([self.seed, epoch])).permutation(self.samples)
+            else:
+                found = np.arange(self.samples, dtype=np.int64)
+            self._permutations[epoch] = found
+        return found

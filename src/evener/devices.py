@@ -1,0 +1,26 @@
+"""What this process may use of its machine."""
+
+from __future__ import annotations
+
+import ctypes
+import sys
+
+import torch
+
+_M_MMAP_THRESHOLD, _M_TRIM_THRESHOLD, _M_TOP_PAD = -3, -1, -2
+
+
+def prepare_process(threads: int) -> None:
+    """Set PyTorch's threads, and let the allocator keep its pages.
+
+    Several tasks share the cores: PyTorch's default pool of one thread a core ruins small steps. And glibc gives every
+    block over 32 MB, at first over 128 KB, back to the kernel when freed, so that each step pays for fresh zeroed pages: keeping
+    them made the MNIST step of 1.6 MB gradients 15 % faster (2.1 to 1.8 ms).
+    """
+    torch.set_num_threads(threads)
+    if sys.platform == "linux":
+        libc = ctypes.CDLL(None)
+        if hasattr(libc, "mallopt"):
+            libc.mallopt(_M_MMAP_THRESHOLD, 1 << 30)
+            libc.mallopt(_M_TRIM_THRESHOLD, (1 << 31) - 1)
+            libc.mallopt(_M_TOP_PAD, 64 << 20)

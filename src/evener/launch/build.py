@@ -1,0 +1,51 @@
+"""From a recipe and settings to the parts that every way of running needs: the same on every task."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from dataclasses import dataclass
+from importlib.metadata import version
+from pathlib import Path
+
+import torch
+from torch import nn
+
+from evener.checkpoint import Store
+from evener.recipe import Recipe, check_model, resolve
+from evener.settings import Settings
+from evener.tensors import digest_of_frozen, specs_of
+from evener.wire.layout import Layout
+
+VERSION = version("evener")
+
+
+@dataclass(frozen=True, slots=True)
+class Built:
+    """A recipe made concrete."""
+
+    recipe: Recipe
+    model: nn.Module
+    layout: Layout
+    fingerprint: str  # of everything that must agree besides the layout
+
+
+def build(settings: Settings, recipe: Recipe | None = None) -> Built:
+    """Make the model from the run's seed, so that every task makes the same one without talking."""
+    recipe = recipe or resolve(settings.recipe, settings.recipe_options)
+    torch.manual_seed(settings.seed)
+    model = recipe.model()
+    check_model(model)
+    model.train()
+    layout = Layout(specs_of(model), shards=max(1, settings.ps), placement=settings.placement)
+    options = json.dumps(dict(settings.recipe_options), sort_keys=True, default=str)
+    text = f"{options} seed={settings.seed} batch_size={settings.batch_size} frozen={digest_of_frozen(model)}"
+    return Built(recipe, model, layout, f"{recipe.name} {hashlib.sha256(text.encode()).hexdigest()[:12]}")
+
+
+def checkpoints(settings: Settings) -> Path:
+    return Path(settings.logdir) / "checkpoints"
+
+
+def open_store(settings: Settings, *, writable: bool = True) -> Store:
+    return Store(checkpoints(settings), writable=writable)

@@ -1,0 +1,84 @@
+"""One task of a run: told by its launcher who it is, over the socket it inherited.
+
+Started as ``python -m evener.launch.task FD JOB:INDEX``; the second argument is for people who look at `ps`.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import logging
+import signal
+import sys
+import traceback
+
+from evener import errors
+from evener.launch.control import Addresses, Assignment, TaskEnd
+from evener.report import Failed
+
+#: Seconds that a task waits for the addresses of the others: their imports may be slow.
+START = 300.0
+
+
+def main() -> int:
+    control = TaskEnd(int(sys.argv[1]))
+    die_with_parent()
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches the launcher, which ends the run in order
+    logging.basicConfig(stream=sys.stderr, level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s: %(message)s")
+    assignment = control.next(START)
+    assert isinstance(assignment, Assignment)
+    try:
+        run(assignment, control)
+    except BaseException as error:
+        control.report(failure(f"{assignment.job}:{assignment.index}", error))
+        traceback.print_exc()
+        return 1
+    return 0
+
+
+def run(assignment: Assignment, control: TaskEnd) -> None:
+    """Do what was assigned. The heavy imports happen here, after the launcher's line is up."""
+    from evener.devices import prepare_process
+    from evener.launch.build import build
+    from evener.settings import make
+
+    settings = make(assignment.settings)
+    prepare_process(settings.threads)
+    built = build(settings)
+
+    def addresses() -> list[str]:
+        order = control.next(START)
+        assert isinstance(order, Addresses)
+        return order.ps
+
+    if assignment.job == "ps":
+        from evener.launch.server import run_server
+
+        run_server(
+            assignment.index, built, settings, run=assignment.run, leader=lambda: addresses()[0],
+            stop_asked=control.stop_asked, report=control.report,
+        )  # fmt: skip
+    else:
+        from evener.launch.worker import run_worker
+
+        run_worker(assignment.index, built, settings, run=assignment.run, addresses=addresses, report=control.report)
+
+
+def failure(task: str, error: BaseException) -> Failed:
+    """An error as a report: one of ours says what, why and fix; another's is shown with its traceback."""
+    kind = type(error).__name__
+    if isinstance(error, errors.EvenerError):
+        cause = error.__cause__
+        shown = "".join(traceback.format_exception(cause)) if isinstance(error, errors.SessionError) and cause else ""
+        return Failed(task, kind, error.what, error.why, error.fix, shown)
+    return Failed(task, kind, str(error), traceback="".join(traceback.format_exception(error)))
+
+
+def die_with_parent() -> None:
+    """Linux only, and besides the control line: a task that is stopped (SIGSTOP) cannot see that line's end."""
+    if sys.platform == "linux":
+        pr_set_pdeathsig = 1
+        ctypes.CDLL(None).prctl(pr_set_pdeathsig, signal.SIGKILL)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

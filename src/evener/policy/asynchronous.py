@@ -1,0 +1,44 @@
+"""Nobody waits: every gradient is one update."""
+
+from __future__ import annotations
+
+from evener.policy.events import Apply, Decision, Event, Joined, Left, Pushed, Release
+
+
+class Asynchronous:
+    """Apply every push at once and release its worker with the result.
+
+    The price of never waiting is staleness: while one worker computes, the others move the parameters, so its
+    gradient is applied to parameters that it has not seen. How old it may be is not limited; see `Bounded`.
+
+    Args:
+        version: updates decided before this run began, as a checkpoint tells.
+
+    >>> policy = Asynchronous()
+    >>> policy.on(Joined(0)), policy.on(Pushed(0, version=0, handle=7))
+    ([Release(worker=0)], [Apply(handles=(7,)), Release(worker=0)])
+    """
+
+    def __init__(self, version: int = 0) -> None:
+        self.version = version
+        self._live: set[int] = set()  # all of them compute, always
+
+    def on(self, event: Event) -> list[Decision]:
+        """Answer one event."""
+        match event:
+            case Joined(worker):
+                assert worker not in self._live, f"worker {worker} joined twice"
+                self._live.add(worker)
+                return [Release(worker)]
+            case Pushed(worker, _, handle):
+                assert worker in self._live, f"worker {worker} pushed but was not released"
+                self.version += 1
+                return [Apply((handle,)), Release(worker)]
+            case Left(worker):
+                assert worker in self._live, f"worker {worker} left but was not here"
+                self._live.remove(worker)
+                return []
+
+    def waiting_for(self) -> str:
+        """Nothing is ever awaited: the next push is the next update."""
+        return ""

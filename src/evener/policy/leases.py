@@ -1,0 +1,96 @@
+"""The book of numbered batches: which samples are out, and with whom."""
+
+from __future__ import annotations
+
+from collections.abc import Hashable, Iterable
+from dataclasses import dataclass
+from heapq import heapify, heappop, heappush
+
+
+@dataclass(frozen=True, slots=True)
+class LeaseState:
+    """What a checkpoint keeps of the book: all leases below `next_lease` are applied, but for `unapplied`."""
+
+    next_lease: int
+    unapplied: tuple[int, ...]  # returned or outstanding, ascending
+
+
+class Leases:
+    """Give out batch numbers so that each one is applied exactly once, whoever leaves on the way.
+
+    An owner is a worker *life*, such as (worker, epoch), so that what a replaced process says late about a lease that
+    was issued again changes nothing.
+
+    Args:
+        next_lease: the lowest number never issued.
+        returned: numbers below it that were issued but not applied; they go out first.
+        limit: numbers 0 to limit - 1 exist; None: they never end.
+
+    >>> book = Leases(limit=2)
+    >>> book.take("a"), book.take("b"), book.take("a"), book.leave("a"), book.take("b")
+    (0, 1, None, [0], 0)
+    >>> book.state()
+    LeaseState(next_lease=2, unapplied=(0, 1))
+    """
+
+    def __init__(self, *, next_lease: int = 0, returned: Iterable[int] = (), limit: int | None = None) -> None:
+        self.next_lease = next_lease
+        self.limit = limit
+        self._returned = list(returned)  # a heap: the lowest goes out first
+        assert len(set(self._returned)) == len(self._returned), "a lease was returned twice"
+        assert all(0 <= lease < next_lease for lease in self._returned), "a lease was returned but never issued"
+        heapify(self._returned)
+        self._outstanding: dict[int, Hashable] = {}
+
+    @property
+    def exhausted(self) -> bool:
+        """Whether every lease is applied: nothing to issue, nothing out that could come back."""
+        return self._ended() and not self._returned and not self._outstanding
+
+    def take(self, owner: Hashable) -> int | None:
+        """Issue the lowest lease that nobody holds. None: there is none now, though an outstanding one may return."""
+        if self._returned:
+            lease = heappop(self._returned)
+        elif self._ended():
+            return None
+        else:
+            lease = self.next_lease
+            self.next_lease += 1
+        self._outstanding[lease] = owner
+        return lease
+
+    def finish(self, lease: int, owner: Hashable) -> bool:
+        """Close a lease whose gradient was applied. False, and nothing done, unless this owner holds it now."""
+        if not self._holds(lease, owner):
+            return False
+        del self._outstanding[lease]
+        return True
+
+    def give_back(self, lease: int, owner: Hashable) -> bool:
+        """Return a lease whose gradient was dropped. False, and nothing done, unless this owner holds it now."""
+        if not self.finish(lease, owner):
+            return False
+        heappush(self._returned, lease)
+        return True
+
+    def leave(self, owner: Hashable) -> list[int]:
+        """Return all leases of an owner that is gone; they are listed in ascending order."""
+        leases = sorted(lease for lease, holder in self._outstanding.items() if holder == owner)
+        for lease in leases:
+            self.give_back(lease, owner)
+        return leases
+
+    def outstanding(self) -> dict[int, Hashable]:
+        """Lease -> its owner, for the leases that are out now."""
+        return dict(self._outstanding)
+
+    def state(self) -> LeaseState:
+        """What to store: a book restored from it issues exactly the leases that were not applied."""
+        # Who held a lease is not stored: the parameters restored beside this state lack its gradient in any case.
+        return LeaseState(self.next_lease, tuple(sorted([*self._returned, *self._outstanding])))
+
+    def _ended(self) -> bool:
+        return self.limit is not None and self.next_lease >= self.limit
+
+    def _holds(self, lease: int, owner: Hashable) -> bool:
+        return lease in self._outstanding and self._outstanding[lease] == owner

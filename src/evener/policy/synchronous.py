@@ -1,0 +1,162 @@
+"""Lockstep, backup workers and gradient accumulation: one rule with one number, replicas_to_aggregate."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+from evener.errors import ConfigError
+from evener.policy.events import Apply, Decision, Drop, Event, Joined, Left, Pushed, Release
+from evener.policy.members import names
+
+
+class Synchronous:
+    """Average R gradients of the newest version, take one step, release all who wait.
+
+    With R = N workers this is lockstep; with R < N the N - R slowest of each round are backups whose gradients are
+    dropped. Unlike TensorFlow, a worker whose push was too late gets the newest parameters at once, not an old token
+    that dooms its next gradient too, and no worker gives two gradients to one update, unless asked to accumulate.
+
+    Args:
+        replicas_to_aggregate: R, the gradients averaged by one update; at least 1.
+        accumulate: release a worker again at the same version while its gradient is needed, so that R may exceed N.
+        elastic: while fewer than R workers live, average one gradient of each. Without it wait for R, aloud.
+            Nothing to do with accumulate, where few workers give as many gradients as many.
+        version: updates decided before this run began, as a checkpoint tells.
+
+    Raises:
+        ConfigError: replicas_to_aggregate is not an integer, or below 1.
+    """
+
+    def __init__(
+        self, replicas_to_aggregate: int, *, accumulate: bool = False, elastic: bool = False, version: int = 0
+    ) -> None:
+        if type(replicas_to_aggregate) is not int or replicas_to_aggregate < 1:  # True would pass isinstance
+            raise ConfigError(
+                f"replicas_to_aggregate must be an integer >= 1, got {replicas_to_aggregate!r}.",
+                why="each step averages that many gradients.",
+                fix="use the number of workers for lockstep, or fewer to leave the others as backups.",
+            )
+        self.replicas_to_aggregate = replicas_to_aggregate
+        self.accumulate = accumulate
+        self.elastic = elastic
+        self.version = version
+        self._held: dict[int, int] = {}  # handle -> its worker, in order of arrival; all computed at `version`
+        # Every live worker is in exactly one of these three:
+        self._fresh: set[int] = set()  # computes on the parameters of `version`
+        self._late: set[int] = set()  # computes on older ones; its push will be dropped
+        self._waiting: set[int] = set()  # pushed, or joined when no further gradient was needed
+
+    @property
+    def needed(self) -> int:
+        """Gradients that the next update averages."""
+        if not self.elastic or self.accumulate:
+            return self.replicas_to_aggregate
+        return max(1, min(self.replicas_to_aggregate, self._live_count()))
+
+    def on(self, event: Event) -> list[Decision]:
+        """Answer one event."""
+        match event:
+            case Joined(worker):
+                return self._join(worker)
+            case Pushed(worker, version, handle) if version < self.version:
+                return self._drop(worker, version, handle)
+            case Pushed(worker, version, handle):
+                assert version == self.version, f"worker {worker} pushed version {version}, now {self.version}"
+                return self._hold(worker, handle)
+            case Left(worker):
+                return self._leave(worker)
+
+    def waiting_for(self) -> str:
+        """Say how many gradients the next update lacks, who computes them, and whether enough workers are here."""
+        gradients = "1 gradient" if self.needed == 1 else f"{self.needed} gradients"
+        holds = f"holds {len(self._held)} ({names(set(self._held.values()))})" if self._held else "holds none"
+        parts = [f"update {self.version + 1} needs {gradients}{self._shrunk()}", holds]
+        if self._fresh:
+            parts.append(f"{names(self._fresh)} {_are(self._fresh)} computing")
+        if self._late:
+            parts.append(f"{names(self._late)} {_are(self._late)} still busy with an older version")
+        if shortage := self._shortage():
+            parts.append(shortage)
+        return ", ".join(parts)
+
+    def _join(self, worker: int) -> list[Decision]:
+        assert not self._is_live(worker), f"worker {worker} joined twice"
+        self._waiting.add(worker)
+        return self._release([worker]) if not self.accumulate or self._room() > 0 else []
+
+    def _drop(self, worker: int, version: int, handle: int) -> list[Decision]:
+        assert worker in self._fresh or worker in self._late, f"worker {worker} pushed but was not released"
+        self._late.discard(worker)
+        self._fresh.discard(worker)
+        self._waiting.add(worker)
+        return [Drop(handle, f"computed at version {version}, now {self.version}"), *self._release([worker])]
+
+    def _hold(self, worker: int, handle: int) -> list[Decision]:
+        assert worker in self._fresh, f"worker {worker} pushed but was not released at version {self.version}"
+        self._fresh.remove(worker)
+        self._waiting.add(worker)
+        self._held[handle] = worker
+        if len(self._held) >= self.needed:
+            return self._update()
+        return self._release([worker]) if self.accumulate and self._room() > 0 else []
+
+    def _leave(self, worker: int) -> list[Decision]:
+        assert self._is_live(worker), f"worker {worker} left but was not here"
+        for group in (self._fresh, self._late, self._waiting):
+            group.discard(worker)
+        orphans = [handle for handle, owner in self._held.items() if owner == worker]
+        for handle in orphans:
+            del self._held[handle]
+        decisions: list[Decision] = [Drop(handle, "its worker left before the update") for handle in orphans]
+        if len(self._held) >= self.needed:  # elastic: the one who left was the last that was awaited
+            return decisions + self._update()
+        if self.accumulate:  # its share of the round falls to those who wait
+            decisions += self._release(sorted(self._waiting)[: max(0, self._room())])
+        return decisions
+
+    def _update(self) -> list[Decision]:
+        handles = tuple(self._held)
+        self._held.clear()
+        self.version += 1
+        self._late |= self._fresh
+        self._fresh.clear()
+        return [Apply(handles), *self._release(sorted(self._waiting))]
+
+    def _release(self, workers: Iterable[int]) -> list[Decision]:
+        ready = list(workers)
+        self._waiting.difference_update(ready)
+        self._fresh.update(ready)
+        return [Release(worker) for worker in ready]
+
+    def _room(self) -> int:
+        """Further gradients of this version that the next update could use; below 0 with backup workers."""
+        return self.replicas_to_aggregate - len(self._held) - len(self._fresh)
+
+    # Asked at every event: neither may build a set, or an event among 16,000 workers costs 16,000 steps.
+    def _is_live(self, worker: int) -> bool:
+        return worker in self._fresh or worker in self._late or worker in self._waiting
+
+    def _live_count(self) -> int:
+        return len(self._fresh) + len(self._late) + len(self._waiting)
+
+    def _shrunk(self) -> str:
+        return (
+            f" (elastic: {self.replicas_to_aggregate} were asked for)"
+            if self.needed < self.replicas_to_aggregate
+            else ""
+        )
+
+    def _shortage(self) -> str:
+        here = self._fresh | self._late | self._waiting
+        enough = 1 if self.accumulate else self.needed
+        if len(here) >= enough:
+            return ""
+        missing = enough - len(here)
+        if not here:
+            return f"and no worker is here: start {'a worker' if missing == 1 else f'{missing} workers'}"
+        more = "another worker" if missing == 1 else f"{missing} more workers"
+        return f"and only {names(here)} {_are(here)} here: start {more} or use --elastic"
+
+
+def _are(workers: set[int]) -> str:
+    return "is" if len(workers) == 1 else "are"

@@ -1,0 +1,245 @@
+"""What is trained: one frozen object that every task of a run makes for itself from the same name and options."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from itertools import pairwise
+from typing import Any
+
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.nn.parameter import UninitializedParameter
+from torch.optim import Optimizer
+from torch.optim.lr_scheduler import LRScheduler
+
+from evener import options as _options
+from evener.data.dataset import Data
+from evener.errors import ConfigError
+from evener.recipes import RECIPES
+from evener.references import did_you_mean, find
+from evener.references import reference_of as _reference_of
+
+__all__ = ["Recipe", "accuracy", "check_model", "options_of", "reference_of", "resolve"]
+
+
+def accuracy(output: Tensor, target: Tensor) -> Tensor:
+    """The share of samples whose largest output is at the target's class.
+
+    Args:
+        output: scores [B, C] (or [B, C, ...] with a target [B, ...]).
+        target: class numbers [B], or class probabilities [B, C].
+
+    Returns:
+        A scalar, 0..1.
+    """
+    if target.is_floating_point() and target.shape == output.shape and output.dim() > 1 and output.shape[1] > 1:
+        target = target.argmax(1)
+    if output.dim() < 2 or target.is_floating_point() or target.shape != output.shape[:1] + output.shape[2:]:
+        raise ConfigError(
+            f"accuracy does not fit output {list(output.shape)} and target {list(target.shape)} of {target.dtype}.",
+            why="it compares the largest of C outputs with a class number; a recipe that names no metrics has it.",
+            fix="give the recipe metrics of its own, or metrics={} for none.",
+        )
+    return (output.argmax(1) == target).float().mean()
+
+
+@dataclass(frozen=True, kw_only=True)
+class Recipe:
+    """A model, its data and how it learns.
+
+    The parts are functions, not objects: every task calls them after seeding, so all begin with the same parameters.
+
+    Args:
+        model: makes a fresh model. Its first parameters depend on PyTorch's global seed only.
+        data: makes the data: `Data`, or a pair (train, validation) of whatever `as_dataset` takes.
+        optimizer: makes the optimizer over the model's parameters, in any groups. It lives where the parameters live.
+        loss: (output, target) -> scalar, the mean over the batch.
+        penalty: (model) -> scalar that is added to the loss, for example L2 on the weights.
+        lr_scheduler: (optimizer, steps_per_epoch) -> scheduler, stepped once a global step.
+        ema_decay: keeps an average of the parameters, shadow += (1 - d) * (value - shadow) a step with
+            d = min(ema_decay, (1 + step) / (10 + step)), as TensorFlow does.
+        metrics: name -> (output, target) -> mean over the batch; for the validation set.
+        hooks: makes hooks of your own for each worker (`evener.Hook`), called after evener's.
+        name: for people: logs, summaries, checkpoints.
+
+    Raises:
+        ConfigError: a part is not what it must be.
+    """
+
+    model: Callable[[], nn.Module]
+    data: Callable[[], Data | tuple[Any, Any]]
+    optimizer: Callable[[nn.Module], Optimizer]
+    loss: Callable[[Tensor, Tensor], Tensor] = F.cross_entropy
+    penalty: Callable[[nn.Module], Tensor] | None = None
+    lr_scheduler: Callable[[Optimizer, float], LRScheduler] | None = None
+    ema_decay: float | None = None
+    metrics: Mapping[str, Callable[[Tensor, Tensor], Tensor]] = field(default_factory=lambda: {"accuracy": accuracy})
+    hooks: Callable[[], Sequence[Any]] | None = None
+    name: str = "recipe"
+
+    def __post_init__(self) -> None:
+        for part, arguments in _PARTS.items():
+            value = getattr(self, part)
+            optional = part in ("penalty", "lr_scheduler", "hooks")
+            if (optional and value is None) or (callable(value) and not _object_for_maker(part, value)):
+                continue
+            raise ConfigError(
+                f"{part} is {_kind(value)}, not a function ({arguments}).",
+                why="every task of a run makes its own parts, so a recipe holds functions.",
+                fix=f"write {part}=lambda{' ' * bool(arguments)}{arguments}: ..."
+                + (" or leave it out." if optional else "."),
+            )
+        if not isinstance(self.metrics, Mapping) or not all(callable(metric) for metric in self.metrics.values()):
+            raise ConfigError(
+                f"metrics is {self.metrics!r}.",
+                why="it maps names to functions (output, target) -> mean over the batch.",
+                fix='write metrics={"accuracy": evener.recipe.accuracy}, or {} for none.',
+            )
+        decay = self.ema_decay
+        if decay is not None and (isinstance(decay, bool) or not isinstance(decay, int | float) or not 0 < decay < 1):
+            raise ConfigError(
+                f"ema_decay={decay!r} is not between 0 and 1.",
+                why="it is the share of the old average that stays at each step.",
+                fix="use 0.99 to 0.9999, or None for no average.",
+            )
+
+
+#: The parts of a recipe that are functions, and their arguments.
+_PARTS = {
+    "model": "",
+    "data": "",
+    "optimizer": "model",
+    "loss": "output, target",
+    "penalty": "model",
+    "lr_scheduler": "optimizer, steps_per_epoch",
+    "hooks": "",
+}
+
+
+def resolve(reference: str, options: Mapping[str, object] | None = None) -> Recipe:
+    """Find a recipe by name and make it with options.
+
+    Args:
+        reference: a shipped recipe ("mnist"), "package.module:attr" or "path/to/file.py:attr"; attr is a `Recipe`
+            or a function that returns one.
+        options: arguments for the function; texts are converted to the types that it declares.
+
+    Raises:
+        ConfigError: no such recipe, or options that do not fit. What the user's own code raises passes through.
+    """
+    found = _find(reference)
+    if isinstance(found, Recipe):
+        if options:
+            raise ConfigError(
+                f"{reference} takes no options, but was given {', '.join(options)}.",
+                why="it is a finished Recipe; options are arguments of a function that returns one.",
+                fix="leave the options out, or name a function.",
+            )
+        return found
+    made = found(**_options.convert(found, options or {}, f"recipe {reference}"))
+    if not isinstance(made, Recipe):
+        raise ConfigError(
+            f"{reference} returned {_kind(made)}.",
+            why="a recipe function returns an evener.Recipe.",
+            fix="end it with: return Recipe(model=..., data=..., optimizer=...).",
+        )
+    return made
+
+
+def options_of(reference: str) -> dict[str, Any]:
+    """The options of a recipe and their defaults, for help texts; empty for a finished `Recipe`."""
+    found = _find(reference)
+    return {} if isinstance(found, Recipe) else _options.defaults(found)
+
+
+def reference_of(recipe: object) -> str | None:
+    """The name by which `resolve` finds this Recipe or function in another process; None if there is none."""
+    reference = _reference_of(recipe)
+    shipped = {target: name for name, target in RECIPES.items()}
+    return shipped.get(reference, reference) if reference is not None else None
+
+
+def check_model(model: object) -> None:
+    """Refuse a model that cannot be trained through flat buffers of gradients.
+
+    Raises:
+        ConfigError: no parameter to train; parameters of whole or complex numbers, without a shape yet, or
+            sharing memory without being the same parameter.
+    """
+    if not isinstance(model, nn.Module):
+        raise ConfigError(
+            f"the recipe's model() returned {_kind(model)}.",
+            why="it makes a torch.nn.Module.",
+            fix="return the module.",
+        )
+    parameters = dict(model.named_parameters())
+    for name, parameter in parameters.items():
+        if isinstance(parameter, UninitializedParameter):
+            raise _unfit(name, "has no shape yet", "run one batch through the model before model() returns it.")
+        if not parameter.is_floating_point():
+            raise _unfit(
+                name,
+                f"holds {str(parameter.dtype).removeprefix('torch.')} numbers (integer parameters have no gradient)",
+                "make it a buffer, self.register_buffer(name, tensor), or a floating-point tensor.",
+            )
+    if not any(parameter.requires_grad for parameter in parameters.values()):
+        raise ConfigError(
+            f"the model has nothing to train: {len(parameters)} parameters, none of which requires a gradient.",
+            why="training changes parameters.",
+            fix="add layers with parameters, or leave requires_grad=True on some.",
+        )
+    _check_memory(parameters)
+
+
+def _check_memory(parameters: Mapping[str, nn.Parameter]) -> None:
+    spans = sorted(
+        (str(p.device), p.data_ptr(), p.data_ptr() + p.numel() * p.element_size(), name)
+        for name, p in parameters.items()
+        if p.numel() and p.device.type != "meta"
+    )
+    for (device, _, end, first), (other, start, _, second) in pairwise(spans):
+        if device == other and start < end:
+            raise _unfit(
+                second,
+                f"shares memory with {first!r}",
+                "tie weights by assigning the same Parameter object: a.weight = b.weight.",
+            )
+
+
+def _find(reference: str) -> Any:
+    if ":" not in reference and reference not in RECIPES:
+        raise ConfigError(
+            f"there is no recipe {reference!r}.",
+            why=f"the shipped recipes are: {', '.join(RECIPES)}{did_you_mean(reference, RECIPES)}.",
+            fix="name one of them, or your own: path/to/file.py:name or package.module:name.",
+        )
+    found = find(RECIPES.get(reference, reference))
+    if not isinstance(found, Recipe) and not callable(found):
+        raise ConfigError(
+            f"{reference} is {_kind(found)}.",
+            why="a recipe is an evener.Recipe, or a function that returns one.",
+            fix=f"name one of these; the shipped recipes are: {', '.join(RECIPES)}.",
+        )
+    return found
+
+
+def _object_for_maker(part: str, value: object) -> bool:
+    """The usual slips, all callable: a module where its maker is wanted, a class where a function is."""
+    if isinstance(value, type):
+        return part != "model" and issubclass(value, nn.Module | Optimizer)
+    return part == "model" and isinstance(value, nn.Module)
+
+
+def _kind(value: object) -> str:
+    if value is None:
+        return "None"
+    return f"the class {value.__name__}" if isinstance(value, type) else f"an object of type {type(value).__name__}"
+
+
+def _unfit(name: str, what: str, fix: str) -> ConfigError:
+    return ConfigError(
+        f"parameter {name!r} {what}.",
+        why="parameters and gradients travel as flat buffers of floating-point numbers, each in its own place.",
+        fix=fix,
+    )

@@ -1,0 +1,88 @@
+"""What a run gave: the object that `evener.run` returns and `--json` prints."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import asdict, dataclass
+from typing import Any
+
+from evener.report import AnyReport, Evaluated, Failed, Finished
+from evener.settings import Settings
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Result:
+    """Figures of one run of `evener.run` or `evener train`; of a resumed run, since it was resumed.
+
+    `validation_*` is None where the recipe has no validation data, no such metric, or the run was cut short.
+    """
+
+    recipe: str
+    mode: str
+    ps: int
+    workers: int
+    replicas_to_aggregate: int | None
+    global_step: int
+    examples: int  # whose gradients were applied
+    seconds: float  # from the first worker's arrival to the last update saved
+    steps_per_second: float
+    examples_per_second: float
+    train_loss: float | None  # mean of the last 50 gradients applied
+    validation_loss: float | None
+    validation_accuracy: float | None
+    validation_accuracy_ema: float | None
+    validation: dict[str, float]  # every metric of the final evaluation
+    dropped_gradients: int
+    mean_staleness: float
+    max_staleness: int
+    checkpoint: str
+    logdir: str
+    reason: str  # why it ended
+    first_step_seconds: float | None = None  # from the command to the first update
+
+    def as_dict(self) -> dict[str, Any]:
+        return {key: _json(value) for key, value in asdict(self).items()}
+
+
+def _json(value: object) -> object:
+    """JSON has no NaN."""
+    return None if isinstance(value, float) and not math.isfinite(value) else value
+
+
+class Outcome:
+    """Collects the reports of a run into its result."""
+
+    def __init__(self) -> None:
+        self.finished: Finished | None = None
+        self.evaluated: Evaluated | None = None
+        self.failures: list[Failed] = []
+
+    def hear(self, report: AnyReport) -> None:
+        match report:
+            case Finished():
+                self.finished = report
+            case Evaluated(final=True):
+                self.evaluated = report
+            case Failed():
+                self.failures.append(report)
+
+    def result(self, settings: Settings, *, recipe: str, first_step_seconds: float | None) -> Result:
+        """Only of a run that finished."""
+        finished = self.finished
+        assert finished is not None
+        values = self.evaluated.values if self.evaluated else {}
+        steps = finished.global_step - finished.first_step
+        seconds = finished.seconds
+        return Result(
+            recipe=recipe, mode=settings.mode if settings.ps else "single", ps=settings.ps, workers=settings.workers,
+            replicas_to_aggregate=settings.aggregate if settings.mode == "sync" and settings.ps else None,
+            global_step=finished.global_step, examples=finished.examples, seconds=seconds,
+            steps_per_second=steps / seconds if seconds > 0 else 0.0,
+            examples_per_second=finished.examples / seconds if seconds > 0 else 0.0,
+            train_loss=finished.train_loss if math.isfinite(finished.train_loss) else None,
+            validation_loss=values.get("validation_loss"), validation_accuracy=values.get("validation_accuracy"),
+            validation_accuracy_ema=values.get("validation_accuracy_ema"), validation=values,
+            dropped_gradients=finished.dropped_gradients, mean_staleness=finished.mean_staleness,
+            max_staleness=finished.max_staleness, checkpoint=finished.checkpoint, logdir=settings.logdir,
+            reason=finished.reason, first_step_seconds=first_step_seconds,
+        )  # fmt: skip

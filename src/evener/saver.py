@@ -1,0 +1,122 @@
+"""When a checkpoint is written: by seconds or by steps, one at a time, in the background, the newest K kept."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass
+
+import msgspec
+
+from evener import errors
+from evener.checkpoint import Manifest, Record, Store
+from evener.state import Contents
+
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Schedule:
+    """Save every so many seconds, every so many steps, or both."""
+
+    every_seconds: float | None = 60.0
+    every_steps: int | None = None
+    keep: int = 5
+
+
+class Saver:
+    """Writes checkpoints of all shards; the caller copies the state between two updates, a thread does the rest.
+
+    A failed save is told and training goes on; the older checkpoints are untouched (RELIABILITY P11). Only the final
+    save of a run raises.
+    """
+
+    def __init__(self, store: Store, schedule: Schedule, *, shards: int, clock: Callable[[], float]) -> None:
+        self._store = store
+        self._schedule = schedule
+        self._shards = shards
+        self._clock = clock
+        self._thread = ThreadPoolExecutor(1, thread_name_prefix="saver")
+        self._own: Future[dict[str, Record]] | None = None
+        self._manifest: Manifest | None = None
+        self._files: dict[int, dict[str, Record]] = {}
+        self._error: BaseException | None = None
+        self._last_time = clock()
+        self._last_step = -1
+        #: Why the last save failed; None after one that worked.
+        self.failure: BaseException | None = None
+        #: The newest committed checkpoint's directory; empty before the first.
+        self.newest = ""
+
+    @property
+    def busy(self) -> bool:
+        return self._manifest is not None
+
+    def resumed(self, step: int, path: str) -> None:
+        """The run continues from this checkpoint: it need not be written again."""
+        self._last_step, self.newest = step, path
+
+    def due(self, step: int) -> bool:
+        """Is it time to save this step? Never while a save is under way, never the same step twice."""
+        if self.busy or step == self._last_step:
+            return False
+        every = self._schedule.every_steps
+        if every is not None and step // every > max(self._last_step, 0) // every:
+            return True
+        seconds = self._schedule.every_seconds
+        return seconds is not None and self._clock() - self._last_time >= seconds
+
+    def saved(self, step: int) -> bool:
+        return step == self._last_step
+
+    def start(self, contents: Contents, manifest: Manifest) -> None:
+        """Begin to write shard 0 and collect the others; `manifest` still lacks its files."""
+        assert not self.busy, "one save at a time"
+        self._manifest = manifest
+        self._last_step, self._last_time = contents.step, self._clock()
+        self._own = self._thread.submit(self._store.write_shard, contents, 0)
+
+    def add(self, shard: int, files: dict[str, Record], values: bytes, error: str) -> None:
+        """Another shard's files and values (JSON) of the save under way, or why there are none."""
+        if self._manifest is None:
+            return
+        self._files[shard] = files
+        everything = self._manifest.values | {str(shard): msgspec.json.decode(values) if values else {}}
+        self._manifest = msgspec.structs.replace(self._manifest, values=everything)
+        if error:
+            self._error = errors.CheckpointError(f"ps:{shard} could not save: {error}")
+
+    def poll(self) -> str:
+        """The directory of a checkpoint that was completed since the last call; empty if none was."""
+        if self._own is None or self._manifest is None or not self._own.done():
+            return ""
+        if len(self._files) < self._shards - 1:
+            return ""
+        manifest, own, files = self._manifest, self._own, self._files
+        self._manifest, self._own, self._files = None, None, {}
+        try:
+            if self._error is not None:
+                raise self._error
+            everything = own.result()
+            for more in files.values():
+                everything |= more
+            self.newest = str(self._store.commit(msgspec.structs.replace(manifest, files=everything)))
+            self._store.keep_newest(self._schedule.keep)
+        except (OSError, errors.EvenerError) as error:
+            self._last_step = -1  # this step may be tried again
+            self._error = None
+            log.error("the checkpoint of step %d was not saved: %s", manifest.step, error)
+            self.failure = error
+            return ""
+        self.failure = None
+        return self.newest
+
+    def wait_own(self, timeout: float) -> None:
+        """Wait until this shard's files are written; `poll` then completes the save."""
+        if self._own is not None:
+            self._own.exception(timeout)
+
+    def close(self) -> None:
+        self._thread.shutdown(wait=True)
+        self._store.close()

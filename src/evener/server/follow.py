@@ -1,0 +1,175 @@
+"""What the other shards do: hold gradients, tell shard 0, and do what it decides in its order."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable
+from concurrent.futures import Future, ThreadPoolExecutor
+
+import msgspec
+
+from evener import errors
+from evener.checkpoint import Record, Store
+from evener.report import Reporter, Status
+from evener.server.links import Link, Links, Seat
+from evener.server.shard import Shard
+from evener.settings import Settings
+from evener.state import Contents
+from evener.transport.channel import Channel
+from evener.wire import codec
+from evener.wire.messages import (
+    AnyMessage, Contents as Shown, Decided, End, Goodbye, Granted, Held, Hello, Identity, Join, Key, Lost, Pull, Push,
+    Save, Saved,
+)  # fmt: skip
+
+log = logging.getLogger(__name__)
+
+
+class Follower:
+    """A shard other than 0. It asks no policy: `leader` is its link to the one that does."""
+
+    def __init__(  # noqa: PLR0913 - what a server is given, each once
+        self,
+        links: Links,
+        shard: Shard,
+        leader: Channel,
+        *,
+        index: int,
+        settings: Settings,
+        store: Store,
+        generation: int,
+        restored: Contents | None,
+        report: Reporter,
+        clock: Callable[[], float],
+    ) -> None:
+        self.links, self.shard, self.leader = links, shard, leader
+        self.index, self.settings, self.generation = index, settings, generation
+        self.done = False
+        self._store = store
+        self._restored = restored
+        self._report, self._clock = report, clock
+        self._started = False
+        self._last_report = clock()
+        self._keys: dict[Key, int] = {}  # pushes that the leader has not decided over -> handle
+        self._thread = ThreadPoolExecutor(1, thread_name_prefix="saver")
+        self._saving: tuple[Contents, Future[dict[str, Record]]] | None = None
+
+    # --- from workers
+
+    def handle(self, link: Link, message: AnyMessage) -> None:
+        """One message of a worker. Raises WireError to refuse it; any other error ends the run."""
+        if isinstance(message, Hello):
+            self._hello(link, message)
+            return
+        if not isinstance(message, Join | Push | Pull | Goodbye):
+            raise errors.ProtocolError(f"{link.description} sent a {type(message).__name__} to a following ps.")
+        seat = link.seat
+        identity = message.identity
+        if seat is None or (seat.worker, seat.epoch) != (identity.worker, identity.epoch):
+            raise errors.ProtocolError(f"{link.description} speaks as worker:{identity.worker} without a Hello.")
+        match message:
+            case Join():
+                self._holds(seat, 0)
+            case Push():
+                if message.identity.generation != self.generation:
+                    raise errors.PushRejected(f"{seat.name} pushed a gradient of another generation.")
+                key = (seat.worker, seat.epoch, message.seq)
+                if key not in self._keys:
+                    self._keys[key] = self.shard.hold(message, seat.slot)
+                    self._holds(seat, message.seq)
+            case Pull(_, what):
+                self.links.answer(link, Shown(what, self.shard.state.step), self.shard.parts(what, seat.slot))
+            case Goodbye():
+                self.links.dismiss(seat)
+
+    def _hello(self, link: Link, hello: Hello) -> None:
+        self.links.check(hello, link)
+        worker, epoch = hello.identity.worker, hello.identity.epoch
+        old = self.links.seats.get(worker)
+        if old is not None and epoch < old.epoch:
+            raise errors.Fenced(f"worker:{worker} was replaced by epoch {old.epoch}; this process has epoch {epoch}.")
+        if epoch == 0:
+            raise errors.ProtocolError(f"worker:{worker} asked ps:{self.index} for an epoch; only ps:0 grants them.")
+        if not self._started:
+            self._started = True
+            self.shard.state.schedule(self.settings.steps_per_epoch(hello.samples))
+            if self._restored is not None:
+                self.shard.state.restore(self._restored)
+        self.links.admit(link, hello, epoch)
+        self.links.answer(link, Granted(Identity(worker, epoch, self.generation)))
+
+    def _holds(self, seat: Seat, seq: int) -> None:
+        seat.awaits = seq
+        self._tell(Held(self.index, seat.worker, seat.epoch, seq))
+
+    def gone(self, link: Link) -> None:
+        """A worker's link broke. The leader decides what becomes of its gradients, which stay held until then."""
+        if link.seat is not None:
+            seat = link.seat
+            self.links.dismiss(seat)
+            self._tell(Lost(self.index, seat.worker, seat.epoch))
+
+    # --- from the leader
+
+    def hear(self) -> None:
+        """Do what the leader has decided since."""
+        while (header := self.leader.receive(0.0)) is not None:
+            match codec.decode(header):
+                case Decided() as decided:
+                    self._follow(decided)
+                case Save():
+                    self._save()
+                case End():
+                    self.done = True
+                    return
+                case other:
+                    raise errors.ProtocolError(f"ps:0 sent a {type(other).__name__}.")
+
+    def _follow(self, decided: Decided) -> None:
+        for key in decided.drop:
+            if key in self._keys:
+                self.shard.drop(self._keys.pop(key))
+        if decided.apply:
+            self.shard.apply([self._keys.pop(key) for key in decided.apply])
+        assert self.shard.state.step == decided.version, (
+            f"ps:{self.index} is at version {self.shard.state.step}, ps:0 at {decided.version}"
+        )
+        for worker, epoch in decided.gone:
+            seat = self.links.seats.get(worker)
+            if seat is not None and seat.epoch == epoch:
+                self.links.dismiss(seat)
+        for worker, epoch, answer in decided.release:
+            seat = self.links.seats.get(worker)
+            if seat is not None and seat.epoch == epoch:
+                self.shard.detach(worker)
+                seat.awaits = None
+                self.links.answer(seat.link, answer, self.shard.state.parameters.parts)
+
+    def _save(self) -> None:
+        contents = self.shard.state.contents()
+        self._saving = (contents, self._thread.submit(self._store.write_shard, contents, self.index))
+
+    # --- time
+
+    def tick(self) -> None:
+        """Called between messages, at least every 0.2 s."""
+        if self._saving is not None and self._saving[1].done():
+            (contents, written), self._saving = self._saving, None
+            error = written.exception()
+            files = {} if error else {name: (r.nbytes, r.sha256) for name, r in written.result().items()}
+            values = msgspec.json.encode(contents.values)
+            self._tell(Saved(self.index, contents.step, files, values, str(error) if error else ""))
+        now = self._clock()
+        if now - self._last_report >= 0.2:
+            self._last_report = now
+            self._report(Status(f"ps:{self.index}", "serving", self.shard.state.step))
+
+    def stop(self, reason: str, *, complete: bool = True) -> None:
+        """The leader stops the run; a follower waits for its word."""
+
+    def _tell(self, message: AnyMessage) -> None:
+        self.leader.send(codec.encode(message))
+
+    def close(self) -> None:
+        self._thread.shutdown(wait=True)
+        self.leader.close()

@@ -1,0 +1,59 @@
+"""The loop of a ps task: the only place where links, shard and policy meet time."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from evener import errors
+from evener.server.follow import Follower
+from evener.server.lead import Leader
+from evener.server.links import Link
+from evener.transport.channel import Source
+from evener.wire.messages import AnyMessage
+
+#: Longest time in seconds that a server looks at nothing but its sockets.
+TICK = 0.1
+
+
+def serve(server: Leader | Follower, stop_asked: Callable[[], str] = lambda: "") -> None:
+    """Serve until the run is over, or until `stop_asked` gives a reason to end it early.
+
+    An error that a peer caused is told to that peer and forgotten here; any other error ends the run, after every
+    worker was told why.
+    """
+    sources: list[Source] = [server.leader] if isinstance(server, Follower) else []
+    try:
+        while not server.done:
+            for _, link, message in server.links.poll(sources, TICK):
+                if link is not None:
+                    _guarded(server, link, message)
+                elif isinstance(server, Follower):
+                    server.hear()
+            if reason := stop_asked():
+                server.stop(reason, complete=False)
+            server.tick()
+    except Exception as error:
+        _tell_workers(server, error)
+        raise
+    finally:
+        server.links.close()
+        if isinstance(server, Follower):
+            server.close()
+
+
+def _guarded(server: Leader | Follower, link: Link, message: AnyMessage | None) -> None:
+    try:
+        if message is None:
+            server.gone(link)
+        else:
+            server.handle(link, message)
+    except errors.PeerGone:
+        raise
+    except errors.WireError as error:
+        server.links.refuse(link, error)
+
+
+def _tell_workers(server: Leader | Follower, error: Exception) -> None:
+    failure = errors.TaskFailed(f"the run ended because a ps task failed: {error}".splitlines()[0])
+    for seat in list(server.links.seats.values()):
+        server.links.refuse(seat.link, failure)

@@ -1,0 +1,83 @@
+"""A slice of the parameters and the gradients that wait to be applied to it: handle -> gradient."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from itertools import count
+
+from evener.errors import NonFinite
+from evener.state import State
+from evener.tensors import Slot
+from evener.wire.messages import Key, Push
+
+
+@dataclass(slots=True)
+class Gradient:
+    """A pushed gradient that was not applied yet. Its slot is the worker's own memory until `Shard.detach`."""
+
+    push: Push
+    slot: Slot
+    borrowed: bool = True
+
+    @property
+    def key(self) -> Key:
+        return (self.push.identity.worker, self.push.identity.epoch, self.push.seq)
+
+
+class Shard:
+    """Holds gradients by handle and applies them to its state; decides nothing."""
+
+    def __init__(self, state: State) -> None:
+        self.state = state
+        self.held: dict[int, Gradient] = {}
+        self._handles = count(1)
+        self._mean_is_last = False
+
+    def hold(self, push: Push, slot: Slot) -> int:
+        """Take a gradient that lies in `slot`; a number stands for it from now on.
+
+        Raises:
+            NonFinite: it holds NaN or infinity; it is not held.
+        """
+        if bad := slot.first_non_finite():
+            worker = push.identity.worker
+            raise NonFinite(
+                f"worker:{worker} pushed a gradient of {bad!r} that is not finite, "
+                f"at global step {push.version}, lease {push.lease} (loss {push.loss:.6g}).",
+                why="one such gradient would make every parameter NaN; it was not applied.",
+                fix="lower the learning rate, clip the gradient, or look at that batch.",
+            )
+        handle = next(self._handles)
+        self.held[handle] = Gradient(push, slot)
+        return handle
+
+    def detach(self, worker: int) -> None:
+        """Copy what this worker's memory still holds: the worker is about to write there again."""
+        for gradient in self.held.values():
+            if gradient.borrowed and gradient.push.identity.worker == worker:
+                copy = Slot(gradient.slot.layout, gradient.slot.shard)
+                for mine, theirs in zip(copy.parts, gradient.slot.parts, strict=True):
+                    mine[:] = theirs
+                gradient.slot, gradient.borrowed = copy, False
+
+    def apply(self, handles: Sequence[int]) -> list[Push]:
+        """One update with the mean of these gradients, summed in the order of their leases whatever their arrival.
+
+        Returns their pushes, in that order.
+        """
+        gradients = sorted((self.held.pop(handle) for handle in handles), key=lambda gradient: gradient.push.lease)
+        self.state.apply(self.state.mean([gradient.slot for gradient in gradients]))
+        self._mean_is_last = len(gradients) > 1
+        return [gradient.push for gradient in gradients]
+
+    def drop(self, handle: int) -> Push:
+        return self.held.pop(handle).push
+
+    def parts(self, what: str, own: Slot) -> list[memoryview]:
+        """The bytes of what a `Pull` asks for; `own` is the asking worker's slot."""
+        if what == "averages" and self.state.averages is not None:
+            return self.state.averages.parts
+        if what == "gradients":
+            return self.state.averaged.parts if self._mean_is_last else own.parts
+        return self.state.parameters.parts

@@ -1,0 +1,133 @@
+"""The one training loop, whoever owns the parameters."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Sequence
+from contextlib import suppress
+
+from evener.data.batches import Batches
+from evener.errors import EvenerError, SessionError
+from evener.recipe import Recipe
+from evener.report import Evaluated, Reporter
+from evener.session.hooks import Hook, StepResult
+from evener.settings import Settings
+from evener.worker.exchange import Exchange, Turn
+from evener.worker.towers import Towers
+
+log = logging.getLogger(__name__)
+
+
+class Session:
+    """One worker's run: start or resume, step, stop, close.
+
+    Args:
+        task: this worker's name, "worker:0".
+        exchange: who owns the parameters.
+        towers: the model and its gradients.
+        batches: lease -> batch.
+        hooks: in the order in which they are called.
+    """
+
+    def __init__(  # noqa: PLR0913 - the parts of a worker, each once
+        self,
+        task: str,
+        exchange: Exchange,
+        towers: Towers,
+        batches: Batches,
+        hooks: Sequence[Hook],
+        *,
+        recipe: Recipe,
+        settings: Settings,
+        report: Reporter,
+        clock: Callable[[], float],
+    ) -> None:
+        self.task = task
+        self.exchange = exchange
+        self.towers = towers
+        self.batches = batches
+        self.recipe = recipe
+        self.settings = settings
+        self.report = report
+        self.local_step = 0
+        self.turn = Turn(version=0, lease=-1)
+        self.evaluations: list[Evaluated] = []
+        self._hooks = list(hooks)
+        self._clock = clock
+        self._closed = False
+
+    def run(self) -> str:
+        """Train to the end; returns why it ended.
+
+        Raises:
+            EvenerError: of any kind; the parameters hold nothing of the step that failed.
+            Exception: what the user's own model, loss or data raised.
+        """
+        if self._closed:
+            raise SessionError("this session has ended.", why="a session runs once.", fix="make a new one.")
+        self._closed = True
+        failure = "failed"
+        try:
+            self._each("begin")
+            self.turn = self.exchange.start()
+            self._each("after_create")
+            while not self.turn.stop:
+                self.step()
+            self._each("end")
+            failure = ""
+        except BaseException as error:
+            failure = f"{type(error).__name__}: {error}".splitlines()[0]
+            raise
+        finally:
+            self._close(failure)
+        return self.turn.stop
+
+    def step(self) -> None:
+        """Compute one batch, give its gradient, take the new parameters."""
+        self._each("before_step")
+        if self.turn.stop:
+            return
+        since = self._clock()
+        lease = self.turn.lease
+        batch = self.batches.batch(lease)
+        loss = self.towers.gradients(batch, lease)
+        self._each("before_update", loss)
+        seconds = self._clock() - since
+        examples = len(batch[1])
+        turn = self.exchange.update(loss=loss, examples=examples, seconds=seconds)
+        self.turn = turn
+        self.local_step += 1
+        result = StepResult(
+            global_step=turn.version, local_step=self.local_step, loss=loss, examples=examples, lease=lease,
+            seconds=seconds, chief=turn.chief, rejected=turn.rejected, staleness=turn.staleness, dropped=turn.dropped,
+            learning_rate=turn.learning_rate,
+        )  # fmt: skip
+        self._each("after_step", result)
+
+    def stop(self, reason: str, *, complete: bool = True) -> None:
+        """End the whole run, on every worker, after the updates under way; `complete` False: without evaluation."""
+        self.turn = self.exchange.stop(reason, complete=complete) or self.turn
+
+    def _each(self, moment: str, *details: object) -> None:
+        for hook in self._hooks:
+            try:
+                getattr(hook, moment)(self, *details)
+            except (EvenerError, KeyboardInterrupt):
+                raise
+            except Exception as error:
+                raise SessionError(
+                    f"hook {type(hook).__name__} failed in {moment}: {type(error).__name__}: {error}",
+                    why=f"global step {self.turn.version}, local step {self.local_step} of {self.task}.",
+                ) from error
+
+    def _close(self, failure: str) -> None:
+        for hook in reversed(self._hooks):
+            try:
+                hook.close(self)
+            except Exception:
+                log.exception("hook %s failed in close", type(hook).__name__)
+        if failure:  # the first error is the one to tell, not what follows from it
+            with suppress(Exception):
+                self.exchange.close(failure)
+        else:
+            self.exchange.close()

@@ -1,0 +1,200 @@
+"""What is trained: a shard's parameters, its optimizer, its schedule and its moving averages."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import msgspec
+import torch
+from torch import Tensor, nn
+
+from evener.errors import CheckpointError
+from evener.recipe import Recipe
+from evener.tensors import Slot, frozen
+from evener.wire.layout import Layout, Piece
+
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, slots=True)
+class Contents:
+    """A state at one step, as named tensors and plain values: what a checkpoint keeps.
+
+    Names are those of the model; a part of a split tensor carries its range, ``fc.weight[0:1024]``.
+    """
+
+    step: int
+    parameters: dict[str, Tensor]
+    averages: dict[str, Tensor]
+    optimizer: dict[str, Tensor]  # "fc.weight/exp_avg"
+    values: dict[str, Any] = field(default_factory=dict)  # plain: groups, schedule, optimizer numbers
+
+
+class State:
+    """One shard of the model in training. Shard 0 of 1 is the whole model.
+
+    The optimizer is a real `torch.optim` optimizer over views of the shard's flat buffer, with the recipe's own
+    parameter groups; the schedule's clock is the global step.
+
+    Args:
+        model: built from the run's seed; its values are where training starts. It is read, not kept.
+        slot: the memory of the parameters; fresh if None.
+    """
+
+    def __init__(self, model: nn.Module, recipe: Recipe, layout: Layout, *, shard: int = 0, slot: Slot | None = None):
+        self.recipe = recipe
+        self.step = 0
+        self.parameters = slot or Slot(layout, shard)
+        source = {name: tensor.detach().clone() for name, tensor in model.state_dict(keep_vars=True).items()}
+        for piece, view in self.parameters.named():
+            view.copy_(_cut(source[piece.spec.name], piece))
+        self.frozen = {name: tensor.clone() for name, tensor in frozen(model).items()} if shard == 0 else {}
+        self._trained = [nn.Parameter(view) for piece, view in self.parameters.named() if piece.spec.trained]
+        self._indices = [index for index, piece in enumerate(self.parameters.pieces) if piece.spec.trained]
+        self.optimizer = self._optimizer(model)
+        self.scheduler: torch.optim.lr_scheduler.LRScheduler | None = None
+        self.averages: Slot | None = None
+        if recipe.ema_decay is not None:
+            self.averages = Slot(layout, shard)
+            for average, value in zip(self.averages.views, self.parameters.views, strict=True):
+                average.copy_(value)
+        #: Where gradients of several workers are averaged.
+        self.averaged = Slot(layout, shard)
+
+    def _optimizer(self, model: nn.Module) -> torch.optim.Optimizer:
+        """The recipe's optimizer, with every model parameter replaced by its pieces on this shard."""
+        optimizer = self.recipe.optimizer(model)
+        names = {parameter: name for name, parameter in model.named_parameters()}
+        mine: dict[str, list[tuple[Piece, nn.Parameter]]] = {}
+        for index, parameter in zip(self._indices, self._trained, strict=True):
+            piece = self.parameters.pieces[index]
+            mine.setdefault(piece.spec.name, []).append((piece, parameter))
+        created = dict(optimizer.state)  # some optimizers make their state at once (Adagrad)
+        optimizer.state.clear()
+        for group in optimizer.param_groups:
+            pieces = [entry for old in group["params"] for entry in mine.get(names[old], [])]
+            for old in group["params"]:
+                for piece, parameter in mine.get(names[old], []) if old in created else []:
+                    optimizer.state[parameter] = {
+                        key: _cut_like(value, piece, old.numel()) for key, value in created[old].items()
+                    }
+            group["params"] = [parameter for _, parameter in pieces]
+        return optimizer
+
+    def schedule(self, steps_per_epoch: float) -> None:
+        """Attach the recipe's learning-rate schedule. Before `restore`, once."""
+        if self.recipe.lr_scheduler is not None and self.scheduler is None:
+            self.scheduler = self.recipe.lr_scheduler(self.optimizer, steps_per_epoch)
+
+    @property
+    def learning_rate(self) -> float:
+        """Of the first parameter group, for the next update."""
+        return float(self.optimizer.param_groups[0]["lr"])
+
+    def mean(self, gradients: Sequence[Slot]) -> Slot:
+        """The average of some gradients, summed in the order given; buffers are those of the last one."""
+        if len(gradients) == 1:
+            return gradients[0]
+        for index, out in enumerate(self.averaged.trained):
+            torch.add(gradients[0].trained[index], gradients[1].trained[index], out=out)
+            for more in gradients[2:]:
+                out.add_(more.trained[index])
+            out.div_(len(gradients))
+        for out, buffer in zip(self.averaged.buffers, gradients[-1].buffers, strict=True):
+            out.copy_(buffer)
+        return self.averaged
+
+    def apply(self, gradient: Slot) -> None:
+        """One update: optimizer step, schedule, buffers, averages. The gradient's buffers replace the state's."""
+        for index, parameter in zip(self._indices, self._trained, strict=True):
+            parameter.grad = gradient.views[index]
+        self.optimizer.step()
+        if self.scheduler is not None:
+            self.scheduler.step()
+        self.step += 1
+        for mine, new in zip(self.parameters.buffers, gradient.buffers, strict=True):
+            mine.copy_(new)
+        self._average()
+
+    def _average(self) -> None:
+        """TensorFlow's rule (SEMANTICS E1, E2, S18): shadow -= (1-d)(shadow - value), d = min(decay, (1+n)/(10+n))."""
+        if self.averages is None or self.recipe.ema_decay is None:
+            return
+        decay = min(self.recipe.ema_decay, (1 + self.step) / (10 + self.step))
+        for average, value in zip(self.averages.trained, self.parameters.trained, strict=True):
+            average.lerp_(value, 1 - decay)
+        for average, value in zip(self.averages.buffers, self.parameters.buffers, strict=True):
+            average.copy_(value)
+
+    def contents(self) -> Contents:
+        """A copy of everything, to be written while training goes on."""
+        kept: dict[str, Tensor] = {}
+        numbers: dict[str, Any] = {}
+        for index, parameter in zip(self._indices, self._trained, strict=True):
+            for key, value in self.optimizer.state.get(parameter, {}).items():
+                name = f"{self.parameters.pieces[index].key}/{key}"
+                if isinstance(value, Tensor):
+                    kept[name] = value.detach().clone()
+                elif value is not None:
+                    numbers[name] = value
+        groups = [{key: value for key, value in g.items() if key != "params"} for g in self.optimizer.param_groups]
+        schedule = self.scheduler.state_dict() if self.scheduler is not None else {}
+        values = {"groups": [_plain(group) for group in groups], "schedule": _plain(schedule), "numbers": numbers}
+        parameters = {piece.key: view.detach().clone() for piece, view in self.parameters.named()}
+        averages = {piece.key: view.clone() for piece, view in self.averages.named()} if self.averages else {}
+        return Contents(self.step, parameters | self.frozen, averages, kept, values)
+
+    def restore(self, contents: Contents) -> None:
+        """Continue from whole tensors (parts already joined), into this shard's placement. After `schedule`."""
+        self.step = contents.step
+        for slot, source in ((self.parameters, contents.parameters), (self.averages, contents.averages)):
+            for piece, view in slot.named() if slot is not None else ():
+                view.copy_(_cut(source.get(piece.spec.name, contents.parameters[piece.spec.name]), piece))
+        self.optimizer.state.clear()
+        for index, parameter in zip(self._indices, self._trained, strict=True):
+            piece = self.parameters.pieces[index]
+            kept = {**contents.optimizer, **contents.values.get("numbers", {})}
+            state = {
+                name.rpartition("/")[2]: _cut_like(value, piece, piece.spec.numel)
+                for name, value in kept.items()
+                if name.rpartition("/")[0] == piece.spec.name
+            }
+            if state:
+                self.optimizer.state[parameter] = state
+        for group, values in zip(self.optimizer.param_groups, contents.values.get("groups", []), strict=False):
+            group.update(values)
+        if self.scheduler is not None and contents.values.get("schedule"):
+            self.scheduler.load_state_dict(dict(contents.values["schedule"]))
+
+
+def _cut(tensor: Tensor, piece: Piece) -> Tensor:
+    return tensor if piece.whole else tensor.reshape(-1)[piece.start : piece.stop]
+
+
+def _cut_like(value: Any, piece: Piece, numel: int) -> Any:
+    """A piece's part of optimizer state that is elementwise; anything else as it is."""
+    if not isinstance(value, Tensor):
+        return value
+    if piece.whole or numel == 1 or value.numel() == 1:
+        return value.clone()
+    if value.numel() != numel:
+        raise CheckpointError(
+            f"optimizer state of {piece.spec.name!r} has {value.numel()} elements, the tensor has {numel}.",
+            why="a tensor that is split over several ps tasks needs an optimizer that works element by element.",
+            fix="use --placement greedy, which keeps tensors whole.",
+        )
+    return value.reshape(-1)[piece.start : piece.stop].clone()
+
+
+def _plain(values: Mapping[str, Any]) -> dict[str, Any]:
+    """What of a dictionary can be written as JSON; the rest is rebuilt by the recipe."""
+    plain: dict[str, Any] = {}
+    for key, value in values.items():
+        try:
+            plain[key] = msgspec.json.decode(msgspec.json.encode(value))
+        except (TypeError, ValueError, msgspec.MsgspecError):
+            log.debug("%r of type %s is not kept in checkpoints", key, type(value).__name__)
+    return plain

@@ -1,0 +1,84 @@
+"""What happened so far: counts of the whole run, and rates over a sliding window."""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Callable
+
+
+class Window:
+    """A count per second over the last `seconds` seconds.
+
+    The seeds divide the time of the whole run by the steps of all workers and call it seconds per batch; a window
+    says what happens now.
+    """
+
+    def __init__(self, clock: Callable[[], float], seconds: float = 5.0) -> None:
+        self._clock = clock
+        self._seconds = seconds
+        self._marks: deque[tuple[float, float]] = deque([(clock(), 0.0)])
+        self._total = 0.0
+
+    def add(self, amount: float = 1.0) -> None:
+        self._total += amount
+        now = self._clock()
+        # Ten marks a window are plenty: a mark for every step would cost more than it tells.
+        if now - self._marks[-1][0] >= self._seconds / 10:
+            self._marks.append((now, self._total))
+            while len(self._marks) > 2 and now - self._marks[1][0] > self._seconds:
+                self._marks.popleft()
+
+    def rate(self) -> float:
+        """Per second; 0.0 before anything was counted."""
+        since, total = self._marks[0]
+        elapsed = self._clock() - since
+        return (self._total - total) / elapsed if elapsed > 0 else 0.0
+
+
+class Tally:
+    """Counts of one run as the owner of the global step sees it."""
+
+    def __init__(self, clock: Callable[[], float]) -> None:
+        self._clock = clock
+        self.examples = 0
+        self.dropped = 0
+        self.updates = 0
+        self.max_staleness = 0
+        self._staleness_sum = 0
+        self._applied = 0
+        self._losses: deque[float] = deque(maxlen=50)
+        self._recent: deque[int] = deque(maxlen=50)
+        self.steps_window = Window(clock)
+        self.examples_window = Window(clock)
+        self.started = clock()
+
+    def applied(self, loss: float, examples: int, staleness: int) -> None:
+        """One gradient went into an update."""
+        self._applied += 1
+        self.examples += examples
+        self._staleness_sum += staleness
+        self.max_staleness = max(self.max_staleness, staleness)
+        self._losses.append(loss)
+        self._recent.append(staleness)
+        self.examples_window.add(examples)
+
+    def updated(self) -> None:
+        self.updates += 1
+        self.steps_window.add()
+
+    @property
+    def seconds(self) -> float:
+        return self._clock() - self.started
+
+    @property
+    def loss(self) -> float:
+        """Mean training loss of the last 50 gradients applied; NaN before the first."""
+        return sum(self._losses) / len(self._losses) if self._losses else float("nan")
+
+    @property
+    def mean_staleness(self) -> float:
+        return self._staleness_sum / self._applied if self._applied else 0.0
+
+    @property
+    def recent_staleness(self) -> float:
+        return sum(self._recent) / len(self._recent) if self._recent else 0.0

@@ -1,0 +1,149 @@
+"""Models and memory: the tensors of a layout, seen as views of the bytes that travel."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterator, Sequence
+
+import torch
+from torch import Tensor, nn
+
+from evener.wire.layout import ITEMSIZE, Layout, Piece, Spec
+
+Bytes = memoryview | bytearray
+
+
+def specs_of(model: nn.Module) -> list[Spec]:
+    """The tensors of a model that travel: trained parameters and persistent buffers, in the model's order.
+
+    Frozen parameters stay where they are: every task builds them from the same seed, and `digest_of_frozen` lets
+    tasks check that they agree.
+    """
+    trained = [_spec(name, p, trained=True) for name, p in model.named_parameters() if p.requires_grad]
+    return trained + [_spec(name, buffer, trained=False) for name, buffer in persistent_buffers(model)]
+
+
+def _spec(name: str, tensor: Tensor, *, trained: bool) -> Spec:
+    return Spec(name, tuple(tensor.shape), str(tensor.dtype).removeprefix("torch."), trained)
+
+
+def persistent_buffers(model: nn.Module) -> Iterator[tuple[str, Tensor]]:
+    """Buffers that `state_dict` would hold, such as BatchNorm's running statistics."""
+    kept = set(model.state_dict(keep_vars=True))
+    return ((name, buffer) for name, buffer in model.named_buffers() if name in kept)
+
+
+def frozen(model: nn.Module) -> dict[str, Tensor]:
+    """Parameters that do not train."""
+    return {name: p.detach() for name, p in model.named_parameters() if not p.requires_grad}
+
+
+def digest_of_frozen(model: nn.Module) -> str:
+    """Equal for two tasks exactly if their frozen parameters are equal, bit for bit."""
+    digest = hashlib.sha256()
+    for name, tensor in frozen(model).items():
+        digest.update(name.encode())
+        digest.update(tensor.contiguous().flatten().view(torch.uint8).numpy().data)
+    return digest.hexdigest()[:16]
+
+
+def dtype_of(name: str) -> torch.dtype:
+    """ "float32" -> torch.float32."""
+    dtype = getattr(torch, name)
+    assert isinstance(dtype, torch.dtype)
+    return dtype
+
+
+def as_tensor(part: Bytes, dtype: str) -> Tensor:
+    """Bytes seen as a flat tensor; nothing is copied."""
+    if len(part) == 0:
+        return torch.empty(0, dtype=dtype_of(dtype))
+    return torch.frombuffer(part, dtype=dtype_of(dtype))
+
+
+class Slot:
+    """One shard's slice of every flat buffer, seen as tensors: parameters, gradients or averages.
+
+    Args:
+        layout: where tensors lie.
+        shard: whose slice.
+        parts: the bytes of the slice, one range per dtype (`Layout.ranges`); fresh zeros if None.
+    """
+
+    def __init__(self, layout: Layout, shard: int, parts: Sequence[Bytes] | None = None) -> None:
+        self.layout = layout
+        self.shard = shard
+        if parts is None:
+            # torch's allocator aligns to cache lines, bytearray does not
+            parts = [torch.zeros(nbytes, dtype=torch.uint8).numpy().data for _, nbytes in layout.ranges(shard)]
+        self.parts = [memoryview(part) for part in parts]
+        self.pieces = layout.on(shard)
+        self.views: list[Tensor] = []
+        flats = {
+            segment.dtype: as_tensor(part, segment.dtype)
+            for segment, part in zip(layout.segments, self.parts, strict=True)
+        }
+        starts = {segment.dtype: segment.bounds[shard] for segment in layout.segments}
+        for piece in self.pieces:
+            offset = piece.offset - starts[piece.spec.dtype]
+            view = flats[piece.spec.dtype][offset : offset + piece.stop - piece.start]
+            self.views.append(view.view(piece.spec.shape) if piece.whole else view)
+        #: The trained run of each dtype, contiguous [n]: what whole-shard arithmetic works on.
+        self.trained: list[Tensor] = []
+        #: The buffers' run of each dtype, contiguous [n].
+        self.buffers: list[Tensor] = []
+        for dtype, flat in flats.items():
+            first = min((p.offset - starts[dtype] for p in self.pieces if p.spec.dtype == dtype and p.spec.trained),
+                        default=flat.numel())  # fmt: skip
+            if first < flat.numel():
+                self.trained.append(flat[first:])
+            if first > 0:
+                self.buffers.append(flat[:first])
+
+    def named(self) -> Iterator[tuple[Piece, Tensor]]:
+        return zip(self.pieces, self.views, strict=True)
+
+    def first_non_finite(self) -> str:
+        """The name of a trained tensor that holds NaN or infinity; empty when all is finite.
+
+        The sum is 40 times cheaper than looking at each element and is not finite if any element is not; only then is each
+        tensor looked at, since a sum may also overflow.
+        """
+        if all(bool(torch.isfinite(flat.sum())) for flat in self.trained):
+            return ""
+        for piece, view in self.named():
+            if piece.spec.trained and not bool(torch.isfinite(view).all()):
+                return piece.key
+        return ""
+
+
+def whole_views(layout: Layout, block: Bytes) -> dict[str, Tensor]:
+    """Every tensor of the layout as one view of the whole memory block, also where shards split it."""
+    if layout.nbytes == 0:
+        return {}
+    flats = {
+        segment.dtype: as_tensor(
+            memoryview(block)[segment.offset_nbytes : segment.offset_nbytes + segment.numel * ITEMSIZE[segment.dtype]],
+            segment.dtype,
+        )
+        for segment in layout.segments
+    }
+    views: dict[str, Tensor] = {}
+    for piece in layout.pieces:  # a split tensor's parts follow each other without a gap: its first part says where
+        if piece.start == 0:
+            flat = flats[piece.spec.dtype]
+            views[piece.spec.name] = flat[piece.offset : piece.offset + piece.spec.numel].view(piece.spec.shape)
+    return views
+
+
+def bind(model: nn.Module, views: dict[str, Tensor]) -> None:
+    """Let the model's parameters and buffers live in these views; their values move along."""
+    for name, parameter in model.named_parameters():
+        if name in views:
+            views[name].copy_(parameter.detach())
+            parameter.data = views[name]
+    for name, buffer in list(persistent_buffers(model)):
+        if name in views:
+            views[name].copy_(buffer)
+            owner, _, leaf = name.rpartition(".")
+            model.get_submodule(owner)._buffers[leaf] = views[name]

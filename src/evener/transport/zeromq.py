@@ -1,0 +1,275 @@
+"""The transport between hosts: a ROUTER socket at the server, a DEALER at each worker; by default on loopback only.
+
+Whoever reaches the port may say anything, so a message is looked at in this order: who sent it, is it of our protocol,
+has it as many frames of as many bytes as this peer was admitted with. What fails is dropped, its peer is ignored from
+then on, and the log has one line about it. ZeroMQ gives no way to close one connection of many; a peer of ours that is
+refused or disconnected is told so (BYE) and closes its end itself.
+
+ZeroMQ names a peer by a routing id and reports a broken connection by its descriptor. The two meet in the first
+message of each connection, which tells both (SRCFD); a descriptor is used again by later connections, so the monitor's
+news are always read before a new one is entered.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import itertools
+import logging
+import re
+import socket
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+import zmq
+
+from evener.errors import BindError, ConfigError, PeerGone, ProtocolError
+from evener.transport.channel import Arrived, Closed, Complaints, Incoming, Opened, check_header, check_sizes, flat
+from evener.transport.zeromq_channel import connect
+from evener.transport.zeromq_wire import (
+    BYE,
+    LINGER_MILLISECONDS,
+    OPEN,
+    PAYLOAD,
+    PLAIN,
+    PREFIX,
+    Wire,
+    chunks,
+    fill,
+    first_frame,
+    read_first,
+    read_frames,
+    unpack_sizes,
+)
+
+__all__ = ["ZeroMQListener", "connect", "listen"]
+
+#: MANDATORY: a send to a peer that is gone fails instead of vanishing. What we send is one payload per push, so
+#: its queue may be long: it holds bursts of words, and a peer is only given up when it does not read at all.
+SETTINGS = {zmq.ROUTER_MANDATORY: 1, zmq.SNDHWM: 1024}
+EVENTS = zmq.EVENT_ACCEPTED | zmq.EVENT_DISCONNECTED
+
+#: Peers that are connected and not admitted. Each costs a few hundred bytes; a large cluster may start all at once.
+MAX_STRANGERS = 1024
+
+
+@dataclass(slots=True, eq=False)
+class _Link:
+    """One connection, as far as it has spoken. `peer` is 0 while (and once again when) we do not deal with it."""
+
+    routing_id: bytes
+    fd: int
+    description: str
+    peer: int = 0
+    sizes: tuple[int, ...] = ()
+    admitted: bool = False
+    inbox: list[memoryview] = field(default_factory=list)
+    chunks: list[memoryview] = field(default_factory=list)  # the inbox, as it arrives
+
+
+class ZeroMQListener:
+    """A server's end of all its links."""
+
+    def __init__(self, wire: Wire, address: str) -> None:
+        self.address = address
+        self._wire = wire
+        self._numbers = itertools.count(1)
+        self._live: set[int] = set()  # descriptors of all connections, of strangers too
+        self._links: dict[bytes, _Link] = {}  # by routing id
+        self._by_fd: dict[int, _Link] = {}
+        self._peers: dict[int, _Link] = {}
+        self._lost: list[_Link] = []  # connections that broke; their last messages may wait still
+        self._strangers: set[int] = set()
+        self._held = b""  # routing id of a message that is read in the next round
+        self._events: list[Incoming] = []
+        self._complaints = Complaints(logging.getLogger(__name__))
+
+    def fileno(self) -> int:
+        return self._wire.fileno()
+
+    def pending(self) -> bool:
+        return bool(self._events or self._held or self._lost) or self._wire.readable()
+
+    def receive(self) -> list[Incoming]:
+        self._watch()
+        heard: set[bytes] = set()
+        while self._held or self._wire.has_message():
+            routing_id = self._held or self._wire.socket.recv(zmq.NOBLOCK)
+            if routing_id in heard:
+                self._held = routing_id
+                break
+            self._held = b""
+            heard.add(routing_id)
+            self._read(routing_id)
+        else:
+            self._bury()
+        events, self._events = self._events, []
+        return events
+
+    def _watch(self) -> None:
+        """Follow which connections live."""
+        for event, fd in self._wire.news():
+            if event == zmq.EVENT_ACCEPTED:
+                self._live.add(fd)
+            else:
+                self._live.discard(fd)
+                if (link := self._by_fd.pop(fd, None)) is not None:
+                    self._lost.append(link)
+
+    def _bury(self) -> None:
+        """Report broken connections, now that all they sent before is read."""
+        for link in self._lost:
+            del self._links[link.routing_id]
+            self._forget(link, "its connection broke or was closed")
+        self._lost.clear()
+
+    def _read(self, routing_id: bytes) -> None:
+        link = self._links.get(routing_id)
+        frames = read_frames(self._wire.socket, 1 + len(link.chunks) if link else 1)
+        if link is None:
+            link = self._enter(routing_id, frames[0])
+        elif not link.peer:
+            return  # refused or disconnected before
+        if link is not None:
+            try:
+                self._handle(link, frames)
+            except ValueError as error:
+                self._refuse(link, str(error))
+
+    def _enter(self, routing_id: bytes, frame: zmq.Frame) -> _Link | None:
+        """Start to keep a connection's books; None when it is broken already."""
+        fd, description = _origin(frame)
+        self._watch()  # what happened to this descriptor before belongs to others
+        if fd not in self._live:
+            return None
+        if (old := self._by_fd.pop(fd, None)) is not None:
+            self._lost.append(old)  # its descriptor has a new owner
+        link = self._links[routing_id] = self._by_fd[fd] = _Link(routing_id, fd, description)
+        return link
+
+    def _handle(self, link: _Link, frames: list[zmq.Frame]) -> None:
+        """Take a message as it is meant; ValueError for one that an evener worker would not send now."""
+        kind, header = read_first(frames[0])
+        if not link.peer:
+            if kind != OPEN or len(frames) > 1:
+                raise ValueError("a first message that opens no link")
+            self._open(link, unpack_sizes(header))
+        elif kind == PLAIN:
+            fill([], frames[1:])
+            self._events.append(Arrived(link.peer, header, False))
+        elif kind == PAYLOAD and link.admitted:
+            fill(link.chunks, frames[1:])
+            self._events.append(Arrived(link.peer, header, True))
+        else:
+            raise ValueError("a payload before it was admitted" if kind == PAYLOAD else f"a message of kind {kind}")
+
+    def _open(self, link: _Link, sizes: tuple[int, ...]) -> None:
+        if len(self._strangers) >= MAX_STRANGERS:
+            raise ValueError(f"a first message while {MAX_STRANGERS} others wait to be admitted")
+        link.peer, link.sizes = next(self._numbers), sizes
+        self._peers[link.peer] = link
+        self._strangers.add(link.peer)
+        self._events.append(Opened(link.peer, link.description))
+
+    def _refuse(self, link: _Link, what: str) -> None:
+        self._complaints.say(f"{self.address}: ignoring {link.description} from now on: it sent {what}")
+        self._say_bye(link, f"it got {what}")
+        self._forget(link, f"it sent {what}")
+
+    def _say_bye(self, link: _Link, reason: str) -> None:
+        with contextlib.suppress(zmq.ZMQError):
+            self._transmit(link, [first_frame(BYE, reason.encode())])
+
+    def _forget(self, link: _Link, reason: str = "") -> None:
+        """End our dealings with a peer; with a reason it is news to the server."""
+        if link.peer and reason:
+            self._events.append(Closed(link.peer, reason))
+        self._peers.pop(link.peer, None)
+        self._strangers.discard(link.peer)
+        link.peer, link.admitted, link.inbox, link.chunks = 0, False, [], []
+
+    def admit(self, peer: int, sizes: Sequence[int]) -> None:
+        link = self._link(peer)
+        check_sizes(link.sizes, sizes)
+        if not link.admitted:
+            link.inbox = [memoryview(bytearray(nbytes)) for nbytes in sizes]
+            link.chunks = chunks(link.inbox)
+            link.admitted = True
+            self._strangers.discard(peer)
+
+    def inbox(self, peer: int) -> list[memoryview]:
+        link = self._link(peer)
+        if not link.admitted:
+            raise ProtocolError(f"peer {peer} was not admitted.")
+        return link.inbox
+
+    def send(self, peer: int, header: bytes, payload: Sequence[memoryview] = ()) -> None:
+        check_header(header)
+        link = self._link(peer)
+        frames: list[bytes | memoryview] = [first_frame(PAYLOAD if payload else PLAIN, header)]
+        if payload:
+            frames += chunks(flat(payload, link.sizes if link.admitted else ()))
+        try:
+            self._transmit(link, frames)
+        except zmq.ZMQError as error:
+            reason = "it does not read what it is sent" if error.errno == zmq.EAGAIN else "its connection broke"
+            self._forget(link, reason)
+            raise PeerGone(f"peer {peer} ({link.description}) is gone: {reason}.") from error
+
+    def _transmit(self, link: _Link, frames: list[bytes | memoryview]) -> None:
+        # Only the routing id can fail: it finds the peer gone (EHOSTUNREACH) or its queue full (EAGAIN).
+        self._wire.socket.send_multipart([link.routing_id, *frames], zmq.NOBLOCK)
+
+    def disconnect(self, peer: int) -> None:
+        if (link := self._peers.get(peer)) is not None:
+            self._say_bye(link, "it was disconnected")
+            self._forget(link)
+
+    def _link(self, peer: int) -> _Link:
+        if peer not in self._peers:
+            raise PeerGone(f"peer {peer} is gone.")
+        return self._peers[peer]
+
+    def close(self) -> None:
+        self._wire.close(LINGER_MILLISECONDS)
+
+
+def _origin(frame: zmq.Frame) -> tuple[int, str]:
+    """(descriptor, address) of the connection that a frame came by; -1, which no connection has, if it is not told."""
+    try:
+        return int(frame.get(zmq.SRCFD)), str(frame.get("Peer-Address"))
+    except zmq.ZMQError:
+        return -1, "?"
+
+
+def listen(address: str = "tcp://127.0.0.1:0") -> ZeroMQListener:
+    """Listen for workers of any host that reaches the address; port 0 takes a free one, published in `address`."""
+    address = address if address not in ("", PREFIX) else "tcp://127.0.0.1:0"
+    match = re.fullmatch(r"tcp://([^:/*\[\]]+):(\d{1,5})", address)
+    if match is None or int(match[2]) > 65535:
+        raise ConfigError(
+            f"cannot listen on '{address}'.",
+            why="a server needs one host name or IPv4 address, which its workers can reach, and a port up to 65535.",
+            fix="write tcp://HOST:PORT; port 0 takes a free one.",
+        )
+    wire = Wire(zmq.ROUTER, SETTINGS, events=EVENTS)
+    try:
+        wire.socket.bind(f"{PREFIX}{socket.gethostbyname(match[1])}:{match[2]}")
+    except OSError as error:  # ZMQError is one
+        wire.close()
+        raise _bind_error(match[1], match[2], error) from error
+    return ZeroMQListener(wire, str(wire.socket.get_string(zmq.LAST_ENDPOINT)))
+
+
+def _bind_error(host: str, port: str, error: OSError) -> BindError:
+    if error.errno == errno.EADDRINUSE:
+        return BindError(
+            f"{host}:{port} is taken.", why="another process listens there.", fix="choose another port, or stop it."
+        )
+    if isinstance(error, socket.gaierror) or error.errno in (errno.EADDRNOTAVAIL, errno.ENODEV):
+        return BindError(
+            f"{host} is not an address of this machine.",
+            why=str(error),
+            fix="use 127.0.0.1, or an address that `ip address` lists here.",
+        )
+    return BindError(f"cannot listen on {host}:{port}.", why=str(error), fix="choose another port.")

@@ -1,0 +1,168 @@
+"""A worker's end of a link between hosts."""
+
+from __future__ import annotations
+
+import socket
+import time
+
+import zmq
+
+from evener.errors import ConfigError, PeerGone, Unavailable
+from evener.transport.channel import SEND_SECONDS, Ranges, check_header, check_ranges
+from evener.transport.zeromq_wire import (
+    BYE,
+    LINGER_MILLISECONDS,
+    OPEN,
+    PAYLOAD,
+    PLAIN,
+    PREFIX,
+    Wire,
+    chunks,
+    fill,
+    first_frame,
+    pack_sizes,
+    read_first,
+    read_frames,
+)
+
+#: IMMEDIATE: without a connection a send fails; nothing is queued for a server that is not there.
+SETTINGS = {zmq.IMMEDIATE: 1}
+EVENTS = (
+    zmq.EVENT_HANDSHAKE_SUCCEEDED
+    | zmq.EVENT_HANDSHAKE_FAILED_NO_DETAIL
+    | zmq.EVENT_HANDSHAKE_FAILED_PROTOCOL
+    | zmq.EVENT_HANDSHAKE_FAILED_AUTH
+    | zmq.EVENT_DISCONNECTED
+    | zmq.EVENT_CLOSED
+)
+RETRY_SECONDS = 0.05
+
+
+class ZeroMQChannel:
+    """A DEALER socket with exactly one connection in its life.
+
+    The payload is sent from the worker's own memory, without a copy: ZeroMQ's thread reads it until the server has it
+    all, which is sure when the answer is here.
+    """
+
+    def __init__(self, address: str, wire: Wire, outbox: Ranges, inbox: Ranges) -> None:
+        self._address, self._wire = address, wire
+        self._outgoing, self._incoming = chunks(outbox.views()), chunks(inbox.views())
+        self._gone: PeerGone | None = None
+        self._transmit([first_frame(OPEN, pack_sizes(outbox.sizes()))])
+
+    def fileno(self) -> int:
+        return self._wire.fileno()
+
+    def pending(self) -> bool:
+        return self._gone is not None or self._wire.readable()
+
+    def send(self, header: bytes, *, payload: bool = False) -> None:
+        check_header(header)
+        if self._gone is not None:
+            raise self._gone
+        if payload:
+            self._transmit([first_frame(PAYLOAD, header), *self._outgoing])
+        else:
+            self._transmit([first_frame(PLAIN, header)])
+
+    def _transmit(self, frames: list[bytes | memoryview]) -> None:
+        """Hand a message to ZeroMQ, all of it or nothing; a full queue gets some time to drain."""
+        deadline = 0.0
+        while True:
+            try:
+                self._wire.socket.send_multipart(frames, zmq.NOBLOCK, copy=False)
+                return
+            except zmq.Again:
+                self._notice()
+            if self._gone is not None:
+                raise self._gone
+            deadline = deadline or time.monotonic() + SEND_SECONDS
+            if not self._wire.sleep(deadline):
+                raise PeerGone(f"{self._address} has not read its messages for {SEND_SECONDS:g} s.")
+
+    def receive(self, timeout: float) -> bytes | None:
+        deadline = time.monotonic() + timeout
+        while True:
+            while self._wire.has_message():
+                if (header := self._read()) is not None:
+                    return header
+            if self._gone is not None:
+                raise self._gone
+            self._notice()
+            # Just gone? What it sent before is here now: read that first.
+            if self._gone is None and not self._wire.sleep(deadline):
+                return None
+
+    def _notice(self) -> None:
+        for event, _ in self._wire.news():
+            if event == zmq.EVENT_DISCONNECTED and self._gone is None:
+                self._gone = PeerGone(f"the connection to {self._address} broke.")
+
+    def _read(self) -> bytes | None:
+        """The next header; None for a message that ends the link."""
+        frames = read_frames(self._wire.socket, 1 + len(self._incoming))
+        try:
+            kind, header = read_first(frames[0])
+            if kind == BYE:
+                self._gone = PeerGone(f"{self._address} closed this link: {header.decode(errors='replace')}.")
+                return None
+            if kind not in (PLAIN, PAYLOAD):
+                raise ValueError(f"a message of kind {kind}")
+            fill(self._incoming if kind == PAYLOAD else [], frames[1:])
+            return header
+        except ValueError as error:
+            self._gone = PeerGone(f"{self._address} is no server of ours: it sent {error}.")
+            return None
+
+    def close(self) -> None:
+        """Afterwards nobody reads the outbox any more: until then ZeroMQ's thread might."""
+        self._gone = PeerGone("this channel was closed here.")
+        self._wire.close(LINGER_MILLISECONDS)
+
+
+def connect(address: str, outbox: Ranges, inbox: Ranges, *, timeout: float = 10.0) -> ZeroMQChannel:
+    """Connect to a listener on any host; each attempt is a new socket."""
+    check_ranges(outbox, inbox)
+    deadline = time.monotonic() + timeout
+    while True:
+        wire = Wire(zmq.DEALER, SETTINGS, events=EVENTS)
+        try:
+            why = _shake_hands(wire, address, deadline)
+            if not why:
+                return ZeroMQChannel(address, wire, outbox, inbox)
+        except PeerGone as error:
+            why = str(error)
+        except BaseException:
+            wire.close()
+            raise
+        wire.close()
+        if time.monotonic() >= deadline:
+            raise Unavailable(
+                f"{address} has not answered for {timeout:g} s.",
+                why=why,
+                fix="check that the server runs and published this address, and that no firewall lies between.",
+            )
+        time.sleep(min(RETRY_SECONDS, max(0.0, deadline - time.monotonic())))
+
+
+def _shake_hands(wire: Wire, address: str, deadline: float) -> str:
+    """One attempt to connect; why it failed, or nothing when it did not."""
+    host, _, port = address.removeprefix(PREFIX).rpartition(":")
+    if not host or not port.isdecimal() or not 0 < int(port) < 65536:
+        raise ConfigError(f"'{address}' is not an address.", fix="write tcp://HOST:PORT with a port from 1 to 65535.")
+    try:
+        ip = socket.gethostbyname(host)
+    except OSError:
+        return f"the name '{host}' does not resolve."
+    wire.socket.connect(f"{PREFIX}{ip}:{port}")
+    while True:
+        for event, _ in wire.news():
+            if event == zmq.EVENT_HANDSHAKE_SUCCEEDED:
+                return ""
+            if event == zmq.EVENT_CLOSED:
+                return "no process listens there."
+            return "whoever listens there does not speak ZeroMQ."
+        wire.has_message()  # takes note of what its descriptor announced, or that would wake us again and again
+        if not wire.sleep(deadline):
+            return "no packet came back."

@@ -1,0 +1,161 @@
+"""What both ends of a link between hosts share: the socket with its settings, and the frames that travel on it.
+
+A message is one ZeroMQ message. Its first frame is a small preamble and the header; the payload follows, each range cut
+into frames of at most 1 MB (a larger one would look like death on a slow line: no heartbeat passes it). Both ends know
+the sizes of all frames from the sizes of the link's ranges, so everything else is refused.
+"""
+
+from __future__ import annotations
+
+import select
+import struct
+import time
+from collections.abc import Iterator, Sequence
+
+import zmq
+
+from evener.errors import ConfigError
+from evener.transport.channel import MAX_HEADER, MAX_PARTS
+
+PREFIX = "tcp://"
+CHUNK = 1 << 20
+PREAMBLE = struct.Struct("<4sBBI")  # magic, version, kind, bytes of the header that follows in the same frame
+MAGIC, VERSION = b"EVZQ", 1
+
+#: Kinds of messages. OPEN is a worker's first, its header the sizes it offers; BYE a server's last, with its reason.
+OPEN, PLAIN, PAYLOAD, BYE = range(4)
+
+#: A close waits this long for what was sent just before: an answer that says why the link is closed should arrive.
+LINGER_MILLISECONDS = 250
+
+#: RELIABILITY 6, on both ends. A high-water mark counts messages, not frames. There is no ZeroMQ reconnect: its socket
+#: would hand old requests to a new server, so a new connection is a new socket.
+SETTINGS = {
+    zmq.LINGER: 0,
+    zmq.HEARTBEAT_IVL: 1000,
+    zmq.HEARTBEAT_TIMEOUT: 5000,
+    zmq.HEARTBEAT_TTL: 5000,
+    zmq.HANDSHAKE_IVL: 5000,
+    zmq.CONNECT_TIMEOUT: 5000,
+    zmq.RECONNECT_IVL: -1,
+    zmq.RCVHWM: 16,
+    zmq.SNDHWM: 16,
+    zmq.MAXMSGSIZE: 4 << 20,
+}
+
+
+class Wire:
+    """One ZeroMQ socket, its monitor (who connected, who is gone) and one descriptor that stands for both.
+
+    It has its own context, so that `close` returns when no thread, port or memory of it is left.
+
+    ZeroMQ's descriptors are edge-triggered: they speak when something changed, and any call on the socket may swallow
+    that. Hence the order everywhere: ask `readable`, and only if it says no, wait for the descriptor, then ask again.
+    """
+
+    def __init__(self, kind: int, settings: dict[zmq.SocketOption, int], *, events: int) -> None:
+        if zmq.zmq_version_info() < (4, 3, 5):
+            raise ConfigError(f"libzmq {zmq.zmq_version()} is too old.", why="evener is tested with 4.3.5 and newer.")
+        self.context: zmq.Context[zmq.Socket[bytes]] = zmq.Context()
+        self.socket = self.context.socket(kind)
+        for option, value in (SETTINGS | settings).items():
+            self.socket.setsockopt(option, value)
+        self._monitor = self.context.socket(zmq.PAIR)
+        self._monitor.setsockopt(zmq.RCVHWM, 0)  # with a limit, a full monitor would stop the I/O thread
+        self.socket.monitor("inproc://monitor", events)
+        self._monitor.connect("inproc://monitor")
+        self._epoll = select.epoll()
+        for socket in (self.socket, self._monitor):
+            self._epoll.register(socket.fileno(), select.EPOLLIN)
+
+    def fileno(self) -> int:
+        return self._epoll.fileno()
+
+    def readable(self) -> bool:
+        """Is there a message, or news of the monitor? Asks ZeroMQ itself, not the descriptor."""
+        return bool((self._state(self.socket) | self._state(self._monitor)) & zmq.POLLIN)
+
+    def has_message(self) -> bool:
+        return bool(self._state(self.socket) & zmq.POLLIN)
+
+    @staticmethod
+    def _state(socket: zmq.Socket[bytes]) -> int:
+        return int(socket.get(zmq.EVENTS))
+
+    def news(self) -> Iterator[tuple[int, int]]:
+        """(event, value) of all that the monitor saw since the last call."""
+        while self._state(self._monitor) & zmq.POLLIN:
+            event, value = struct.unpack("=Hi", self._monitor.recv_multipart()[0])
+            yield event, value
+
+    def sleep(self, until: float) -> bool:
+        """Wait for the descriptor until a moment of `time.monotonic`; False when that has passed."""
+        remaining = min(until - time.monotonic(), 1e6)  # its limit is a little over two million
+        if remaining <= 0:
+            return False
+        self._epoll.poll(remaining)
+        return True
+
+    def close(self, linger: int = 0) -> None:
+        """Returns when all is gone; waits up to `linger` milliseconds for what was sent and is still on its way."""
+        if not self.context.closed:
+            self._epoll.close()
+            self.socket.disable_monitor()
+            self._monitor.close(0)
+            self.socket.close(linger)
+            self.context.term()
+
+
+def first_frame(kind: int, header: bytes) -> bytes:
+    return PREAMBLE.pack(MAGIC, VERSION, kind, len(header)) + header
+
+
+def read_first(frame: zmq.Frame) -> tuple[int, bytes]:
+    """(kind, header). Raises ValueError for anything that `first_frame` would not make."""
+    data = frame.buffer
+    if not PREAMBLE.size <= len(data) <= PREAMBLE.size + MAX_HEADER:
+        raise ValueError(f"a first frame of {len(data)} bytes")
+    magic, version, kind, nbytes = PREAMBLE.unpack_from(data)
+    if magic != MAGIC:
+        raise ValueError("not an evener peer")
+    if version != VERSION:
+        raise ValueError(f"a peer of transport version {version}, we speak {VERSION}")
+    if nbytes != len(data) - PREAMBLE.size:
+        raise ValueError(f"a header of {len(data) - PREAMBLE.size} bytes that says it has {nbytes}")
+    return kind, bytes(data[PREAMBLE.size :])
+
+
+def pack_sizes(sizes: Sequence[int]) -> bytes:
+    return struct.pack(f"<{len(sizes)}Q", *sizes)
+
+
+def unpack_sizes(header: bytes) -> tuple[int, ...]:
+    count, rest = divmod(len(header), 8)
+    if rest or count > MAX_PARTS:
+        raise ValueError(f"a list of sizes of {len(header)} bytes")
+    return struct.unpack(f"<{count}Q", header)
+
+
+def chunks(ranges: Sequence[memoryview]) -> list[memoryview]:
+    """The ranges as frames: 1 MB each, the last of a range shorter; an empty range needs none."""
+    return [view[at : at + CHUNK] for view in ranges for at in range(0, view.nbytes, CHUNK)]
+
+
+def read_frames(socket: zmq.Socket[bytes], limit: int) -> list[zmq.Frame]:
+    """The frames of one message; at most one more than `limit` is kept, so that an endless one costs nothing here."""
+    frames: list[zmq.Frame] = []
+    more = True
+    while more:
+        frame = socket.recv(zmq.NOBLOCK, copy=False)
+        more = frame.more
+        if len(frames) <= limit:
+            frames.append(frame)
+    return frames
+
+
+def fill(targets: Sequence[memoryview], frames: Sequence[zmq.Frame]) -> None:
+    """Copy a payload to where it belongs, after a look at all of it: nothing is written of a wrong one."""
+    if [len(frame) for frame in frames] != [target.nbytes for target in targets]:
+        raise ValueError("a payload of other sizes than those of its link")
+    for target, frame in zip(targets, frames, strict=True):
+        target[:] = frame.buffer

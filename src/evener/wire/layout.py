@@ -1,0 +1,201 @@
+"""Where every tensor lies: one flat buffer per dtype, each shard one contiguous slice of it.
+
+Every task computes the layout from the model alone, without talking; a fingerprint lets them check that they agree.
+All offsets are in elements of the tensor's dtype unless a name says ``nbytes``.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from itertools import groupby
+from math import prod
+
+from evener.errors import ConfigError
+
+ITEMSIZE = {
+    "float64": 8, "int64": 8, "float32": 4, "int32": 4, "float16": 2, "bfloat16": 2, "int16": 2, "int8": 1,
+    "uint8": 1, "bool": 1,
+}  # fmt: skip
+#: Tensors and cuts start at multiples of this many elements, so that vector instructions see aligned memory.
+ALIGNMENT = 16
+
+
+@dataclass(frozen=True, slots=True)
+class Spec:
+    """A tensor that travels: a trained parameter, or a buffer such as BatchNorm's running mean."""
+
+    name: str
+    shape: tuple[int, ...]
+    dtype: str
+    trained: bool
+
+    @property
+    def numel(self) -> int:
+        return prod(self.shape)
+
+
+@dataclass(frozen=True, slots=True)
+class Piece:
+    """The elements [start, stop) of one flattened tensor, at `offset` of its dtype's flat buffer, on one shard."""
+
+    spec: Spec
+    start: int
+    stop: int
+    offset: int
+    shard: int
+
+    @property
+    def whole(self) -> bool:
+        return self.stop - self.start == self.spec.numel
+
+    @property
+    def key(self) -> str:
+        """The piece's name in files: ``fc.weight``, or ``fc.weight[0:1024]`` for a part of it."""
+        return self.spec.name if self.whole else f"{self.spec.name}[{self.start}:{self.stop}]"
+
+
+@dataclass(frozen=True, slots=True)
+class Segment:
+    """The flat buffer of one dtype inside the memory block."""
+
+    dtype: str
+    offset_nbytes: int
+    numel: int
+    bounds: tuple[int, ...]  # P + 1 offsets: shard s owns [bounds[s], bounds[s + 1])
+
+
+Share = tuple[Spec, int, int]  # a tensor's elements [start, stop)
+
+
+def _padded(numel: int) -> int:
+    return -(-numel // ALIGNMENT) * ALIGNMENT
+
+
+def _even(specs: Sequence[Spec], shards: int) -> list[list[Share]]:
+    """Cut the flat buffer into equal slices. At most `shards` - 1 tensors are split, whatever their sizes."""
+    total = sum(_padded(spec.numel) for spec in specs)
+    cuts = [_padded(total * shard // shards) for shard in range(shards)] + [total]
+    placed: list[list[Share]] = [[] for _ in range(shards)]
+    at = 0
+    for spec in specs:
+        for shard in range(shards):
+            start, stop = max(at, cuts[shard]) - at, min(at + spec.numel, cuts[shard + 1]) - at
+            if start < stop or (spec.numel == 0 and shard == 0):
+                placed[shard].append((spec, start, max(start, stop)))
+        at += _padded(spec.numel)
+    return placed
+
+
+def _round_robin(specs: Sequence[Spec], shards: int) -> list[list[Share]]:
+    """Tensor k to shard k mod P, in order of construction, as TensorFlow's replica_device_setter (SEMANTICS P2)."""
+    return [[(spec, 0, spec.numel) for spec in specs[shard::shards]] for shard in range(shards)]
+
+
+def _greedy(specs: Sequence[Spec], shards: int) -> list[list[Share]]:
+    """Each tensor to the shard with the fewest bytes so far, lowest index on a tie (SEMANTICS P10)."""
+    placed: list[list[Share]] = [[] for _ in range(shards)]
+    load = [0] * shards
+    for spec in specs:
+        shard = load.index(min(load))
+        placed[shard].append((spec, 0, spec.numel))
+        load[shard] += spec.numel * ITEMSIZE[spec.dtype]
+    return placed
+
+
+PLACEMENTS: dict[str, Callable[[Sequence[Spec], int], list[list[Share]]]] = {
+    "even": _even,
+    "round_robin": _round_robin,
+    "greedy": _greedy,
+}
+
+
+class Layout:
+    """The placement of a model's tensors on `shards` servers and in one block of memory.
+
+    Args:
+        specs: the tensors in the model's order. Buffers are placed before parameters, so that the parameters of a
+            shard are one contiguous run.
+        shards: how many ps tasks there are; at least 1.
+        placement: "even" (equal bytes, large tensors split; the default), "round_robin" or "greedy" (whole tensors).
+
+    Raises:
+        ConfigError: a dtype that cannot travel, or an unknown placement.
+    """
+
+    def __init__(self, specs: Iterable[Spec], *, shards: int = 1, placement: str = "even") -> None:
+        self.specs = tuple(specs)
+        self.shards = shards
+        self.placement = placement
+        if placement not in PLACEMENTS:
+            raise ConfigError(f"unknown placement {placement!r}.", fix=f"use one of: {', '.join(PLACEMENTS)}.")
+        for spec in self.specs:
+            if spec.dtype not in ITEMSIZE:
+                raise ConfigError(
+                    f"tensor {spec.name!r} has dtype {spec.dtype}, which cannot be placed on a server.",
+                    why=f"evener moves {', '.join(ITEMSIZE)}.",
+                    fix="keep it out of the model's parameters and buffers, or register it with persistent=False.",
+                )
+        self.segments, self.pieces = self._lay()
+
+    def _lay(self) -> tuple[tuple[Segment, ...], tuple[Piece, ...]]:
+        segments: list[Segment] = []
+        pieces: list[Piece] = []
+        nbytes = 0
+        ordered = sorted(self.specs, key=lambda spec: (spec.dtype, spec.trained))
+        for dtype, group in groupby(ordered, key=lambda spec: spec.dtype):
+            bounds, at = [0], 0
+            for shard, shares in enumerate(PLACEMENTS[self.placement](list(group), self.shards)):
+                for spec, start, stop in sorted(shares, key=lambda share: share[0].trained):
+                    pieces.append(Piece(spec, start, stop, at, shard))
+                    at += _padded(stop - start)
+                bounds.append(at)
+            segments.append(Segment(dtype, nbytes, at, tuple(bounds)))
+            nbytes += -(-at * ITEMSIZE[dtype] // 4096) * 4096  # whole pages: dtypes never share a page
+        return tuple(segments), tuple(pieces)
+
+    @property
+    def nbytes(self) -> int:
+        """Size of the memory block that holds every segment."""
+        if not self.segments:
+            return 0
+        last = self.segments[-1]
+        return last.offset_nbytes + last.numel * ITEMSIZE[last.dtype]
+
+    def on(self, shard: int) -> tuple[Piece, ...]:
+        """The pieces of one shard, in the order of its memory."""
+        return tuple(piece for piece in self.pieces if piece.shard == shard)
+
+    def ranges(self, shard: int) -> tuple[tuple[int, int], ...]:
+        """(offset, nbytes) in the memory block of one shard's slice of each dtype, empty slices included."""
+        return tuple(
+            (
+                segment.offset_nbytes + segment.bounds[shard] * ITEMSIZE[segment.dtype],
+                (segment.bounds[shard + 1] - segment.bounds[shard]) * ITEMSIZE[segment.dtype],
+            )
+            for segment in self.segments
+        )
+
+    @cached_property
+    def fingerprint(self) -> str:
+        """Equal for two tasks exactly if they place the same tensors on the same shards."""
+        text = repr((self.specs, self.shards, self.placement))
+        return hashlib.sha256(text.encode()).hexdigest()[:16]
+
+    def difference(self, other: Iterable[Spec], *, here: str, there: str) -> str:
+        """One sentence about the first tensor in which `other` differs; empty when only the placement differs."""
+        mine, theirs = {spec.name: spec for spec in self.specs}, {spec.name: spec for spec in other}
+        for name, spec in mine.items():
+            twin = theirs.get(name)
+            if twin is None:
+                return f"{there} lacks {name!r} that {here} has"
+            if twin.shape != spec.shape:
+                return f"{name!r} is {list(spec.shape)} on {here}, {list(twin.shape)} on {there}"
+            if twin.dtype != spec.dtype:
+                return f"{name!r} is {spec.dtype} on {here}, {twin.dtype} on {there}"
+            if twin.trained != spec.trained:
+                return f"{name!r} is trained on {here if spec.trained else there} only"
+        extra = next((name for name in theirs if name not in mine), None)
+        return f"{there} has {extra!r} that {here} lacks" if extra else ""

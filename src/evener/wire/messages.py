@@ -1,0 +1,198 @@
+"""What tasks say to each other.
+
+Every request carries who asks, in which life, of which server generation (RELIABILITY S4). A worker's first request
+is `Hello` (epoch 0 asks for a new life), then `Join` to every shard, then one `Push` a step. The answer to `Join` and
+to `Push` is a `Release`, whose payload is the shard's parameters: the push is the pull.
+Shard 0 leads; the other shards tell it what they hold and do what it decides, in its order.
+"""
+
+from __future__ import annotations
+
+import msgspec
+
+PROTOCOL = 1
+
+
+class Message(msgspec.Struct, frozen=True, array_like=True, tag=True):
+    """Root of all messages; encoded as a tagged array."""
+
+
+class Identity(msgspec.Struct, frozen=True, array_like=True):
+    """One life of one worker, as seen by one generation of the servers."""
+
+    worker: int
+    epoch: int = 0  # granted by shard 0; a worker that comes back under its index gets the next one
+    generation: int = 0  # counts restores: a gradient of an older generation was computed on lost parameters
+
+
+# --- worker -> server
+
+
+class Hello(Message, frozen=True):
+    """A new link. Everything that must agree between two tasks is in it."""
+
+    identity: Identity
+    run: str  # random, from the launcher: two runs on one host never mix
+    evener: str
+    torch: str
+    recipe: str
+    layout: str  # fingerprint
+    specs: bytes  # zlib(msgpack([name, shape, dtype, trained], ...)): names the difference when the fingerprint differs
+    samples: int  # of training data; the schedule counts epochs with it
+    host: str
+    pid: int
+
+
+class Join(Message, frozen=True):
+    """Ready for the first parameters."""
+
+    identity: Identity
+
+
+class Push(Message, frozen=True):
+    """One gradient; the payload is the shard's slice of it."""
+
+    identity: Identity
+    seq: int  # counts this life's pushes from 1: a resend carries the same number and is never applied twice
+    version: int  # of the parameters it was computed on
+    lease: int
+    loss: float
+    examples: int
+    seconds: float  # of computing
+
+
+class Pull(Message, frozen=True):
+    """Show me tensors, change nothing. The answer is `Contents`."""
+
+    identity: Identity
+    what: str  # "parameters", "averages" (EMA), "gradients" (of the last update, averaged)
+
+
+class Goodbye(Message, frozen=True):
+    """This worker ends; an empty reason is a normal end."""
+
+    identity: Identity
+    reason: str = ""
+
+
+class Halt(Message, frozen=True):
+    """A hook of this worker ends the whole run."""
+
+    identity: Identity
+    reason: str
+    complete: bool = True  # False: it was cut short, so nobody evaluates
+
+
+# --- server -> worker
+
+
+class Granted(Message, frozen=True):
+    """Welcome: your life's number, the servers' generation."""
+
+    identity: Identity
+
+
+class Release(Message, frozen=True):
+    """Compute again: the payload is the parameters of `version`, `lease` names the batch."""
+
+    seq: int  # of the push it answers; 0 answers `Join`
+    version: int
+    lease: int  # -1: none, look at `stop`
+    stop: str = ""  # why the run ends, when it does
+    chief: bool = False
+    rejected: str = ""  # why the push was dropped, when it was
+    staleness: int = 0  # of the push
+    dropped: int = 0  # gradients dropped so far, of all workers
+    learning_rate: float = 0.0
+
+
+class Contents(Message, frozen=True):
+    """Answer to `Pull`; the payload is what was asked for."""
+
+    what: str
+    version: int
+
+
+class Refused(Message, frozen=True):
+    """Answer to anything that may not be; `kind` is the name of an `EvenerError`."""
+
+    kind: str
+    what: str
+    why: str
+    fix: str
+
+
+# --- between servers
+
+
+class Follow(Message, frozen=True):
+    """A follower's first words to the leader."""
+
+    shard: int
+    run: str
+    layout: str
+
+
+class Lead(Message, frozen=True):
+    """The leader's answer: its generation, and the version to start at."""
+
+    generation: int
+    version: int
+
+
+class Held(Message, frozen=True):
+    """A follower holds this push (seq 0: this `Join`); the leader decides over it once every shard holds it."""
+
+    shard: int
+    worker: int
+    epoch: int
+    seq: int
+
+
+class Lost(Message, frozen=True):
+    """A follower's link to this worker broke."""
+
+    shard: int
+    worker: int
+    epoch: int
+
+
+Key = tuple[int, int, int]  # worker, epoch, seq
+
+
+class Decided(Message, frozen=True):
+    """What the leader has decided, to be done in this order: apply, drop, release."""
+
+    version: int  # after it
+    apply: list[Key]  # in the order in which they are summed
+    drop: list[Key]
+    release: list[tuple[int, int, Release]]  # worker, epoch, answer
+    gone: list[tuple[int, int]] = []  # worker, epoch: forget its link
+
+
+class Save(Message, frozen=True):
+    """Write your shard of the checkpoint of this version, now."""
+
+    version: int
+
+
+class Saved(Message, frozen=True):
+    """A follower's files of a checkpoint, or why there are none."""
+
+    shard: int
+    version: int
+    files: dict[str, tuple[int, str]]  # name -> nbytes, sha256
+    values: bytes = b""  # JSON: its `Contents.values`
+    error: str = ""
+
+
+class End(Message, frozen=True):
+    """The run is over; followers close."""
+
+    reason: str
+
+
+AnyMessage = (
+    Hello | Join | Push | Pull | Goodbye | Halt | Granted | Release | Contents | Refused
+    | Follow | Lead | Held | Lost | Decided | Save | Saved | End
+)  # fmt: skip

@@ -1,0 +1,55 @@
+"""The seam between the training loop and whoever owns the parameters: gradients in, parameters out."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Protocol
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Turn:
+    """Leave to compute: which batch, on which parameters, and what became of the last gradient."""
+
+    version: int  # global step of the parameters that the model holds now
+    lease: int  # the batch; -1 when the run ends
+    stop: str = ""  # why the run ends, when it does
+    chief: bool = False
+    rejected: str = ""  # why the last gradient was dropped, when it was
+    staleness: int = 0  # of the last gradient
+    dropped: int = 0  # gradients dropped so far, of all workers
+    learning_rate: float = 0.0
+
+
+class Exchange(Protocol):
+    """Owns, or reaches, the parameters. The model's tensors are views of memory that it fills."""
+
+    def start(self) -> Turn:
+        """The first parameters and the first batch."""
+        ...
+
+    def update(self, *, loss: float, examples: int, seconds: float) -> Turn:
+        """Give the gradient that lies in the flat buffer; return when this worker may compute again.
+
+        Raises:
+            NonFinite: the gradient holds NaN or infinity; it was not applied.
+            WireError: the owner of the parameters is gone or refuses.
+        """
+        ...
+
+    def show(self, what: str) -> int:
+        """Fill the model's tensors with "parameters", "averages" or the last "gradients"; returns their version.
+
+        Whoever asked for something else must ask for "parameters" again before the next batch.
+        """
+        ...
+
+    def stop(self, reason: str, *, complete: bool = True) -> Turn | None:
+        """Ask that the whole run ends; the next `Turn` says so, or the one returned does at once.
+
+        `complete` False: it was cut short (Ctrl-C), so nobody evaluates.
+        """
+        ...
+
+    def close(self, reason: str = "") -> None:
+        """Leave. An empty reason is a normal end."""
+        ...

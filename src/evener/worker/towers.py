@@ -1,0 +1,96 @@
+"""One batch over this process's devices -> averaged gradients in one flat buffer."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+
+from evener.data.dataset import Batch
+from evener.errors import ConfigError
+from evener.recipe import Recipe
+from evener.tensors import Bytes, bind, whole_views
+from evener.wire.layout import Layout
+
+
+class Towers:
+    """The model and its gradients, both views of memory that travels.
+
+    Args:
+        model: its parameters and buffers move into `parameters`, values included.
+        parameters: memory block of the layout that the model lives in; an answer that lands there is the new model.
+        gradients: memory block of the layout that `gradients()` fills.
+        seed: of the run; with the lease it seeds what is random in the model, so that dropout too depends on the batch
+            alone and not on the worker that computes it.
+    """
+
+    def __init__(
+        self, model: nn.Module, recipe: Recipe, layout: Layout, *, parameters: Bytes, gradients: Bytes, seed: int
+    ) -> None:
+        self.model = model
+        self.recipe = recipe
+        self._seed = seed
+        views = whole_views(layout, gradients)
+        bind(model, whole_views(layout, parameters))
+        trained = [(name, p) for name, p in model.named_parameters() if p.requires_grad]
+        self._parameters = [p for _, p in trained]
+        self._gradients = [views[name] for name, _ in trained]
+        own = dict(model.named_buffers())
+        self._buffers = [(views[spec.name], own[spec.name]) for spec in layout.specs if not spec.trained]
+        self.names = [name for name, _ in trained]
+
+    def gradients(self, batch: Batch, lease: int) -> float:
+        """Forward and backward of one batch; returns its loss. The gradients then lie in the flat buffer.
+
+        Autograd makes its own tensors, which are copied: letting it accumulate into the flat buffer costs a memset and one
+        more read of everything (1.56 against 1.50 ms a step of the MNIST network).
+        """
+        torch.default_generator.manual_seed(self._seed * 1_000_003 + lease)
+        inputs, target = batch
+        for parameter in self._parameters:
+            parameter.grad = None
+        loss = self.recipe.loss(self.model(inputs), target)
+        if self.recipe.penalty is not None:
+            loss = loss + self.recipe.penalty(self.model)
+        _check_scalar(loss)
+        loss.backward()  # type: ignore[no-untyped-call]
+        self._collect()
+        return float(loss.detach())
+
+    def _collect(self) -> None:
+        into, made = [], []
+        for gradient, parameter in zip(self._gradients, self._parameters, strict=True):
+            if parameter.grad is None:
+                gradient.zero_()  # the batch did not use it
+            elif parameter.grad.is_sparse:
+                gradient.copy_(parameter.grad.to_dense())
+            else:
+                into.append(gradient)
+                made.append(parameter.grad)
+        if into:
+            torch._foreach_copy_(into, made)
+        for travelling, buffer in self._buffers:
+            travelling.copy_(buffer)
+
+    def copy_of_gradients(self) -> dict[str, Tensor]:
+        return {name: gradient.clone() for name, gradient in zip(self.names, self._gradients, strict=True)}
+
+
+def _check_scalar(loss: object) -> None:
+    if not isinstance(loss, Tensor):
+        raise ConfigError(
+            f"the recipe's loss returned {type(loss).__name__}, not a tensor.",
+            why="training needs a scalar tensor to differentiate.",
+            fix="return the mean loss of the batch as a tensor.",
+        )
+    if loss.numel() != 1:
+        raise ConfigError(
+            f"the recipe's loss has shape {list(loss.shape)}, not a scalar.",
+            why="training needs one number to differentiate.",
+            fix='return the mean over the batch, e.g. reduction="mean".',
+        )
+    if not loss.requires_grad:
+        raise ConfigError(
+            "the recipe's loss does not depend on the model's parameters.",
+            why="it carries no gradient.",
+            fix="compute it from the model's output without detach() or no_grad().",
+        )

@@ -1,0 +1,182 @@
+"""The shipped network: its numbers are TensorFlow's, and it learns."""
+
+import math
+
+import pytest
+import torch
+from torch import nn
+
+from evener.data.batches import Batches, whole
+from evener.data.dataset import as_data
+from evener.errors import ConfigError
+from evener.recipe import check_model, resolve
+from evener.recipes.mnist import l2_loss, mnist, network
+
+
+@pytest.fixture(autouse=True)
+def one_thread():
+    """These matrices are small: more threads only wait for each other, most of all on a busy machine."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
+
+
+def parameters_after(recipe, steps, seed=0):
+    """Train with nothing but PyTorch; returns the model and its data."""
+    torch.manual_seed(seed)
+    model, data = recipe.model(), as_data(recipe.data())
+    check_model(model)
+    optimizer = recipe.optimizer(model)
+    batches = Batches(data.train, batch_size=100, seed=seed)
+    schedule = recipe.lr_scheduler(optimizer, batches.steps_per_epoch)
+    for lease in range(steps):
+        inputs, target = batches.batch(lease)
+        optimizer.zero_grad()
+        (recipe.loss(model(inputs), target) + recipe.penalty(model)).backward()
+        optimizer.step()
+        schedule.step()
+    return model, data
+
+
+@torch.no_grad()
+def validation_accuracy(recipe, model, data):
+    right = sum(recipe.metrics["accuracy"](model(x), y) * len(y) for x, y in whole(data.validation, 1000))
+    return float(right) / len(data.validation)
+
+
+@pytest.mark.parametrize(
+    "options",
+    [{"hidden": 100}, {"optimizer": "momentum", "learning_rate": 0.05}, {"optimizer": "adam", "learning_rate": 0.001}],
+)
+def test_300_steps_learn_the_digits(options):
+    recipe = mnist(**options)
+    model, data = parameters_after(recipe, 300)
+    assert validation_accuracy(recipe, model, data) > 0.9
+
+
+def test_the_network():
+    torch.manual_seed(0)
+    model = network(500)
+
+    assert model(torch.zeros(3, 784)).tolist() == [[0.0] * 10] * 3  # biases are zero
+    assert {name: list(p.shape) for name, p in model.named_parameters()} == {
+        "hidden.weight": [500, 784],
+        "hidden.bias": [500],
+        "output.weight": [10, 500],
+        "output.bias": [10],
+    }
+    for weight in (model.hidden.weight, model.output.weight):
+        assert weight.abs().max() <= 0.2
+        # A normal of stddev 0.1 without its tails beyond two sigma has stddev 0.08796.
+        assert weight.std().item() == pytest.approx(0.08796, rel=0.03)
+
+
+def test_the_first_parameters_follow_from_the_seed():
+    recipe = mnist(hidden=20)
+
+    def made(seed):
+        torch.manual_seed(seed)
+        return nn.utils.parameters_to_vector(recipe.model().parameters())
+
+    assert torch.equal(made(3), made(3))
+    assert not torch.equal(made(3), made(4))
+
+
+def test_the_l2_loss_and_its_gradient():
+    torch.manual_seed(0)
+    model = network(20)
+    loss = 3 * l2_loss(model, 0.01)
+    loss.backward()
+
+    weights = [model.hidden.weight, model.output.weight]
+    assert loss.item() == pytest.approx(3 * 0.01 * sum((w**2).sum().item() for w in weights) / 2, rel=1e-5)
+    for weight in weights:
+        torch.testing.assert_close(weight.grad, 3 * 0.01 * weight.detach())
+    assert model.hidden.bias.grad is None
+
+
+def test_the_l2_gradient_numerically():
+    class Double(nn.Module):
+        def __init__(self, weight):
+            super().__init__()
+            self.weight = nn.Parameter(weight)
+
+    weight = torch.randn(3, 4, dtype=torch.float64, requires_grad=True)
+    module = Double(weight)
+    module._parameters["weight"] = weight
+    assert torch.autograd.gradcheck(lambda w: l2_loss(module, 0.3), (weight,))
+
+
+def rates(steps_per_epoch, count, **options):
+    recipe = mnist(learning_rate=0.5, decay=0.9, **options)
+    optimizer = recipe.optimizer(nn.Linear(1, 1))
+    schedule = recipe.lr_scheduler(optimizer, steps_per_epoch)
+    found = []
+    for _ in range(count):
+        found.append(optimizer.param_groups[0]["lr"])
+        optimizer.step()
+        schedule.step()
+    return found
+
+
+def test_the_learning_rate_decays_smoothly_by_true_division():
+    assert rates(2.5, 6) == pytest.approx([0.5 * 0.9 ** (step / 2.5) for step in range(6)])
+
+
+def test_the_learning_rate_decays_in_stairs():
+    assert rates(2.5, 6, staircase=True) == pytest.approx([0.5 * 0.9 ** math.floor(step / 2.5) for step in range(6)])
+
+
+@pytest.mark.parametrize(
+    ("name", "kind", "momentum"), [("sgd", "SGD", 0), ("momentum", "SGD", 0.8), ("adam", "Adam", None)]
+)
+def test_the_optimizers(name, kind, momentum):
+    made = mnist(optimizer=name, momentum=0.8, learning_rate=0.2).optimizer(nn.Linear(1, 1))
+    assert type(made).__name__ == kind
+    assert made.param_groups[0]["lr"] == 0.2
+    assert made.param_groups[0].get("momentum") == momentum
+
+
+def test_penalty_and_average_can_be_switched_off():
+    recipe = mnist(l2=0, ema_decay=0)
+    assert recipe.penalty is None
+    assert recipe.ema_decay is None
+    assert mnist().ema_decay == 0.99
+
+
+@pytest.mark.parametrize(
+    ("name", "values"),
+    [
+        ("hidden", [0, -1]),
+        ("learning_rate", [0, "inf", "nan"]),
+        ("decay", [0, 1.1]),
+        ("l2", [-1]),
+        ("ema_decay", [1]),
+        ("momentum", [1]),
+        ("optimizer", ["adamw"]),
+        ("data", ["cifar"]),
+    ],
+)
+def test_options_that_cannot_work_are_refused_by_name_and_value(name, values):
+    for value in values:
+        with pytest.raises(ConfigError, match=f"option {name}=") as caught:
+            resolve("mnist", {name: value})
+        assert caught.value.why
+        assert caught.value.fix
+
+
+def test_mnist_needs_a_directory_or_a_download():
+    with pytest.raises(ConfigError, match="needs the directory") as caught:
+        mnist(data="mnist")
+    assert "--data-dir" in caught.value.fix
+
+
+def test_mnist_is_read_from_its_directory_or_fetched_into_the_cache(monkeypatch, tmp_path):
+    from evener.data import mnist as files
+
+    asked = []
+    monkeypatch.setattr(files, "load", lambda where, download: asked.append((str(where), download)))
+    mnist(data="mnist", data_dir="/there").data()
+    mnist(data="mnist", download=True).data()
+    assert asked == [("/there", False), (str(files.default_dir()), True)]

@@ -1,0 +1,34 @@
+"""evener: train one PyTorch model on many workers of unequal speed."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from evener.api import evaluate, run
+    from evener.data.dataset import Data, MapStyle, Tensors
+    from evener.errors import EvenerError
+    from evener.recipe import Recipe
+    from evener.result import Result
+    from evener.session.hooks import Hook, StopAtStep
+    from evener.settings import Settings
+
+_HOMES = {
+    "run": "evener.api", "evaluate": "evener.api", "Recipe": "evener.recipe", "Result": "evener.result",
+    "Settings": "evener.settings", "EvenerError": "evener.errors", "Hook": "evener.session.hooks",
+    "StopAtStep": "evener.session.hooks", "Data": "evener.data.dataset", "Tensors": "evener.data.dataset",
+    "MapStyle": "evener.data.dataset",
+}  # fmt: skip
+
+__all__ = [
+    "Data", "EvenerError", "Hook", "MapStyle", "Recipe", "Result", "Settings", "StopAtStep", "Tensors", "evaluate", "run",
+]  # fmt: skip
+
+
+def __getattr__(name: str) -> Any:
+    """Names are found when they are used: `evener --help` and the launcher need no PyTorch."""
+    if name not in _HOMES:
+        raise AttributeError(f"module 'evener' has no attribute {name!r}")
+    from importlib import import_module
+
+    return getattr(import_module(_HOMES[name]), name)

@@ -9,6 +9,7 @@ EvenerError
 ├── NonFinite          a loss or gradient that is NaN or infinite
 ├── Stalled            nothing moved for longer than the stall timeout
 ├── TaskFailed         a task of the run ended with an error
+│   └── RunFailed        and so the run did: which task, why, its traceback
 └── WireError          what a peer said or did
     ├── Unavailable      it never answered
     ├── PeerGone         it answered before and is gone now
@@ -78,6 +79,14 @@ class Stalled(EvenerError):
 
 class TaskFailed(EvenerError):
     """A task of the run ended with an error; carries the first traceback."""
+
+
+class RunFailed(TaskFailed):
+    """A run ended because a task failed. `block` is the whole story for a terminal, the first traceback last."""
+
+    def __init__(self, what: str, *, why: str = "", fix: str = "", block: str = "") -> None:
+        super().__init__(what, why=why, fix=fix)
+        self.block = block or str(self)
 
 
 class WireError(EvenerError):

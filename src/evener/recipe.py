@@ -128,19 +128,26 @@ def resolve(reference: str, options: Mapping[str, object] | None = None) -> Reci
     Raises:
         ConfigError: no such recipe, or options that do not fit. What the user's own code raises passes through.
     """
-    found = _find(reference)
+    return from_object(_find(reference), options, name=reference)
+
+
+def from_object(found: Any, options: Mapping[str, object] | None = None, *, name: str = "") -> Recipe:
+    """A `Recipe` as it is, or made by a function with options. Raises ConfigError when it is neither or they do not fit."""
+    name = name or getattr(found, "__name__", type(found).__name__)
     if isinstance(found, Recipe):
         if options:
             raise ConfigError(
-                f"{reference} takes no options, but was given {', '.join(options)}.",
+                f"{name} takes no options, but was given {', '.join(options)}.",
                 why="it is a finished Recipe; options are arguments of a function that returns one.",
                 fix="leave the options out, or name a function.",
             )
         return found
-    made = found(**_options.convert(found, options or {}, f"recipe {reference}"))
+    if not callable(found):
+        raise ConfigError(f"{_kind(found)} is not a recipe.", fix="pass an evener.Recipe or a function that returns one.")
+    made = found(**_options.convert(found, options or {}, f"recipe {name}"))
     if not isinstance(made, Recipe):
         raise ConfigError(
-            f"{reference} returned {_kind(made)}.",
+            f"{name} returned {_kind(made)}.",
             why="a recipe function returns an evener.Recipe.",
             fix="end it with: return Recipe(model=..., data=..., optimizer=...).",
         )

@@ -32,6 +32,7 @@ class Progress(Report, frozen=True):
     loss: float
     dropped: int
     waiting_for: str = ""
+    updates: int = 0  # of this run, without what it resumed from
 
 
 class Line(Report, frozen=True):

@@ -66,7 +66,7 @@ class Outcome:
             case Failed():
                 self.failures.append(report)
 
-    def result(self, settings: Settings, *, recipe: str, first_step_seconds: float | None) -> Result:
+    def result(self, settings: Settings, *, first_step_seconds: float | None) -> Result:
         """Only of a run that finished."""
         finished = self.finished
         assert finished is not None
@@ -74,7 +74,7 @@ class Outcome:
         steps = finished.global_step - finished.first_step
         seconds = finished.seconds
         return Result(
-            recipe=recipe, mode=settings.mode if settings.ps else "single", ps=settings.ps, workers=settings.workers,
+            recipe=settings.recipe, mode=settings.mode if settings.ps else "single", ps=settings.ps, workers=settings.workers,
             replicas_to_aggregate=settings.aggregate if settings.mode == "sync" and settings.ps else None,
             global_step=finished.global_step, examples=finished.examples, seconds=seconds,
             steps_per_second=steps / seconds if seconds > 0 else 0.0,

@@ -1,4 +1,4 @@
-"""The line between a launcher and one of its tasks: JSON lines over a socket pair that both inherit.
+"""The line between a launcher and one of its tasks: messages over a socket pair (length, then msgpack).
 
 Its end is news too: when the launcher is gone, by whatever death, the task ends.
 """
@@ -10,6 +10,7 @@ import os
 import queue
 import select
 import socket
+import struct
 import threading
 from typing import Any
 
@@ -41,9 +42,15 @@ class Stop(msgspec.Struct, frozen=True, tag=True):
 
 
 Order = Assignment | Addresses | Stop
-_encode = msgspec.json.Encoder().encode
-_orders = msgspec.json.Decoder(Order)
-_reports = msgspec.json.Decoder(AnyReport)
+_encoder = msgspec.msgpack.Encoder()
+_orders = msgspec.msgpack.Decoder(Order)
+_reports = msgspec.msgpack.Decoder(AnyReport)
+_LENGTH = struct.Struct("<I")
+
+
+def _framed(message: Order | AnyReport) -> bytes:
+    body = _encoder.encode(message)
+    return _LENGTH.pack(len(body)) + body
 
 
 class TaskEnd:
@@ -58,8 +65,9 @@ class TaskEnd:
 
     def _listen(self) -> None:
         with contextlib.suppress(OSError):
-            for line in self._socket.makefile("rb"):
-                order = _orders.decode(line)
+            stream = self._socket.makefile("rb")
+            while len(length := stream.read(_LENGTH.size)) == _LENGTH.size:
+                order = _orders.decode(stream.read(*_LENGTH.unpack(length)))
                 if isinstance(order, Stop):
                     self._stop = order.reason
                 else:
@@ -84,7 +92,7 @@ class TaskEnd:
 
     def report(self, report: AnyReport) -> None:
         """Send a report. Figures that nobody reads in time are dropped, events are not."""
-        data = _encode(report) + b"\n"
+        data = _framed(report)
         with self._lock:
             if isinstance(report, Status | Progress) and not select.select([], [self._socket], [], 0)[1]:
                 return
@@ -107,7 +115,7 @@ class LauncherEnd:
     def order(self, order: Order) -> None:
         with contextlib.suppress(OSError):
             self._socket.setblocking(True)
-            self._socket.sendall(_encode(order) + b"\n")
+            self._socket.sendall(_framed(order))
         with contextlib.suppress(OSError):
             self._socket.setblocking(False)
 
@@ -123,8 +131,14 @@ class LauncherEnd:
                     self.open = False
                     break
                 self._buffer += data
-        *lines, self._buffer = self._buffer.split(b"\n")
-        return [_reports.decode(line) for line in lines]
+        reports: list[AnyReport] = []
+        while len(self._buffer) >= _LENGTH.size:
+            end = _LENGTH.size + _LENGTH.unpack_from(self._buffer)[0]
+            if len(self._buffer) < end:
+                break
+            reports.append(_reports.decode(self._buffer[_LENGTH.size : end]))
+            self._buffer = self._buffer[end:]
+        return reports
 
     def close(self) -> None:
         self._socket.close()

@@ -61,7 +61,7 @@ def run_worker(  # noqa: PLR0913 - what a task is told, each once
         parameters=parameters.view, gradients=gradients.view, seed=settings.seed,
     )  # fmt: skip
     hello = Hello(
-        Identity(index), run, VERSION, torch.__version__, built.fingerprint, built.layout.fingerprint,
+        Identity(index), run, VERSION, str(torch.__version__), built.fingerprint, built.layout.fingerprint,
         codec.pack_specs(built.layout.specs), len(data.train), socket.gethostname(), os.getpid(),
     )  # fmt: skip
     report(Status(task, "starting", waiting_for="the addresses of the ps tasks"))

@@ -237,6 +237,8 @@ class Leader:
             self._outcome[worker] = ("", staleness)
             self._decided.apply.append((worker, epoch, push.seq))
         self.tally.updated()
+        if self.tally.updates == 1:
+            self._report()
         self._last_move = self.setup.clock()
         if self.settings.mode == "sync":
             # Who still computes on the old version will be dropped: its batches go back at once, so that a
@@ -367,7 +369,7 @@ class Leader:
         tally = self.tally
         self.setup.report(
             Progress(self.shard.state.step, self.train_steps or 0, tally.examples_window.rate(),
-                     tally.steps_window.rate(), tally.loss, tally.dropped, self.waiting_for())
+                     tally.steps_window.rate(), tally.loss, tally.dropped, self.waiting_for(), tally.updates)
         )  # fmt: skip
 
     def waiting_for(self) -> str:

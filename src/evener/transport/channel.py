@@ -255,7 +255,11 @@ AnySource = TypeVar("AnySource", bound=Source)
 
 
 def wait(sources: Sequence[AnySource], timeout: float) -> list[AnySource]:
-    """The sources that have something to receive; waits up to `timeout` seconds for the first."""
+    """The sources that have something to receive; waits up to `timeout` seconds for the first.
+
+    Never misses one; now and then it names one that turns out to have nothing (ZeroMQ woke for its own purposes), so
+    `receive` of what it names must allow for that.
+    """
     ready = [source for source in sources if source.pending()]
     if ready:
         timeout = 0.0

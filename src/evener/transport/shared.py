@@ -10,6 +10,7 @@ A server trusts nothing that a stranger sends (`packets`). A link has its own ma
 
 from __future__ import annotations
 
+import errno
 import itertools
 import logging
 import os
@@ -224,7 +225,9 @@ def _bind(door: socket.socket, address: str) -> None:
     except OSError as error:
         door.close()
         raise BindError(
-            f"cannot listen on {address}.", why=str(error), fix="give no address: a free one is chosen and published."
+            f"{address} is taken." if error.errno == errno.EADDRINUSE else f"cannot listen on {address}.",
+            why=f"the kernel says: {error.strerror or error}.",
+            fix="give no address: a free one is chosen and published.",
         ) from error
 
 

@@ -255,13 +255,13 @@ def listen(address: str = "tcp://127.0.0.1:0") -> ZeroMQListener:
     wire = Wire(zmq.ROUTER, SETTINGS, events=EVENTS)
     try:
         wire.socket.bind(f"{PREFIX}{socket.gethostbyname(match[1])}:{match[2]}")
-    except OSError as error:  # ZMQError is one
+    except (OSError, zmq.ZMQError) as error:
         wire.close()
         raise _bind_error(match[1], match[2], error) from error
     return ZeroMQListener(wire, str(wire.socket.get_string(zmq.LAST_ENDPOINT)))
 
 
-def _bind_error(host: str, port: str, error: OSError) -> BindError:
+def _bind_error(host: str, port: str, error: OSError | zmq.ZMQError) -> BindError:
     if error.errno == errno.EADDRINUSE:
         return BindError(
             f"{host}:{port} is taken.", why="another process listens there.", fix="choose another port, or stop it."

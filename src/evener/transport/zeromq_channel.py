@@ -25,8 +25,10 @@ from evener.transport.zeromq_wire import (
     read_frames,
 )
 
-#: IMMEDIATE: without a connection a send fails; nothing is queued for a server that is not there.
-SETTINGS = {zmq.IMMEDIATE: 1}
+#: A broken connection must not take with it what the server sent last and we have not read: often the reason why it
+#: broke. ZeroMQ throws that away with IMMEDIATE=1 and also with RECONNECT_IVL=-1; so it may connect again, in an hour.
+#: By then this channel is closed, and a server ignores a connection that does not begin with OPEN.
+SETTINGS = {zmq.IMMEDIATE: 0, zmq.RECONNECT_IVL: 3_600_000}
 EVENTS = (
     zmq.EVENT_HANDSHAKE_SUCCEEDED
     | zmq.EVENT_HANDSHAKE_FAILED_NO_DETAIL

@@ -76,7 +76,7 @@ class Local:
         if not self._stop and self._saver.due(self._state.step):
             self._save()
         now = self._clock()
-        if now - self._last_report >= 0.2:
+        if now - self._last_report >= 0.2 or self._tally.updates == 1:
             self._last_report = now
             self.progress()
         return self._turn()
@@ -84,7 +84,7 @@ class Local:
     def progress(self) -> None:
         tally = self._tally
         self._report(Progress(self._state.step, self._train_steps, tally.examples_window.rate(),
-                              tally.steps_window.rate(), tally.loss, 0))  # fmt: skip
+                              tally.steps_window.rate(), tally.loss, 0, "", tally.updates))  # fmt: skip
 
     def _turn(self) -> Turn:
         lease = -1 if self._stop else self._lease

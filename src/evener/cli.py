@@ -1,0 +1,177 @@
+"""The command line: declares, calls, prints; no logic."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+import traceback
+from typing import Any
+
+from evener import errors
+from evener.settings import MODES, TRANSPORTS, Settings
+from evener.wire.layout import PLACEMENTS
+
+OK, FAILED, USAGE, INTERRUPTED = 0, 1, 2, 130
+
+#: Flags that are options of the shipped recipes: --hidden-units 100 is --set hidden=100.
+RECIPE_FLAGS = ("data", "data_dir", "download", "optimizer", "learning_rate", "hidden")
+
+
+class Commands(argparse.ArgumentParser):
+    """Wrong usage ends with the same three lines as every other error."""
+
+    def error(self, message: str) -> Any:
+        raise errors.ConfigError(f"{message}.", fix=f"see {self.prog} --help.")
+
+
+def parser() -> argparse.ArgumentParser:
+    top = Commands(prog="evener", description="Train one PyTorch model on many workers of unequal speed.")
+    top.add_argument("--version", action="store_true", help="print the version")
+    commands = top.add_subparsers(dest="command", metavar="COMMAND")
+    add_train(commands)
+    add_eval(commands)
+    return top
+
+
+def add_train(commands: Any) -> None:
+    train = commands.add_parser("train", help="train a recipe: in one process, or with ps and worker tasks")
+    add = train.add_argument
+    add("recipe", help='"mnist", "package.module:recipe" or "path/to/file.py:recipe"')
+    cluster = train.add_argument_group("who trains")
+    add = cluster.add_argument
+    add("--ps", type=int, help="parameter server tasks; 0 (default): one process, no cluster")
+    add("--workers", "--num-workers", type=int, help="worker tasks; default 1")
+    add("--mode", metavar="|".join(MODES), help="when gradients become an update; default async")
+    add(
+        "--replicas-to-aggregate",
+        type=int,
+        metavar="R",
+        help="sync: gradients averaged in one update; default: workers",
+    )
+    add("--accumulate", action="store_true", default=None, help="sync: let a worker give several of the R gradients")
+    add("--elastic", action="store_true", default=None, help="sync: with fewer live workers, average fewer gradients")
+    add("--staleness", type=int, metavar="S", help="bounded: local steps ahead of the slowest worker; default 4")
+    add("--transport", metavar="|".join(TRANSPORTS), help="between tasks; default auto: shared memory on one host")
+    add("--ps-hosts", metavar="HOST:PORT,...", help="fixed addresses of the ps tasks (ZeroMQ)")
+    add("--placement", metavar="|".join(PLACEMENTS), help="of parameters on several ps tasks; default even")
+    length = train.add_argument_group("how long, over what")
+    add = length.add_argument
+    add("--train-steps", type=int, metavar="N", help="global steps (updates) of the whole run; default 2000")
+    add("--epochs", type=float, metavar="E", help="instead of --train-steps: passes over the training data")
+    add("--batch-size", type=int, metavar="B", help="samples of one gradient; default 100")
+    add("--seed", type=int, help="of parameters and sample order; default 0")
+    add("--threads", type=int, help="PyTorch threads of each task; default 1")
+    add_recipe_options(train)
+    kept = train.add_argument_group("what is kept and told")
+    add = kept.add_argument
+    add("--logdir", help="checkpoints, TensorBoard events and logs; an old one is continued; default evener-runs/...")
+    add("--save-checkpoint-secs", type=float, metavar="S", help="seconds between checkpoints; default 60")
+    add("--save-checkpoint-steps", type=int, metavar="N", help="global steps between checkpoints")
+    add("--keep", type=int, metavar="K", help="newest checkpoints kept; default 5")
+    add("--save-summary-secs", type=float, metavar="S", help="seconds between TensorBoard summaries; default 10")
+    add("--log-every", type=int, metavar="N", help="local steps between log lines; default 100")
+    add("--eval-every", type=int, metavar="N", help="global steps between validations; the last is always done")
+    add("--json", action="store_true", help="print one JSON object as the last line of standard output")
+    add("--quiet", action="store_true", help="show no progress")
+    trouble = train.add_argument_group("when things go wrong")
+    add = trouble.add_argument
+    add("--max-restarts", type=int, metavar="N", help="of each worker that was killed; default 3")
+    add("--stall-timeout", type=float, metavar="S", help="seconds without an update that end the run; default 300")
+    train.set_defaults(run=run_train)
+
+
+def add_recipe_options(command: argparse.ArgumentParser) -> None:
+    recipe = command.add_argument_group("options of the recipe")
+    add = recipe.add_argument
+    add("--set", action="append", default=[], metavar="NAME=VALUE", dest="assignments", help="any option of the recipe")
+    add("--data", help="mnist: digits (default, ships with scikit-learn) or mnist")
+    add("--data-dir", metavar="DIR", help="mnist: where the IDX files lie")
+    add("--download", action="store_true", default=None, help="mnist: fetch the files that are missing")
+    add("--optimizer", help="mnist: sgd (default), momentum or adam")
+    add("--learning-rate", "--lr", type=float, metavar="LR", help="mnist: at step 0; default 0.5 for sgd")
+    add("--hidden", "--hidden-units", type=int, metavar="H", help="mnist: width of the hidden layer; default 500")
+
+
+def add_eval(commands: Any) -> None:
+    command = commands.add_parser("eval", help="validate a checkpoint")
+    command.add_argument("recipe", help="as for train")
+    command.add_argument("--checkpoint", required=True, metavar="DIR", help="a checkpoint, or a logdir: its newest")
+    add_recipe_options(command)
+    command.add_argument("--json", action="store_true", help="print one JSON object")
+    command.set_defaults(run=run_eval)
+
+
+def recipe_options(args: argparse.Namespace) -> dict[str, Any]:
+    options = {name: getattr(args, name) for name in RECIPE_FLAGS if getattr(args, name) is not None}
+    for assignment in args.assignments:
+        name, equals, value = assignment.partition("=")
+        if not equals or not name:
+            raise errors.ConfigError(f"--set {assignment} assigns nothing.", fix="write --set NAME=VALUE.")
+        options[name.replace("-", "_")] = value
+    return options
+
+
+def run_train(args: argparse.Namespace) -> int:
+    from evener.api import run
+
+    known = Settings.__dataclass_fields__
+    options = {name: value for name, value in vars(args).items() if name in known and value is not None}
+    del options["recipe"]
+    options["recipe_options"] = recipe_options(args)
+    if "ps_hosts" in options:
+        options["ps_hosts"] = tuple(host.strip() for host in options["ps_hosts"].split(","))
+    result = run(args.recipe, stream=sys.stderr if args.json else sys.stdout, quiet=args.quiet, **options)
+    if args.json:
+        print(json.dumps(result.as_dict()))
+    else:
+        from evener.launch.view import summary
+
+        print(summary(result))
+    return OK
+
+
+def run_eval(args: argparse.Namespace) -> int:
+    from evener.api import evaluate
+
+    values = evaluate(args.recipe, args.checkpoint, recipe_options=recipe_options(args))
+    if args.json:
+        print(json.dumps(values))
+    else:
+        for name, value in values.items():
+            print(f"{name:28} {value:.4f}" if isinstance(value, float) else f"{name:28} {value}")
+    return OK
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Run one command; the exit code says how it ended: 0 finished, 1 failed, 2 wrong usage, 130 interrupted."""
+    try:
+        args = parser().parse_args(argv)
+        if args.version:
+            from importlib.metadata import version
+
+            print(f"evener {version('evener')}")
+            return OK
+        if args.command is None:
+            parser().print_help()
+            return USAGE
+        return int(args.run(args))
+    except KeyboardInterrupt as interrupt:
+        print(f"\n{interrupt or 'interrupted'}", file=sys.stderr)
+        return INTERRUPTED
+    except errors.ConfigError as error:
+        print(f"evener: {error}", file=sys.stderr)
+        return USAGE
+    except errors.RunFailed as error:
+        print(error.block, file=sys.stderr)
+        return FAILED
+    except errors.EvenerError as error:
+        print(f"evener: {error}", file=sys.stderr)
+        return FAILED
+    except Exception:
+        traceback.print_exc()
+        return FAILED
+
+
+if __name__ == "__main__":
+    sys.exit(main())

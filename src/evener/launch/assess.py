@@ -1,0 +1,100 @@
+"""A checkpoint on a recipe's validation set."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from evener.checkpoint import MANIFEST, Store, load
+from evener.data.dataset import as_data
+from evener.devices import prepare_process
+from evener.errors import CheckpointError, ConfigError, InputError
+from evener.recipe import Recipe, check_model, resolve
+from evener.session.evaluate import evaluate
+
+
+def assess(recipe: str | Recipe, path: Path, options: Mapping[str, Any]) -> dict[str, Any]:
+    """Metrics of one checkpoint, with and without moving averages, and its global step.
+
+    Raises:
+        CheckpointError: there is no whole checkpoint, or it is of another model.
+    """
+    prepare_process(torch.get_num_threads())
+    made = resolve(recipe, options) if isinstance(recipe, str) else recipe
+    if isinstance(recipe, Recipe) and options:
+        raise ConfigError("a finished Recipe takes no options.", fix="pass its name instead.")
+    found = find(path)
+    manifest, contents = load(found)
+    data = as_data(made.data())
+    if data.validation is None:
+        raise InputError(f"recipe {made.name!r} has no validation data.", fix="let data() return (train, validation).")
+    model = made.model()
+    check_model(model)
+    put(model, contents.parameters, found)
+    values: dict[str, Any] = {"checkpoint": str(found), "global_step": manifest.step}
+    values |= evaluate(model, made, data.validation)
+    if contents.averages:
+        put(model, {**contents.parameters, **contents.averages}, found)
+        values |= evaluate(model, made, data.validation, suffix="_ema")
+    return values
+
+
+def find(path: Path) -> Path:
+    """A checkpoint's directory from itself, from a ``checkpoints`` directory or from a logdir.
+
+    Raises:
+        CheckpointError: there is none; a damaged one names the newest good one beside it.
+    """
+    if (path / MANIFEST).exists() or path.name.startswith("step-"):
+        return _whole_or_named(path)
+    for directory in (path, path / "checkpoints"):
+        store = Store(directory, writable=False)
+        if store.steps():
+            newest = store.newest()
+            assert newest is not None
+            return store.path(newest[0].step)
+    raise CheckpointError(
+        f"there is no checkpoint in {path}.",
+        why="it holds no directory step-* with a manifest.",
+        fix="name a logdir of `evener train`, or one of its checkpoints/step-* directories.",
+    )
+
+
+def _whole_or_named(path: Path) -> Path:
+    try:
+        load(path)
+    except CheckpointError as error:
+        store = Store(path.parent, writable=False)
+        try:
+            newest = store.newest()
+        except CheckpointError:
+            newest = None
+        good = f"use the newest good one: {store.path(newest[0].step)}." if newest else "no other one here is whole."
+        raise CheckpointError(error.what, why=error.why, fix=good) from error
+    return path
+
+
+def put(model: nn.Module, tensors: Mapping[str, Tensor], path: Path) -> None:
+    """Load named tensors into a model. Raises CheckpointError naming the first difference."""
+    state = model.state_dict()
+    for name, tensor in tensors.items():
+        if name not in state:
+            raise _foreign(path, f"it has {name!r}, the model has not")
+        if state[name].shape != tensor.shape:
+            raise _foreign(path, f"{name!r} is {list(tensor.shape)} in it, {list(state[name].shape)} in the model")
+    missing = next((name for name in state if name not in tensors), None)
+    if missing is not None:
+        raise _foreign(path, f"it lacks {missing!r}")
+    model.load_state_dict(dict(tensors))
+
+
+def _foreign(path: Path, difference: str) -> CheckpointError:
+    return CheckpointError(
+        f"{path} is of another model: {difference}.",
+        why="a checkpoint fits the recipe and the options it was made with.",
+        fix="give the same recipe and the same --set options.",
+    )

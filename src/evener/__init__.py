@@ -21,7 +21,8 @@ _HOMES = {
 }  # fmt: skip
 
 __all__ = [
-    "Data", "EvenerError", "Hook", "MapStyle", "Recipe", "Result", "Settings", "StopAtStep", "Tensors", "evaluate", "run",
+    "Data", "EvenerError", "Hook", "MapStyle", "Recipe", "Result", "Settings", "StopAtStep", "Tensors", "evaluate",
+    "run",
 ]  # fmt: skip
 
 

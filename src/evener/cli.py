@@ -146,31 +146,33 @@ def run_eval(args: argparse.Namespace) -> int:
 def main(argv: list[str] | None = None) -> int:
     """Run one command; the exit code says how it ended: 0 finished, 1 failed, 2 wrong usage, 130 interrupted."""
     try:
-        args = parser().parse_args(argv)
-        if args.version:
-            from importlib.metadata import version
-
-            print(f"evener {version('evener')}")
-            return OK
-        if args.command is None:
-            parser().print_help()
-            return USAGE
-        return int(args.run(args))
+        return command(argv)
     except KeyboardInterrupt as interrupt:
-        print(f"\n{interrupt or 'interrupted'}", file=sys.stderr)
-        return INTERRUPTED
-    except errors.ConfigError as error:
-        print(f"evener: {error}", file=sys.stderr)
-        return USAGE
+        return say(f"\n{interrupt or 'interrupted'}", INTERRUPTED)
     except errors.RunFailed as error:
-        print(error.block, file=sys.stderr)
-        return FAILED
+        return say(error.block, USAGE if error.kind == "ConfigError" else FAILED)
     except errors.EvenerError as error:
-        print(f"evener: {error}", file=sys.stderr)
-        return FAILED
+        return say(f"evener: {error}", USAGE if isinstance(error, errors.ConfigError) else FAILED)
     except Exception:
-        traceback.print_exc()
-        return FAILED
+        return say(traceback.format_exc(), FAILED)
+
+
+def command(argv: list[str] | None) -> int:
+    args = parser().parse_args(argv)
+    if args.version:
+        from importlib.metadata import version
+
+        print(f"evener {version('evener')}")
+        return OK
+    if args.command is None:
+        parser().print_help()
+        return USAGE
+    return int(args.run(args))
+
+
+def say(text: str, status: int) -> int:
+    print(text, file=sys.stderr)
+    return status
 
 
 if __name__ == "__main__":

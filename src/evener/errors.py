@@ -84,8 +84,9 @@ class TaskFailed(EvenerError):
 class RunFailed(TaskFailed):
     """A run ended because a task failed. `block` is the whole story for a terminal, the first traceback last."""
 
-    def __init__(self, what: str, *, why: str = "", fix: str = "", block: str = "") -> None:
+    def __init__(self, what: str, *, why: str = "", fix: str = "", kind: str = "", block: str = "") -> None:
         super().__init__(what, why=why, fix=fix)
+        self.kind = kind  # the name of the error that the task ended with
         self.block = block or str(self)
 
 

@@ -132,7 +132,7 @@ def resolve(reference: str, options: Mapping[str, object] | None = None) -> Reci
 
 
 def from_object(found: Any, options: Mapping[str, object] | None = None, *, name: str = "") -> Recipe:
-    """A `Recipe` as it is, or made by a function with options. Raises ConfigError when it is neither or they do not fit."""
+    """A `Recipe` as it is, or made by a function with options. Raises ConfigError when it is neither."""
     name = name or getattr(found, "__name__", type(found).__name__)
     if isinstance(found, Recipe):
         if options:
@@ -143,7 +143,7 @@ def from_object(found: Any, options: Mapping[str, object] | None = None, *, name
             )
         return found
     if not callable(found):
-        raise ConfigError(f"{_kind(found)} is not a recipe.", fix="pass an evener.Recipe or a function that returns one.")
+        raise ConfigError(f"{_kind(found)} is no recipe.", fix="pass an evener.Recipe or a function that returns one.")
     made = found(**_options.convert(found, options or {}, f"recipe {name}"))
     if not isinstance(made, Recipe):
         raise ConfigError(

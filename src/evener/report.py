@@ -1,4 +1,4 @@
-"""What a task tells the person who watches it. Tasks report; who shows it (a terminal, a log, a launcher) decides how."""
+"""What a task tells the person who watches it. Tasks report; whoever shows it decides how."""
 
 from __future__ import annotations
 

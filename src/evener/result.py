@@ -74,7 +74,8 @@ class Outcome:
         steps = finished.global_step - finished.first_step
         seconds = finished.seconds
         return Result(
-            recipe=settings.recipe, mode=settings.mode if settings.ps else "single", ps=settings.ps, workers=settings.workers,
+            recipe=settings.recipe, mode=settings.mode if settings.ps else "single", ps=settings.ps,
+            workers=settings.workers,
             replicas_to_aggregate=settings.aggregate if settings.mode == "sync" and settings.ps else None,
             global_step=finished.global_step, examples=finished.examples, seconds=seconds,
             steps_per_second=steps / seconds if seconds > 0 else 0.0,

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 
@@ -11,7 +11,8 @@ import msgspec
 
 from evener import errors
 from evener.checkpoint import Manifest, Record, Store
-from evener.state import Contents
+from evener.policy.leases import LeaseState
+from evener.state import Contents, State
 
 log = logging.getLogger(__name__)
 
@@ -23,6 +24,26 @@ class Schedule:
     every_seconds: float | None = 60.0
     every_steps: int | None = None
     keep: int = 5
+
+
+def manifest_of(  # noqa: PLR0913 - what a checkpoint says besides tensors, each once
+    contents: Contents,
+    state: State,
+    *,
+    book: LeaseState,
+    seqs: Mapping[int, tuple[int, int]],
+    examples: int,
+    dropped: int,
+    evener: str,
+) -> Manifest:
+    """The manifest of a copied state; its files are filled in when they are written."""
+    layout = state.parameters.layout
+    return Manifest(
+        step=contents.step, shards=layout.shards, recipe=state.recipe.name, files={},
+        shapes={spec.name: list(spec.shape) for spec in layout.specs}, values={"0": contents.values},
+        next_lease=book.next_lease, unapplied=list(book.unapplied),
+        seqs={str(worker): seq for worker, seq in seqs.items()}, examples=examples, dropped=dropped, evener=evener,
+    )  # fmt: skip
 
 
 class Saver:

@@ -92,7 +92,7 @@ def make(options: Mapping[str, Any]) -> Settings:
 
 
 def _check_numbers(settings: Settings) -> None:
-    at_least = {
+    at_least: dict[str, int] = {
         "ps": 0, "workers": 1, "staleness": 0, "batch_size": 1, "seed": 0, "threads": 1, "keep": 1, "log_every": 1,
         "max_restarts": 0,
     }  # fmt: skip

@@ -106,8 +106,8 @@ class Slot:
     def first_non_finite(self) -> str:
         """The name of a trained tensor that holds NaN or infinity; empty when all is finite.
 
-        The sum is 40 times cheaper than looking at each element and is not finite if any element is not; only then is each
-        tensor looked at, since a sum may also overflow.
+        The sum is 40 times cheaper than looking at each element and is not finite if any element is not; only then is
+        each tensor looked at, since a sum may also overflow.
         """
         if all(bool(torch.isfinite(flat.sum())) for flat in self.trained):
             return ""

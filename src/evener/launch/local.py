@@ -1,7 +1,7 @@
 """All tasks of a run on this machine: starts them, watches, restarts and ends them.
 
-The launcher trains nothing and imports no PyTorch. Its tasks are processes of their own sessions, so that Ctrl-C reaches the
-launcher alone; a socket pair to each carries orders and reports, and its end is the death of the other side.
+The launcher trains nothing and imports no PyTorch. Its tasks are processes of their own sessions, so that Ctrl-C
+reaches the launcher alone; a socket pair to each carries orders and reports, and its end is the other side's death.
 """
 
 from __future__ import annotations
@@ -106,6 +106,7 @@ class LocalRun:
                 f"{failure.task} failed: {failure.what}",
                 why=failure.why,
                 fix=failure.fix,
+                kind=failure.kind,
                 block=failure_block(failure, socket.gethostname(), log),
             )
         return signal.Signals(interrupts.numbers[0]).name if interrupts.numbers else ""

@@ -13,8 +13,9 @@ from evener.checkpoint import atomic_write, load
 from evener.launch.build import VERSION, Built, checkpoints, open_store
 from evener.report import Published, Reporter
 from evener.saver import Saver, Schedule
+from evener.server.course import Setup
 from evener.server.follow import Follower
-from evener.server.lead import Leader, Setup
+from evener.server.lead import Leader
 from evener.server.links import Expected, Links
 from evener.server.serve import serve
 from evener.server.shard import Shard
@@ -65,7 +66,7 @@ def run_server(  # noqa: PLR0913 - what a task is told, each once
     if index == 0:
         serve(_leader(links, Shard(state), settings, report), stop_asked)
     else:
-        serve(_follower(links, Shard(state), index, settings, leader(), run, report), stop_asked)
+        serve(_follower(links, Shard(state), index, settings, address=leader(), run=run, report=report), stop_asked)
 
 
 def _leader(links: Links, shard: Shard, settings: Settings, report: Reporter) -> Leader:
@@ -100,7 +101,7 @@ def _grants(path: Path) -> Grants:
 
 
 def _follower(  # noqa: PLR0913 - what a follower is told, each once
-    links: Links, shard: Shard, index: int, settings: Settings, address: str, run: str, report: Reporter
+    links: Links, shard: Shard, index: int, settings: Settings, *, address: str, run: str, report: Reporter
 ) -> Follower:
     nothing = Ranges(Memory(0), ())
     channel = transport.connect(address, nothing, nothing)

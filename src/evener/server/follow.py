@@ -18,9 +18,25 @@ from evener.state import Contents
 from evener.transport.channel import Channel
 from evener.wire import codec
 from evener.wire.messages import (
-    AnyMessage, Contents as Shown, Decided, End, Goodbye, Granted, Held, Hello, Identity, Join, Key, Lost, Pull, Push,
-    Save, Saved,
+    AnyMessage,
+    Decided,
+    End,
+    Goodbye,
+    Granted,
+    Held,
+    Hello,
+    Identity,
+    Join,
+    Key,
+    Lost,
+    Pull,
+    Push,
+    Save,
+    Saved,
 )  # fmt: skip
+from evener.wire.messages import (
+    Contents as Shown,
+)
 
 log = logging.getLogger(__name__)
 

@@ -37,8 +37,7 @@ def serve(server: Leader | Follower, stop_asked: Callable[[], str] = lambda: "")
         raise
     finally:
         server.links.close()
-        if isinstance(server, Follower):
-            server.close()
+        server.close()
 
 
 def _guarded(server: Leader | Follower, link: Link, message: AnyMessage | None) -> None:

@@ -1,8 +1,8 @@
 """What happens around steps. A hook has one reason to exist and says it in its docstring.
 
 Order (SEMANTICS H1, H7): every hook's `begin`; the session starts; every `after_create`; then for each step every
-`before_step`, the gradient, every `before_update`, the update, every `after_step`; at a normal end every `end`; and always,
-in reverse order, every `close`. A hook that fails ends the run and is named.
+`before_step`, the gradient, every `before_update`, the update, every `after_step`; at a normal end every `end`; and
+always, in reverse order, every `close`. A hook that fails ends the run and is named.
 """
 
 from __future__ import annotations

@@ -2,22 +2,207 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import copy
+import warnings
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
-from evener.session.hooks import Hook
+import torch
+
+from evener.errors import EvenerError
+from evener.recipe import Recipe, options_of
+from evener.report import Line
+from evener.session.hooks import Hook, StepResult
 from evener.settings import Settings
 
 if TYPE_CHECKING:
     from evener.session.session import Session
 
+#: The settings by which people compare runs.
+COMPARED = ("batch_size", "seed", "train_steps", "epochs", "ps", "workers")
+#: Edges of the histograms, 10 % apart on both sides of zero, as TensorFlow has them.
+EDGES = sorted(sign * 1.1**power for sign in (-1, 0, 1) for power in range(-290 if sign else 0, 484 if sign else 1))
+
 
 class Summaries(Hook):
-    """Write summaries every `seconds` seconds, when this worker is the chief."""
+    """Write summaries every `seconds` seconds, when this worker is the chief.
+
+    The first of them imports TensorBoard and traces the graph (0.2 s, once), which so does not delay the first step.
+    After that a summary takes TIMING with the 400,000 parameters of the MNIST network, nearly all of it for
+    the histograms; a thread writes the file. A disk that fails ends the summaries, not the training.
+
+    Args:
+        logdir: where the event files go. A run that resumes, and a worker that becomes chief, add one of their own.
+        clock: seconds.
+        settings: of the run, told as hyperparameters beside the recipe's options.
+    """
 
     def __init__(self, logdir: Path, seconds: float, clock: Callable[[], float], settings: Settings) -> None:
         self._logdir, self._seconds, self._clock, self._settings = logdir, seconds, clock, settings
+        self._writer: Any = None  # a SummaryWriter, from the first summary on
+        self._chief_since: int | None = None  # the global step
+        self._period = _Period(clock(), 0)
+        self._told = 0  # evaluations
+        self._failed = False
+
+    def after_create(self, session: Session) -> None:
+        self._period = _Period(self._clock(), session.turn.version)
+        self._chief_since = session.turn.version if session.turn.chief else None
+
+    def after_step(self, session: Session, result: StepResult) -> None:
+        self._period.add(result)
+        if not result.chief:  # another worker writes now
+            self._chief_since = None
+            self.close(session)
+        elif self._chief_since is None:
+            self._chief_since = result.global_step
+        now = self._clock()
+        due = now - self._period.since >= self._seconds
+        if result.chief:
+            self._tell(session, steps=due)
+        if due:  # also where another is chief: who follows it goes on from here
+            self._period = _Period(now, result.global_step)
 
     def end(self, session: Session) -> None:
-        """Placeholder."""
+        if session.turn.chief:
+            self._chief_since = session.turn.version if self._chief_since is None else self._chief_since
+            self._tell(session, steps=True)
+            self._write(session, [_hyperparameters(self._settings, session.recipe)[-1]], None)
+
+    def close(self, session: Session) -> None:
+        writer, self._writer = self._writer, None
+        with self._unless_the_disk_fails(session):
+            if writer is not None:
+                writer.close()
+
+    def _tell(self, session: Session, *, steps: bool) -> None:
+        last = self._period.last
+        if steps and last is not None and not self._failed:
+            values = self._period.values(self._clock(), self._settings.batch_size * self._settings.aggregate)
+            self._write(session, _scalars(values) + _histograms(session), last.global_step)
+        for evaluated in session.evaluations[self._told :]:
+            self._write(session, _scalars(evaluated.values), evaluated.global_step)
+        self._told = len(session.evaluations)
+
+    def _write(self, session: Session, summaries: list[Any], step: int | None) -> None:
+        if self._failed:
+            return
+        with self._unless_the_disk_fails(session):
+            self._writer = self._writer or self._open(session)
+            for summary in summaries:
+                self._writer.file_writer.add_summary(summary, step)
+
+    def _open(self, session: Session) -> Any:
+        from torch.utils.tensorboard import SummaryWriter
+
+        # TensorBoard hides what an earlier run wrote after the step from which this one goes on. The writer's thread
+        # flushes each second, so training never waits for the disk.
+        purge_step = (self._chief_since or 0) + 1
+        writer: Any = SummaryWriter(str(self._logdir), purge_step=purge_step, flush_secs=1)
+        for summary in _hyperparameters(self._settings, session.recipe)[:-1]:
+            writer.file_writer.add_summary(summary)
+        try:
+            _add_graph(writer, session)
+        except Exception as error:  # whatever the user's model raises when a tracer runs it
+            why = f"{type(error).__name__}: {error}".splitlines()[0]
+            session.report(Line(session.task, f"TensorBoard gets no graph: the model cannot be traced ({why})"))
+        return writer
+
+    @contextmanager
+    def _unless_the_disk_fails(self, session: Session) -> Iterator[None]:
+        try:
+            yield
+        except OSError as error:
+            self._failed = True
+            why = f"{self._logdir} cannot be written ({error})"
+            session.report(Line(session.task, f"TensorBoard gets nothing more, training goes on: {why}"))
+
+
+class _Period:
+    """The steps of this worker since its last summary."""
+
+    def __init__(self, since: float, step: int) -> None:
+        self.since, self._step = since, step
+        self.last: StepResult | None = None
+        self._steps = self._staleness = 0
+
+    def add(self, result: StepResult) -> None:
+        self.last = result
+        self._steps += 1
+        self._staleness += result.staleness
+
+    def values(self, now: float, examples_per_step: int) -> dict[str, float]:
+        """The curves: of the last step, means over this worker's steps, and rates of the whole cluster."""
+        assert self.last is not None
+        elapsed = now - self.since
+        rate = (self.last.global_step - self._step) / elapsed if elapsed > 0 else 0.0
+        return {
+            "loss": self.last.loss, "learning_rate": self.last.learning_rate,
+            "examples_per_second": rate * examples_per_step, "global_steps_per_second": rate,
+            "staleness": self._staleness / self._steps, "dropped_gradients": float(self.last.dropped),
+        }  # fmt: skip
+
+
+def _scalars(values: dict[str, float]) -> list[Any]:
+    from torch.utils.tensorboard.summary import scalar
+
+    return [scalar(name, value) for name, value in values.items()]  # type: ignore[no-untyped-call]
+
+
+def _histograms(session: Session) -> list[Any]:
+    """Of the parameters that the model holds, then of the last update's gradients, to which it lends its memory."""
+    parameters = list(_histograms_of(session, "parameters"))
+    try:
+        session.exchange.show("gradients")
+        return parameters + list(_histograms_of(session, "gradients_on_average"))
+    finally:
+        session.exchange.show("parameters")
+
+
+def _histograms_of(session: Session, group: str) -> Iterator[Any]:
+    from torch.utils.tensorboard.summary import histogram
+
+    for name, parameter in session.towers.model.named_parameters():
+        values = parameter.detach().double()
+        values = values[torch.isfinite(values)]  # a histogram has no place for the others
+        if parameter.requires_grad and len(values):
+            yield histogram(f"{group}/{name}", values.numpy(), EDGES)  # type: ignore[no-untyped-call]
+
+
+def _add_graph(writer: Any, session: Session) -> None:
+    dataset = session.batches.dataset
+    inputs, _ = dataset.batch(torch.arange(min(2, len(dataset))))
+    model = copy.deepcopy(session.towers.model).eval()
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # that the tracer will go one day, and what it thinks of the model
+        # `add_graph` alone would trace twice and compare, which imports half of PyTorch (0.6 s).
+        traced = torch.jit.trace(model, (inputs,), check_trace=False, strict=False)  # type: ignore[no-untyped-call]
+        writer.add_graph(traced, (inputs,))
+
+
+def _hyperparameters(settings: Settings, recipe: Recipe) -> list[Any]:
+    """Three summaries: which there are, their values in this run, and that it ended well."""
+    from torch.utils.tensorboard.summary import hparams
+
+    values: dict[str, Any] = {}
+    with suppress(EvenerError):  # a Recipe that is no function has no options
+        values |= options_of(settings.recipe)
+    values |= settings.recipe_options
+    values |= {name: getattr(settings, name) for name in COMPARED} | {"replicas_to_aggregate": settings.aggregate}
+    values |= {"recipe": recipe.name, "mode": settings.mode if settings.ps else "one process"}
+    if settings.mode == "bounded":
+        values["staleness"] = settings.staleness
+    values = {name: _flat(value) for name, value in values.items() if value is not None}
+    metrics = [f"validation_{name}" for name in ("loss", *recipe.metrics)]
+    metrics += [f"{name}_ema" for name in metrics if recipe.ema_decay is not None]
+    return list(hparams(values, dict.fromkeys(metrics, 0.0)))  # type: ignore[no-untyped-call]
+
+
+def _flat(value: Any) -> float | str:
+    """A number where it is one, also when it came as a text; else a text."""
+    try:
+        return str(value) if isinstance(value, bool) else float(value)
+    except (TypeError, ValueError):
+        return str(value)

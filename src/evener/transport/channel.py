@@ -73,6 +73,7 @@ class Memory:
 
     def __init__(self, nbytes: int) -> None:
         self.nbytes = nbytes
+        self.fd = -1
         size = max(nbytes, 1)
         if sys.platform == "linux":
             self.fd = os.memfd_create("evener", os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING)
@@ -80,7 +81,6 @@ class Memory:
             seal(self.fd)
             self._map = mmap.mmap(self.fd, size)
         else:
-            self.fd = -1
             self._map = mmap.mmap(-1, size)
         self.view = memoryview(self._map)[:nbytes]
 
@@ -89,6 +89,9 @@ class Memory:
         if self.fd >= 0:
             os.close(self.fd)
             self.fd = -1
+
+    def __del__(self) -> None:
+        self.close()  # or the forgotten descriptor would keep all of its memory
 
 
 @dataclass(frozen=True, slots=True)

@@ -140,6 +140,8 @@ class ZeroMQListener:
         """Start to keep a connection's books; None when it is broken already."""
         fd, description = _origin(frame)
         self._watch()  # what happened to this descriptor before belongs to others
+        if fd < 0:
+            self._complaints.say(f"{self.address}: dropped a message of something older than ZeroMQ 3")
         if fd not in self._live:
             return None
         if (old := self._by_fd.pop(fd, None)) is not None:
@@ -235,7 +237,7 @@ class ZeroMQListener:
 
 
 def _origin(frame: zmq.Frame) -> tuple[int, str]:
-    """(descriptor, address) of the connection that a frame came by; -1, which no connection has, if it is not told."""
+    """(descriptor, address) of the connection that a frame came by; -1 for one so old that it is not told."""
     try:
         return int(frame.get(zmq.SRCFD)), str(frame.get("Peer-Address"))
     except zmq.ZMQError:

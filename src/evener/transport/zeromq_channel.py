@@ -38,6 +38,7 @@ EVENTS = (
     | zmq.EVENT_CLOSED
 )
 RETRY_SECONDS = 0.05
+SILENCE = "no packet came back."
 
 
 class ZeroMQChannel:
@@ -126,19 +127,20 @@ class ZeroMQChannel:
 def connect(address: str, outbox: Ranges, inbox: Ranges, *, timeout: float = 10.0) -> ZeroMQChannel:
     """Connect to a listener on any host; each attempt is a new socket."""
     check_ranges(outbox, inbox)
-    deadline = time.monotonic() + timeout
+    deadline, why = time.monotonic() + timeout, ""
     while True:
         wire = Wire(zmq.DEALER, SETTINGS, events=EVENTS)
         try:
-            why = _shake_hands(wire, address, deadline)
-            if not why:
+            failure = _shake_hands(wire, address, deadline)
+            if not failure:
                 return ZeroMQChannel(address, wire, outbox, inbox)
         except PeerGone as error:
-            why = str(error)
+            failure = str(error)
         except BaseException:
             wire.close()
             raise
         wire.close()
+        why = failure if failure != SILENCE or not why else why  # the last attempt may be cut short: it tells nothing
         if time.monotonic() >= deadline:
             raise Unavailable(
                 f"{address} has not answered for {timeout:g} s.",
@@ -167,4 +169,4 @@ def _shake_hands(wire: Wire, address: str, deadline: float) -> str:
             return "whoever listens there does not speak ZeroMQ."
         wire.has_message()  # takes note of what its descriptor announced, or that would wake us again and again
         if not wire.sleep(deadline):
-            return "no packet came back."
+            return SILENCE

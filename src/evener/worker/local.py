@@ -6,8 +6,9 @@ from collections.abc import Callable, Sequence
 
 from evener import errors
 from evener.checkpoint import Manifest
+from evener.policy.leases import LeaseState
 from evener.report import Finished, Progress, Reporter
-from evener.saver import Saver
+from evener.saver import Saver, manifest_of
 from evener.settings import Settings
 from evener.state import Contents, State
 from evener.tally import Tally
@@ -138,12 +139,8 @@ class Local:
 
     def _save(self) -> None:
         contents = self._state.contents()
-        layout = self._state.parameters.layout
-        self._saver.start(
-            contents,
-            Manifest(
-                step=contents.step, shards=1, recipe=self._state.recipe.name, files={},
-                shapes={spec.name: list(spec.shape) for spec in layout.specs}, values={"0": contents.values},
-                next_lease=self._lease, unapplied=[], seqs={}, examples=self._tally.examples, evener=self._evener,
-            ),
+        manifest = manifest_of(
+            contents, self._state, book=LeaseState(self._lease, ()), seqs={}, examples=self._tally.examples, dropped=0,
+            evener=self._evener,
         )  # fmt: skip
+        self._saver.start(contents, manifest)

@@ -15,7 +15,17 @@ from evener.transport.channel import Channel, Memory, Ranges
 from evener.wire import codec
 from evener.wire.layout import Layout
 from evener.wire.messages import (
-    AnyMessage, Contents, Goodbye, Granted, Halt, Hello, Identity, Join, Pull, Push, Refused, Release,
+    AnyMessage,
+    Contents,
+    Goodbye,
+    Granted,
+    Halt,
+    Hello,
+    Join,
+    Pull,
+    Push,
+    Refused,
+    Release,
 )  # fmt: skip
 from evener.worker.exchange import Turn
 

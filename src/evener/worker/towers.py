@@ -23,7 +23,7 @@ class Towers:
             alone and not on the worker that computes it.
     """
 
-    def __init__(
+    def __init__(  # noqa: PLR0913 - a model and its memory
         self, model: nn.Module, recipe: Recipe, layout: Layout, *, parameters: Bytes, gradients: Bytes, seed: int
     ) -> None:
         self.model = model
@@ -41,8 +41,8 @@ class Towers:
     def gradients(self, batch: Batch, lease: int) -> float:
         """Forward and backward of one batch; returns its loss. The gradients then lie in the flat buffer.
 
-        Autograd makes its own tensors, which are copied: letting it accumulate into the flat buffer costs a memset and one
-        more read of everything (1.56 against 1.50 ms a step of the MNIST network).
+        Autograd makes its own tensors, which are copied: letting it accumulate into the flat buffer costs a memset and
+        one more read of everything (1.56 against 1.50 ms a step of the MNIST network).
         """
         torch.default_generator.manual_seed(self._seed * 1_000_003 + lease)
         inputs, target = batch

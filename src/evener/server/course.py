@@ -1,0 +1,110 @@
+"""How far a run is, when it ends, and what is told of it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from evener import errors
+from evener.checkpoint import Manifest
+from evener.report import Finished, Progress, Reporter
+from evener.saver import Saver
+from evener.settings import Settings
+from evener.state import Contents
+from evener.tally import Tally
+
+#: Seconds that workers have to say goodbye once the run has ended.
+GRACE = 10.0
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Setup:
+    """What a server is given; time, storage and reporting come from outside."""
+
+    settings: Settings
+    saver: Saver
+    report: Reporter
+    clock: Callable[[], float]
+    restored: tuple[Manifest, Contents] | None
+    generation: int
+    epochs: dict[int, int]
+    keep_epochs: Callable[[dict[int, int]], None]  # durable before it returns
+    evener: str
+
+
+class Course:
+    """The run as the owner of the global step sees it: its length, its counts, its end."""
+
+    def __init__(self, setup: Setup) -> None:
+        self.setup, self.settings = setup, setup.settings
+        self.first_step = setup.restored[0].step if setup.restored else 0
+        self.tally = Tally(setup.clock)
+        self.train_steps: int | None = None  # known with the first worker, who knows the data
+        self.stopping = ""  # why the run ends, once it does
+        self.complete = True  # whether it ended by itself, so that it is worth an evaluation
+        self._samples = 0
+        self._last_move = self._last_report = setup.clock()
+        self._stop_time = 0.0
+
+    def begin(self, samples: int) -> bool:
+        """A worker tells how much data there is: the first one decides the run's length. True for that one.
+
+        Raises:
+            ModelMismatch: another worker has another amount of data.
+        """
+        if self.train_steps is not None:
+            if samples != self._samples:
+                raise errors.ModelMismatch(
+                    f"this worker has {samples} training samples, the run has {self._samples}.",
+                    why="leases name samples by number, so every worker must have the same data.",
+                )
+            return False
+        self._samples = samples
+        self.train_steps = self.settings.steps(samples)
+        self.tally.started = self._last_move = self.setup.clock()
+        return True
+
+    def over(self, step: int) -> bool:
+        """Is this the last global step, or beyond it?"""
+        return self.train_steps is not None and step >= self.train_steps
+
+    def moved(self) -> None:
+        """An update was applied."""
+        self.tally.updated()
+        self._last_move = self.setup.clock()
+
+    def stop(self, reason: str, complete: bool) -> None:
+        self.stopping, self.complete = reason, complete
+        self._stop_time = self.setup.clock()
+
+    @property
+    def late(self) -> bool:
+        """Whether the run ended so long ago that nobody is waited for any more."""
+        return self.setup.clock() - self._stop_time > GRACE
+
+    def watch(self, step: int, waiting_for: Callable[[], str]) -> None:
+        """Report five times a second; raise Stalled when nothing has moved for too long."""
+        now = self.setup.clock()
+        if not self.stopping and now - self._last_move > self.settings.stall_timeout:
+            raise errors.Stalled(
+                f"no update for {self.settings.stall_timeout:g} s at step {step}: waiting for {waiting_for()}.",
+                fix="look at the tasks named here, or raise --stall-timeout.",
+            )
+        if now - self._last_report >= 0.2:
+            self.report(step, waiting_for())
+
+    def report(self, step: int, waiting_for: str) -> None:
+        self._last_report = self.setup.clock()
+        tally = self.tally
+        self.setup.report(
+            Progress(step, self.train_steps or 0, tally.examples_window.rate(), tally.steps_window.rate(), tally.loss,
+                     tally.dropped, waiting_for, tally.updates)
+        )  # fmt: skip
+
+    def finish(self, step: int) -> None:
+        """Report the figures of the whole run."""
+        tally = self.tally
+        self.setup.report(
+            Finished(step, self.first_step, tally.examples, tally.seconds, tally.loss, tally.dropped,
+                     tally.mean_staleness, tally.max_staleness, self.setup.saver.newest, self.stopping)
+        )  # fmt: skip

@@ -1,0 +1,146 @@
+"""Doing what the policy decides: leases out, gradients in, workers on their way, followers told."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from evener.policy import policy_for
+from evener.policy.events import Apply, Drop, Event
+from evener.policy.events import Release as ReleaseDecision
+from evener.policy.leases import Leases
+from evener.server.course import Course
+from evener.server.links import Links, Seat
+from evener.server.shard import Shard
+from evener.wire.messages import Decided, Key, Release
+
+
+class Rounds:
+    """The policy and its hands. It knows seats and handles; who may have a seat is the leader's affair."""
+
+    def __init__(self, links: Links, shard: Shard, course: Course, leases: Leases) -> None:
+        self.links, self.shard, self.course, self.leases = links, shard, course, leases
+        settings = course.settings
+        self.policy = policy_for(
+            settings.mode, replicas_to_aggregate=settings.aggregate, accumulate=settings.accumulate,
+            elastic=settings.elastic, staleness=settings.staleness, version=course.first_step,
+        )  # fmt: skip
+        self._final_chief: int | None = None
+        self._parked: list[int] = []  # released, but no lease is left unless somebody leaves
+        self._outcome: dict[int, tuple[str, int]] = {}  # worker -> (why dropped, staleness) of its last push
+        self._decided = Decisions()
+
+    def forget(self, seat: Seat, partial: Sequence[Key]) -> None:
+        """A worker left: its leases return; its pushes that never lay on all shards are dropped everywhere."""
+        self._parked = [worker for worker in self._parked if worker != seat.worker]
+        for key in partial:
+            self._decided.drop.append(key)
+            for handle in [h for h, gradient in self.shard.held.items() if gradient.key == key]:
+                self.shard.drop(handle)
+        self._decided.gone.append((seat.worker, seat.epoch))
+        self.leases.leave((seat.worker, seat.epoch))
+
+    def decide(self, event: Event) -> None:
+        """Ask the policy and do what it says."""
+        for decision in self.policy.on(event):
+            match decision:
+                case Apply(handles):
+                    self._apply(handles)
+                case Drop(handle, reason):
+                    self.drop(handle, reason)
+                case ReleaseDecision(worker):
+                    self._release(worker)
+        self._serve_parked()
+
+    def _apply(self, handles: tuple[int, ...]) -> None:
+        version = self.shard.state.step
+        for push in self.shard.apply(handles):
+            worker, epoch = push.identity.worker, push.identity.epoch
+            self.leases.finish(push.lease, (worker, epoch))
+            staleness = version - push.version
+            self.course.tally.applied(push.loss, push.examples, staleness)
+            self._outcome[worker] = ("", staleness)
+            self._decided.apply.append((worker, epoch, push.seq))
+        self.course.moved()
+        if self.course.tally.updates == 1:
+            self.course.report(self.shard.state.step, "")
+        if self.course.settings.mode == "sync":
+            # Who still computes on the old version will be dropped: its batches go back at once, so that a
+            # straggler cannot hold them until the end of the run.
+            held = {gradient.push.lease for gradient in self.shard.held.values()}
+            for lease, owner in self.leases.outstanding().items():
+                if lease not in held:
+                    self.leases.give_back(lease, owner)
+
+    def drop(self, handle: int, reason: str) -> None:
+        """Forget a gradient; its batch goes back to the pool, its worker will be told why."""
+        push = self.shard.drop(handle)
+        worker, epoch = push.identity.worker, push.identity.epoch
+        self.leases.give_back(push.lease, (worker, epoch))
+        self.course.tally.dropped += 1
+        self._outcome[worker] = (reason, self.shard.state.step - push.version)
+        self._decided.drop.append((worker, epoch, push.seq))
+
+    def _release(self, worker: int) -> None:
+        seat = self.links.seats.get(worker)
+        if seat is None:
+            return
+        if self.course.over(self.shard.state.step):
+            return  # the run is over: `stop` answers it
+        lease = self.leases.take((seat.worker, seat.epoch))
+        if lease is None:
+            self._parked.append(worker)
+        else:
+            self.answer(seat, lease)
+
+    def _serve_parked(self) -> None:
+        """A lease came back from a worker that left: someone who had none gets it."""
+        waiting, self._parked = self._parked, []
+        for worker in waiting:
+            self._release(worker)
+
+    def answer(self, seat: Seat, lease: int = -1) -> None:
+        """Send a worker on, or tell it that the run has ended. The other shards answer it too."""
+        rejected, staleness = self._outcome.pop(seat.worker, ("", 0))
+        self.shard.detach(seat.worker)
+        answer = Release(
+            seq=seat.awaits or 0, version=self.shard.state.step, lease=lease, stop=self.course.stopping,
+            chief=seat.worker == self._chief(), rejected=rejected, staleness=staleness,
+            dropped=self.course.tally.dropped, learning_rate=self.shard.state.learning_rate,
+        )  # fmt: skip
+        seat.awaits, seat.answer = None, answer
+        self.links.answer(seat.link, answer, self.shard.state.parameters.parts)
+        self._decided.release.append((seat.worker, seat.epoch, answer))
+
+    def _chief(self) -> int:
+        """The live worker of lowest index; at the end the lowest that is here to evaluate, not one that hangs."""
+        if not self.course.stopping:
+            return min(self.links.seats)
+        if self._final_chief is None:
+            here = [seat.worker for seat in self.links.seats.values() if seat.awaits is not None]
+            self._final_chief = min(here) if self.course.complete else -1
+        return self._final_chief
+
+    def tell_followers(self) -> None:
+        """Everything decided since the last call, as one message."""
+        message = self._decided.take(self.shard.state.step)
+        if message is not None:
+            for link in self.links.followers.values():
+                self.links.answer(link, message)
+
+
+class Decisions:
+    """Collects the decisions of one event; they travel as one message, in the leader's order."""
+
+    def __init__(self) -> None:
+        self.apply: list[Key] = []
+        self.drop: list[Key] = []
+        self.release: list[tuple[int, int, Release]] = []
+        self.gone: list[tuple[int, int]] = []
+
+    def take(self, version: int) -> Decided | None:
+        """The message, if there is anything to tell; collecting starts anew."""
+        if not (self.apply or self.drop or self.release or self.gone):
+            return None
+        message = Decided(version, self.apply, self.drop, self.release, self.gone)
+        self.apply, self.drop, self.release, self.gone = [], [], [], []
+        return message

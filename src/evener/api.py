@@ -108,10 +108,10 @@ def _settings(recipe: object, options: Mapping[str, Any]) -> tuple[Settings, Rec
             )
         given["recipe"] = reference
     else:
-        from evener.recipe import from_object
+        from evener.recipe import from_object, reference_of
 
         made = from_object(recipe, given.get("recipe_options") or {})
-        given["recipe"] = made.name
+        given["recipe"] = reference_of(recipe) or made.name
     if "logdir" in given:
         given["logdir"] = str(given["logdir"])
     settings = settings_module.make(given)

@@ -54,6 +54,7 @@ class Manifest(msgspec.Struct, frozen=True, kw_only=True):
     step: int
     shards: int
     recipe: str
+    options: dict[str, Any]  # of the recipe: `evener eval` needs them again
     files: dict[str, Record]
     shapes: dict[str, list[int]]  # of every tensor that travels, to join split ones
     values: dict[str, Any]  # per shard index: groups, schedule

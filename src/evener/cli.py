@@ -70,7 +70,7 @@ def add_train(commands: Any) -> None:
     add("--save-checkpoint-steps", type=int, metavar="N", help="global steps between checkpoints")
     add("--keep", type=int, metavar="K", help="newest checkpoints kept; default 5")
     add("--save-summary-secs", type=float, metavar="S", help="seconds between TensorBoard summaries; default 10")
-    add("--log-every", type=int, metavar="N", help="local steps between log lines; default 100")
+    add("--log-every", type=int, metavar="N", help="local steps between log lines; default 500")
     add("--eval-every", type=int, metavar="N", help="global steps between validations; the last is always done")
     add("--json", action="store_true", help="print one JSON object as the last line of standard output")
     add("--quiet", action="store_true", help="show no progress")

@@ -12,6 +12,7 @@ import msgspec
 from evener import errors
 from evener.checkpoint import Manifest, Record, Store
 from evener.policy.leases import LeaseState
+from evener.settings import Settings
 from evener.state import Contents, State
 
 log = logging.getLogger(__name__)
@@ -34,12 +35,14 @@ def manifest_of(  # noqa: PLR0913 - what a checkpoint says besides tensors, each
     seqs: Mapping[int, tuple[int, int]],
     examples: int,
     dropped: int,
+    settings: Settings,
     evener: str,
 ) -> Manifest:
     """The manifest of a copied state; its files are filled in when they are written."""
     layout = state.parameters.layout
     return Manifest(
-        step=contents.step, shards=layout.shards, recipe=state.recipe.name, files={},
+        step=contents.step, shards=layout.shards, recipe=settings.recipe,
+        options=dict(settings.recipe_options), files={},
         shapes={spec.name: list(spec.shape) for spec in layout.specs}, values={"0": contents.values},
         next_lease=book.next_lease, unapplied=list(book.unapplied),
         seqs={str(worker): seq for worker, seq in seqs.items()}, examples=examples, dropped=dropped, evener=evener,

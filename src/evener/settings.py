@@ -50,7 +50,7 @@ class Settings:
     save_checkpoint_steps: int | None = None
     keep: int = 5
     save_summary_secs: float = 10.0
-    log_every: int = 100
+    log_every: int = 500
     eval_every: int | None = None
 
     # when things go wrong

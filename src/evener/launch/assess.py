@@ -9,11 +9,11 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from evener.checkpoint import MANIFEST, Store, load
+from evener.checkpoint import MANIFEST, Manifest, Store, load
 from evener.data.dataset import as_data
 from evener.devices import prepare_process
-from evener.errors import CheckpointError, ConfigError, InputError
-from evener.recipe import Recipe, check_model, resolve
+from evener.errors import CheckpointError, InputError
+from evener.recipe import Recipe, check_model, from_object, resolve
 from evener.session.evaluate import evaluate
 
 
@@ -24,11 +24,9 @@ def assess(recipe: str | Recipe, path: Path, options: Mapping[str, Any]) -> dict
         CheckpointError: there is no whole checkpoint, or it is of another model.
     """
     prepare_process(torch.get_num_threads())
-    made = resolve(recipe, options) if isinstance(recipe, str) else recipe
-    if isinstance(recipe, Recipe) and options:
-        raise ConfigError("a finished Recipe takes no options.", fix="pass its name instead.")
     found = find(path)
     manifest, contents = load(found)
+    made = from_object(recipe, options) if isinstance(recipe, Recipe) else _resolve(recipe, manifest, options)
     data = as_data(made.data())
     if data.validation is None:
         raise InputError(f"recipe {made.name!r} has no validation data.", fix="let data() return (train, validation).")
@@ -41,6 +39,12 @@ def assess(recipe: str | Recipe, path: Path, options: Mapping[str, Any]) -> dict
         put(model, {**contents.parameters, **contents.averages}, found)
         values |= evaluate(model, made, data.validation, suffix="_ema")
     return values
+
+
+def _resolve(recipe: str, manifest: Manifest, options: Mapping[str, Any]) -> Recipe:
+    """The options that it was trained with count, unless others are given."""
+    trained = manifest.options if manifest.recipe == recipe else {}
+    return resolve(recipe, {**trained, **options})
 
 
 def find(path: Path) -> Path:

@@ -44,8 +44,22 @@ def schedule_of(settings: Settings) -> Schedule:
 def listen(settings: Settings, index: int) -> list[Listener]:
     """This task's listeners: shared memory for tasks of this host, or ZeroMQ."""
     if settings.ps_hosts:
-        return [transport.listen("zeromq", f"tcp://{settings.ps_hosts[index]}")]
+        return [transport.listen("zeromq", f"tcp://{_on_loopback(settings.ps_hosts[index])}")]
     return [transport.listen("zeromq" if settings.transport == "zeromq" else "shared")]
+
+
+def _on_loopback(address: str) -> str:
+    """Links carry no keys yet, so nobody but this machine may reach them."""
+    host, _, port = address.rpartition(":")
+    if not port.isdigit() or not host:
+        raise errors.ConfigError(f"{address!r} is no address.", fix="write HOST:PORT, for example 127.0.0.1:2222.")
+    if host != "localhost" and not host.startswith("127."):
+        raise errors.ConfigError(
+            f"refusing to listen on {address}.",
+            why="links between machines have no keys yet: anyone who reaches the port could change the model.",
+            fix="use an address of 127.0.0.0/8.",
+        )
+    return address
 
 
 def run_server(  # noqa: PLR0913 - what a task is told, each once

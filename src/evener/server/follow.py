@@ -184,7 +184,10 @@ class Follower:
         """The leader stops the run; a follower waits for its word."""
 
     def _tell(self, message: AnyMessage) -> None:
-        self.leader.send(codec.encode(message))
+        try:
+            self.leader.send(codec.encode(message))
+        except errors.PeerGone as error:
+            raise errors.TaskFailed("ps:0 is gone.", why=f"ps:{self.index} could not reach it.") from error
 
     def close(self) -> None:
         self._thread.shutdown(wait=True)

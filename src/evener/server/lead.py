@@ -193,7 +193,7 @@ class Leader:
     def gone(self, link: Link) -> None:
         """A link broke."""
         if link.follower and not self.done:
-            raise errors.PeerGone(f"ps:{link.follower} is gone.", why="its link to ps:0 broke.")
+            raise errors.TaskFailed(f"ps:{link.follower} is gone.", why="its link to ps:0 broke.")
         if link.seat is not None:
             log.warning("%s is gone: its link broke", link.seat.name)
             self._leave(link.seat)
@@ -271,7 +271,8 @@ class Leader:
         state = self.shard.state
         contents = state.contents()
         manifest = manifest_of(
-            contents, state, book=self.leases.state(), seqs=self.members.seqs, evener=self.setup.evener,
+            contents, state, book=self.leases.state(), seqs=self.members.seqs, settings=self.settings,
+            evener=self.setup.evener,
             examples=self.course.tally.examples, dropped=self.course.tally.dropped,
         )  # fmt: skip
         self.setup.saver.start(contents, manifest)

@@ -47,7 +47,7 @@ def _guarded(server: Leader | Follower, link: Link, message: AnyMessage | None) 
         else:
             server.handle(link, message)
     except errors.PeerGone:
-        raise
+        pass  # this peer went while it was served; its `Closed` comes
     except errors.WireError as error:
         server.links.refuse(link, error)
 

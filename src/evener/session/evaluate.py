@@ -8,7 +8,7 @@ from torch import nn
 from evener.data.batches import whole
 from evener.data.dataset import Dataset
 from evener.recipe import Recipe
-from evener.report import Evaluated, Line, Status
+from evener.report import Evaluated, Status
 from evener.session.hooks import Hook, StepResult
 from evener.session.session import Session
 
@@ -77,5 +77,3 @@ class Evaluate(Hook):
         evaluated = Evaluated(step, values, final)
         session.evaluations.append(evaluated)
         session.report(evaluated)
-        text = ", ".join(f"{name} {value:.4f}" for name, value in values.items())
-        session.report(Line(session.task, f"global step {step}: {text}"))

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -22,8 +22,8 @@ if TYPE_CHECKING:
 
 #: The settings by which people compare runs.
 COMPARED = ("batch_size", "seed", "train_steps", "epochs", "ps", "workers")
-#: Edges of the histograms, 10 % apart on both sides of zero, as TensorFlow has them.
-EDGES = sorted(sign * 1.1**power for sign in (-1, 0, 1) for power in range(-290 if sign else 0, 484 if sign else 1))
+#: Edges of the histograms, 10 % apart on both sides of zero, as TensorFlow has them; up to float32's largest.
+EDGES = [-(1.1**power) for power in range(930, -290, -1)] + [0.0] + [1.1**power for power in range(-290, 931)]
 
 
 class Summaries(Hook):
@@ -34,8 +34,7 @@ class Summaries(Hook):
     the histograms; a thread writes the file. A disk that fails ends the summaries, not the training.
 
     Args:
-        logdir: where the event files go. A run that resumes, and a worker that becomes chief, add one of their own.
-        clock: seconds.
+        logdir: of the run. One that resumes, and a worker that becomes chief, add an event file of their own.
         settings: of the run, told as hyperparameters beside the recipe's options.
     """
 
@@ -67,9 +66,8 @@ class Summaries(Hook):
 
     def end(self, session: Session) -> None:
         if session.turn.chief:
-            self._chief_since = session.turn.version if self._chief_since is None else self._chief_since
             self._tell(session, steps=True)
-            self._write(session, [_hyperparameters(self._settings, session.recipe)[-1]], None)
+            self._write(session, 0, {}, _hyperparameters(self._settings, session.recipe)[-1:])
 
     def close(self, session: Session) -> None:
         writer, self._writer = self._writer, None
@@ -81,26 +79,28 @@ class Summaries(Hook):
         last = self._period.last
         if steps and last is not None and not self._failed:
             values = self._period.values(self._clock(), self._settings.batch_size * self._settings.aggregate)
-            self._write(session, _scalars(values) + _histograms(session), last.global_step)
+            self._write(session, last.global_step, values, _histograms(session))
         for evaluated in session.evaluations[self._told :]:
-            self._write(session, _scalars(evaluated.values), evaluated.global_step)
+            self._write(session, evaluated.global_step, evaluated.values)
         self._told = len(session.evaluations)
 
-    def _write(self, session: Session, summaries: list[Any], step: int | None) -> None:
+    def _write(self, session: Session, step: int, scalars: dict[str, float], others: Sequence[Any] = ()) -> None:
         if self._failed:
             return
         with self._unless_the_disk_fails(session):
             self._writer = self._writer or self._open(session)
-            for summary in summaries:
+            for name, value in scalars.items():
+                self._writer.add_scalar(name, value, step)
+            for summary in others:
                 self._writer.file_writer.add_summary(summary, step)
 
     def _open(self, session: Session) -> Any:
         from torch.utils.tensorboard import SummaryWriter
 
         # TensorBoard hides what an earlier run wrote after the step from which this one goes on. The writer's thread
-        # flushes each second, so training never waits for the disk.
-        purge_step = (self._chief_since or 0) + 1
-        writer: Any = SummaryWriter(str(self._logdir), purge_step=purge_step, flush_secs=1)
+        # flushes each second, so training does not wait for the disk.
+        since = session.turn.version if self._chief_since is None else self._chief_since
+        writer: Any = SummaryWriter(str(self._logdir), purge_step=since + 1, max_queue=1000, flush_secs=1)
         for summary in _hyperparameters(self._settings, session.recipe)[:-1]:
             writer.file_writer.add_summary(summary)
         try:
@@ -145,12 +145,6 @@ class _Period:
         }  # fmt: skip
 
 
-def _scalars(values: dict[str, float]) -> list[Any]:
-    from torch.utils.tensorboard.summary import scalar
-
-    return [scalar(name, value) for name, value in values.items()]  # type: ignore[no-untyped-call]
-
-
 def _histograms(session: Session) -> list[Any]:
     """Of the parameters that the model holds, then of the last update's gradients, to which it lends its memory."""
     parameters = list(_histograms_of(session, "parameters"))
@@ -166,7 +160,7 @@ def _histograms_of(session: Session, group: str) -> Iterator[Any]:
 
     for name, parameter in session.towers.model.named_parameters():
         values = parameter.detach().double()
-        values = values[torch.isfinite(values)]  # a histogram has no place for the others
+        values = values[values.abs() <= EDGES[-1]]  # a histogram has no place for the others
         if parameter.requires_grad and len(values):
             yield histogram(f"{group}/{name}", values.numpy(), EDGES)  # type: ignore[no-untyped-call]
 
@@ -192,8 +186,7 @@ def _hyperparameters(settings: Settings, recipe: Recipe) -> list[Any]:
     values |= settings.recipe_options
     values |= {name: getattr(settings, name) for name in COMPARED} | {"replicas_to_aggregate": settings.aggregate}
     values |= {"recipe": recipe.name, "mode": settings.mode if settings.ps else "one process"}
-    if settings.mode == "bounded":
-        values["staleness"] = settings.staleness
+    values |= {"staleness": settings.staleness} if settings.mode == "bounded" else {}
     values = {name: _flat(value) for name, value in values.items() if value is not None}
     metrics = [f"validation_{name}" for name in ("loss", *recipe.metrics)]
     metrics += [f"{name}_ema" for name in metrics if recipe.ema_decay is not None]
@@ -201,8 +194,7 @@ def _hyperparameters(settings: Settings, recipe: Recipe) -> list[Any]:
 
 
 def _flat(value: Any) -> float | str:
-    """A number where it is one, also when it came as a text; else a text."""
-    try:
+    try:  # options of the command line are texts
         return str(value) if isinstance(value, bool) else float(value)
     except (TypeError, ValueError):
         return str(value)

@@ -46,7 +46,7 @@ def decode(header: bytes) -> AnyMessage:
     try:
         message: AnyMessage = _decoder.decode(memoryview(header)[5:])
         return message
-    except msgspec.MsgspecError as error:
+    except (msgspec.MsgspecError, UnicodeDecodeError) as error:
         raise errors.ProtocolError(f"a peer sent a message that cannot be read: {error}.") from error
 
 
@@ -63,7 +63,7 @@ def unpack_specs(packed: bytes) -> list[Spec]:
         if unpacker.unconsumed_tail:
             raise errors.ProtocolError("a peer's model description is larger than 16 MB.")
         return [Spec(*row) for row in _specs_decoder.decode(plain)]
-    except (zlib.error, msgspec.MsgspecError) as error:
+    except (zlib.error, msgspec.MsgspecError, UnicodeDecodeError) as error:
         raise errors.ProtocolError(f"a peer's model description cannot be read: {error}.") from error
 
 

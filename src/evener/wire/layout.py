@@ -75,17 +75,20 @@ def _padded(numel: int) -> int:
 
 
 def _even(specs: Sequence[Spec], shards: int) -> list[list[Share]]:
-    """Cut the flat buffer into equal slices. At most `shards` - 1 tensors are split, whatever their sizes."""
-    total = sum(_padded(spec.numel) for spec in specs)
-    cuts = [_padded(total * shard // shards) for shard in range(shards)] + [total]
+    """Cut each dtype's flat buffer into equal slices: at most `shards` - 1 of its tensors are split, whatever their sizes."""
     placed: list[list[Share]] = [[] for _ in range(shards)]
-    at = 0
-    for spec in specs:
-        for shard in range(shards):
-            start, stop = max(at, cuts[shard]) - at, min(at + spec.numel, cuts[shard + 1]) - at
-            if start < stop or (spec.numel == 0 and shard == 0):
-                placed[shard].append((spec, start, max(start, stop)))
-        at += _padded(spec.numel)
+    ordered = sorted(specs, key=lambda spec: (spec.dtype, spec.trained))
+    for _, group in groupby(ordered, key=lambda spec: spec.dtype):
+        tensors = list(group)
+        total = sum(_padded(spec.numel) for spec in tensors)
+        cuts = [_padded(total * shard // shards) for shard in range(shards)] + [total]
+        at = 0
+        for spec in tensors:
+            for shard in range(shards):
+                start, stop = max(at, cuts[shard]) - at, min(at + spec.numel, cuts[shard + 1]) - at
+                if start < stop or (spec.numel == 0 and shard == 0):
+                    placed[shard].append((spec, start, max(start, stop)))
+            at += _padded(spec.numel)
     return placed
 
 
@@ -144,11 +147,12 @@ class Layout:
         segments: list[Segment] = []
         pieces: list[Piece] = []
         nbytes = 0
-        ordered = sorted(self.specs, key=lambda spec: (spec.dtype, spec.trained))
-        for dtype, group in groupby(ordered, key=lambda spec: spec.dtype):
+        placed = PLACEMENTS[self.placement](self.specs, self.shards)
+        for dtype in sorted({spec.dtype for spec in self.specs}):
             bounds, at = [0], 0
-            for shard, shares in enumerate(PLACEMENTS[self.placement](list(group), self.shards)):
-                for spec, start, stop in sorted(shares, key=lambda share: share[0].trained):
+            for shard, shares in enumerate(placed):
+                mine = (share for share in shares if share[0].dtype == dtype)
+                for spec, start, stop in sorted(mine, key=lambda share: share[0].trained):
                     pieces.append(Piece(spec, start, stop, at, shard))
                     at += _padded(stop - start)
                 bounds.append(at)

@@ -141,6 +141,6 @@ class Local:
         contents = self._state.contents()
         manifest = manifest_of(
             contents, self._state, book=LeaseState(self._lease, ()), seqs={}, examples=self._tally.examples, dropped=0,
-            evener=self._evener,
+            settings=self._settings, evener=self._evener,
         )  # fmt: skip
         self._saver.start(contents, manifest)

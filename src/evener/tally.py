@@ -50,7 +50,7 @@ class Tally:
         self._recent: deque[int] = deque(maxlen=50)
         self.steps_window = Window(clock)
         self.examples_window = Window(clock)
-        self.started = clock()
+        self.started = self._last_update = clock()
 
     def applied(self, loss: float, examples: int, staleness: int) -> None:
         """One gradient went into an update."""
@@ -64,11 +64,13 @@ class Tally:
 
     def updated(self) -> None:
         self.updates += 1
+        self._last_update = self._clock()
         self.steps_window.add()
 
     @property
     def seconds(self) -> float:
-        return self._clock() - self.started
+        """From the start of training to the last update; 0.0 before the first."""
+        return max(0.0, self._last_update - self.started)
 
     @property
     def loss(self) -> float:

@@ -159,8 +159,9 @@ def _histograms_of(session: Session, group: str) -> Iterator[Any]:
     from torch.utils.tensorboard.summary import histogram
 
     for name, parameter in session.towers.model.named_parameters():
-        values = parameter.detach().double()
-        values = values[values.abs() <= EDGES[-1]]  # a histogram has no place for the others
+        values = parameter.detach().double().flatten()
+        if not values.abs().sum() <= EDGES[-1]:  # a histogram has no place for what is not finite
+            values = values[values.abs() <= EDGES[-1]]
         if parameter.requires_grad and len(values):
             yield histogram(f"{group}/{name}", values.numpy(), EDGES)  # type: ignore[no-untyped-call]
 

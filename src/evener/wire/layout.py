@@ -75,7 +75,7 @@ def _padded(numel: int) -> int:
 
 
 def _even(specs: Sequence[Spec], shards: int) -> list[list[Share]]:
-    """Cut each dtype's flat buffer into equal slices: at most `shards` - 1 of its tensors are split, whatever their sizes."""
+    """Cut each dtype's flat buffer into equal slices. At most `shards` - 1 tensors are split, whatever their sizes."""
     placed: list[list[Share]] = [[] for _ in range(shards)]
     ordered = sorted(specs, key=lambda spec: (spec.dtype, spec.trained))
     for _, group in groupby(ordered, key=lambda spec: spec.dtype):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import os
 import sys
 import time
 from collections.abc import Callable, Mapping
@@ -12,8 +13,10 @@ from typing import TYPE_CHECKING, Any, TextIO
 
 from evener import settings as settings_module
 from evener.errors import ConfigError, EvenerError
+from evener.launch.environment import Flags, explain, find
 from evener.launch.local import LocalRun, process_seconds
 from evener.launch.view import make_view
+from evener.references import importing
 from evener.report import AnyReport, Progress
 from evener.result import Outcome, Result
 from evener.settings import Settings
@@ -47,8 +50,16 @@ def run(
 
     >>> result = run("mnist", train_steps=20, quiet=True, logdir=getfixture("tmp_path"))  # doctest: +SKIP
     """
+    if (reference := importing()) is not None:
+        raise ConfigError(
+            f"{reference.rpartition(':')[0]} starts a run while it is imported.",
+            why="every task imports the file of its recipe, and would start another run there.",
+            fix='put the call of evener.run under: if __name__ == "__main__":',
+        )
     settings, made = _settings(recipe, options)
     _make_logdir(Path(settings.logdir))
+    if settings.ps and settings.recipe_options.get("download"):
+        _download(settings)
     outcome = Outcome()
     started, began = time.monotonic(), process_seconds()
     first_step: list[float] = []
@@ -91,6 +102,37 @@ def evaluate(
     return assess(recipe, Path(checkpoint), recipe_options or {})
 
 
+def be_task(
+    recipe: str, flags: Flags, *, download_only: bool = False, stream: TextIO | None = None, **options: Any
+) -> None:
+    """Be one task of a cluster until the run is over: `evener task`.
+
+    Args:
+        flags: what the command line says of the cluster; else TF_CONFIG, torchrun's or Slurm's variables do.
+        download_only: only load the recipe's data, so that it is there when the tasks start.
+    """
+    from evener.launch.member import run_member, settings_for
+    from evener.recipe import resolve
+
+    if download_only:
+        resolve(recipe, options.get("recipe_options") or {}).data()
+        return
+    found = find(flags, os.environ)
+    settings = settings_for(found.cluster, _settings(recipe, options)[0])
+    _make_logdir(Path(settings.logdir))
+    title = f"{settings.recipe}: {found.task}, {settings.mode}, logs in {settings.logdir}"
+    view = make_view(stream=stream or sys.stdout, tasks=[str(found.task)], title=title, clock=time.monotonic)
+    try:
+        run_member(found, settings, view.hear)
+    finally:
+        view.close()
+
+
+def explain_task(flags: Flags) -> str:
+    """Which cluster this process would be in, as which task, and which source said so."""
+    return explain(find(flags, os.environ))
+
+
 def _settings(recipe: object, options: Mapping[str, Any]) -> tuple[Settings, Recipe | None]:
     given = {**options}
     made: Recipe | None = None
@@ -116,6 +158,13 @@ def _settings(recipe: object, options: Mapping[str, Any]) -> tuple[Settings, Rec
         given["logdir"] = str(given["logdir"])
     settings = settings_module.make(given)
     return (settings if settings.logdir else replace(settings, logdir=_fresh_logdir(settings.recipe))), made
+
+
+def _download(settings: Settings) -> None:
+    """Once, here, where its progress can be seen: tasks would wait for each other and write bars into logs."""
+    from evener.recipe import resolve
+
+    resolve(settings.recipe, settings.recipe_options).data()
 
 
 def _fresh_logdir(recipe: str) -> str:

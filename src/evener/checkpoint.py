@@ -16,9 +16,8 @@ import fcntl
 import hashlib
 import logging
 import os
-import re
 import shutil
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
@@ -30,6 +29,7 @@ from safetensors.torch import save as save_safetensors
 from torch import Tensor
 
 from evener.errors import CheckpointError, NonFinite, VersionError
+from evener.parts import join, join_numbers
 from evener.state import Contents
 
 log = logging.getLogger(__name__)
@@ -37,7 +37,6 @@ log = logging.getLogger(__name__)
 FORMAT = 1
 MANIFEST = "manifest.json"
 KINDS = ("parameters", "averages", "optimizer")
-_PART = re.compile(r"^(?P<name>.*)\[(?P<start>\d+):(?P<stop>\d+)\](?P<key>/[^/]*)?$")
 
 
 class Record(msgspec.Struct, frozen=True):
@@ -189,9 +188,19 @@ class Store:
         _sync_directory(self.directory)
         return path
 
-    def keep_newest(self, keep: int) -> None:
-        """Delete all but the newest `keep` checkpoints, manifest first so that a half-deleted one does not count."""
-        for step in self.steps()[:-keep]:
+    def discard(self, step: int) -> None:
+        """Remove what a failed save left, on all shards; a committed checkpoint stays."""
+        if not (self.path(step) / MANIFEST).exists():
+            shutil.rmtree(self.path(step), ignore_errors=True)
+
+    def keep_newest(self, keep: int, *, upto: int | None = None) -> None:
+        """Delete all but the newest `keep` checkpoints, manifest first so that a half-deleted one does not count.
+
+        Args:
+            upto: later steps neither count nor go. A run that skipped damaged checkpoints saves at lower steps than
+                theirs; counting them would delete the good ones.
+        """
+        for step in [step for step in self.steps() if upto is None or step <= upto][:-keep]:
             path = self.path(step)
             (path / MANIFEST).unlink(missing_ok=True)
             _sync_directory(path)
@@ -202,8 +211,11 @@ class Store:
         found = [path.parent.name.removeprefix("step-") for path in self.directory.glob(f"step-*/{MANIFEST}")]
         return sorted(int(step) for step in found if step.isdigit())
 
-    def newest(self) -> tuple[Manifest, Contents] | None:
-        """The newest checkpoint that is whole; None if there never was one. Damaged ones are named in the log.
+    def newest(self, tell: Callable[[str], None] = log.warning) -> tuple[Manifest, Contents] | None:
+        """The newest checkpoint that is whole; None if there never was one.
+
+        Args:
+            tell: gets a line for each damaged one that was skipped.
 
         Raises:
             CheckpointError: there are checkpoints and none loads.
@@ -214,10 +226,8 @@ class Store:
                 loaded = load(self.path(step))
             except (CheckpointError, VersionError) as error:
                 reasons.append(error.what)
-                log.warning("checkpoint of step %d skipped: %s", step, error.what)
+                tell(f"warning: the checkpoint of step {step} is skipped: {error.what}")
                 continue
-            if reasons:
-                log.warning("using the checkpoint of step %d", step)
             return loaded
         if reasons:
             raise CheckpointError(
@@ -244,21 +254,12 @@ def load(path: Path) -> tuple[Manifest, Contents]:
     shapes = manifest.shapes
     contents = Contents(
         manifest.step,
-        _join(groups["parameters"], shapes),
-        _join(groups["averages"], shapes),
-        _join(groups["optimizer"], {}),
-        {**manifest.values.get("0", {}), "numbers": _numbers(manifest)},
+        join(groups["parameters"], shapes),
+        join(groups["averages"], shapes),
+        join(groups["optimizer"], shapes),
+        {**manifest.values.get("0", {}), "numbers": join_numbers(manifest.values)},
     )
     return manifest, contents
-
-
-def _numbers(manifest: Manifest) -> dict[str, Any]:
-    merged: dict[str, Any] = {}
-    for values in manifest.values.values():
-        for name, value in values.get("numbers", {}).items():
-            part = _PART.match(name)
-            merged[f"{part['name']}{part['key']}" if part else name] = value
-    return merged
 
 
 def _read_manifest(path: Path) -> Manifest:
@@ -268,7 +269,7 @@ def _read_manifest(path: Path) -> Manifest:
         if hashlib.sha256(bytes(sealed.body)).hexdigest() != sealed.sha256:
             raise CheckpointError(f"{file} is damaged: checksum mismatch.")
         head = msgspec.json.decode(sealed.body)
-        if isinstance(head, dict) and head.get("format", 0) > FORMAT:
+        if isinstance(head, dict) and isinstance(head.get("format"), int) and head["format"] > FORMAT:
             raise VersionError(f"{file} has format {head['format']}, this evener reads up to {FORMAT}.",
                                fix="update evener.")  # fmt: skip
         return msgspec.json.decode(sealed.body, type=Manifest)
@@ -277,7 +278,7 @@ def _read_manifest(path: Path) -> Manifest:
             f"{path} is not a checkpoint: {MANIFEST} cannot be read ({error.strerror}).",
             fix="name a directory like .../checkpoints/step-00002000.",
         ) from error
-    except msgspec.MsgspecError as error:
+    except (msgspec.MsgspecError, UnicodeDecodeError) as error:
         raise CheckpointError(f"{file} is not a manifest of evener: {error}.") from error
 
 
@@ -294,19 +295,3 @@ def _read_tensors(file: Path, record: Record) -> dict[str, Tensor]:
         return load_safetensors(data)
     except SafetensorError as error:
         raise CheckpointError(f"{file} is not a safetensors file: {error}.") from error
-
-
-def _join(parts: dict[str, Tensor], shapes: dict[str, list[int]]) -> dict[str, Tensor]:
-    """Whole tensors from parts ``name[start:stop]``; scalars that every part carries are taken once."""
-    whole = {name: tensor for name, tensor in parts.items() if not _PART.match(name)}
-    split: dict[str, list[tuple[int, int, Tensor]]] = {}
-    for key, tensor in parts.items():
-        if match := _PART.match(key):
-            name = f"{match['name']}{match['key'] or ''}"
-            split.setdefault(name, []).append((int(match["start"]), int(match["stop"]), tensor))
-    for name, pieces in split.items():
-        pieces.sort(key=lambda piece: piece[0])
-        elementwise = all(tensor.numel() == stop - start for start, stop, tensor in pieces)
-        joined = torch.cat([tensor.reshape(-1) for _, _, tensor in pieces]) if elementwise else pieces[0][2]
-        whole[name] = joined.view(shapes[name]) if name in shapes else joined
-    return whole

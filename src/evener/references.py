@@ -105,6 +105,9 @@ def _file(path: Path, reference: str) -> ModuleType:
             why=f"relative paths begin at the current directory, {Path.cwd()}.",
             fix="check the path before the colon.",
         ) from None
+    main = sys.modules["__main__"]
+    if (of_main := getattr(main, "__file__", None)) and Path(of_main).resolve() == path:
+        return main  # the script that runs: importing it would run it again
     # The same file has the same name in every task, and two files called train.py do not meet.
     name = f"{PREFIX}{path.stem}_{hashlib.sha256(str(path).encode()).hexdigest()[:8]}"
     if name in sys.modules:

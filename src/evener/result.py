@@ -46,6 +46,8 @@ class Result:
 
 def _json(value: object) -> object:
     """JSON has no NaN."""
+    if isinstance(value, dict):
+        return {key: _json(entry) for key, entry in value.items()}
     return None if isinstance(value, float) and not math.isfinite(value) else value
 
 

@@ -13,7 +13,7 @@ from evener import errors
 from evener.checkpoint import Manifest, Record, Store
 from evener.policy.leases import LeaseState
 from evener.settings import Settings
-from evener.state import Contents, State
+from evener.state import Contents, State, plain
 
 log = logging.getLogger(__name__)
 
@@ -42,7 +42,7 @@ def manifest_of(  # noqa: PLR0913 - what a checkpoint says besides tensors, each
     layout = state.parameters.layout
     return Manifest(
         step=contents.step, shards=layout.shards, recipe=settings.recipe,
-        options=dict(settings.recipe_options), files={},
+        options=plain(settings.recipe_options), files={},
         shapes={spec.name: list(spec.shape) for spec in layout.specs}, values={"0": contents.values},
         next_lease=book.next_lease, unapplied=list(book.unapplied),
         seqs={str(worker): seq for worker, seq in seqs.items()}, examples=examples, dropped=dropped, evener=evener,
@@ -67,7 +67,8 @@ class Saver:
         self._files: dict[int, dict[str, Record]] = {}
         self._error: BaseException | None = None
         self._last_time = clock()
-        self._last_step = -1
+        self._last_step = -1  # when a save was last tried
+        self._saved_step = -1  # and the last that is saved, or is being saved
         #: Why the last save failed; None after one that worked.
         self.failure: BaseException | None = None
         #: The newest committed checkpoint's directory; empty before the first.
@@ -79,7 +80,8 @@ class Saver:
 
     def resumed(self, step: int, path: str) -> None:
         """The run continues from this checkpoint: it need not be written again."""
-        self._last_step, self.newest = step, path
+        self._last_step = self._saved_step = step
+        self.newest = path
 
     def due(self, step: int) -> bool:
         """Is it time to save this step? Never while a save is under way, never the same step twice."""
@@ -92,13 +94,14 @@ class Saver:
         return seconds is not None and self._clock() - self._last_time >= seconds
 
     def saved(self, step: int) -> bool:
-        return step == self._last_step
+        return step == self._saved_step
 
     def start(self, contents: Contents, manifest: Manifest) -> None:
         """Begin to write shard 0 and collect the others; `manifest` still lacks its files."""
         assert not self.busy, "one save at a time"
         self._manifest = manifest
-        self._last_step, self._last_time = contents.step, self._clock()
+        self._last_step = self._saved_step = contents.step
+        self._last_time = self._clock()
         self._own = self._thread.submit(self._store.write_shard, contents, 0)
 
     def add(self, shard: int, files: dict[str, Record], values: bytes, error: str) -> None:
@@ -126,14 +129,18 @@ class Saver:
             for more in files.values():
                 everything |= more
             self.newest = str(self._store.commit(msgspec.structs.replace(manifest, files=everything)))
-            self._store.keep_newest(self._schedule.keep)
         except (OSError, errors.EvenerError) as error:
-            self._last_step = -1  # this step may be tried again
+            self._saved_step = -1  # not `_last_step`: the next try is when the next save is due, not at each step
             self._error = None
+            self._store.discard(manifest.step)
             log.error("the checkpoint of step %d was not saved: %s", manifest.step, error)
             self.failure = error
             return ""
         self.failure = None
+        try:
+            self._store.keep_newest(self._schedule.keep, upto=manifest.step)
+        except OSError as error:
+            log.warning("old checkpoints in %s could not be deleted: %s", self._store.directory, error)
         return self.newest
 
     def wait_own(self, timeout: float) -> None:

@@ -9,6 +9,7 @@ from dataclasses import dataclass, field, fields
 from typing import Any
 
 from evener.errors import ConfigError
+from evener.wire.layout import PLACEMENTS
 
 MODES = ("async", "sync", "bounded")
 TRANSPORTS = ("auto", "shared", "zeromq")
@@ -72,7 +73,10 @@ class Settings:
     def steps(self, samples: int) -> int:
         """Global steps of the whole run, given the number of training samples."""
         if self.epochs is not None:
-            return max(1, math.ceil(self.epochs * samples / (self.batch_size * self.aggregate)))
+            steps = self.epochs * samples / (self.batch_size * self.aggregate)
+            return max(
+                1, math.ceil(round(steps, 6))
+            )  # 2.2 epochs of 1500 in hundreds are 33 steps, not 33.000000000000004
         return 2000 if self.train_steps is None else self.train_steps
 
     def steps_per_epoch(self, samples: int) -> float:
@@ -103,21 +107,25 @@ def _check_numbers(settings: Settings) -> None:
             continue
         if not isinstance(value, int) or isinstance(value, bool) or value < least:
             raise ConfigError(f"{name}={value!r} cannot work.", fix=f"{name} must be an integer >= {least}.")
+    if settings.seed >= 2**63:
+        raise ConfigError(f"seed={settings.seed} cannot work.", fix="seed must be an integer < 2**63.")
     for name in ("save_checkpoint_secs", "save_summary_secs", "stall_timeout", "epochs"):
         value = getattr(settings, name)
         if value is None and name in ("save_checkpoint_secs", "epochs"):
             continue
-        if not isinstance(value, int | float) or not value > 0 or math.isinf(value):
+        if not isinstance(value, int | float) or isinstance(value, bool) or not value > 0 or math.isinf(value):
             raise ConfigError(f"{name}={value!r} cannot work.", fix=f"{name} must be a number > 0.")
 
 
 def _check_cluster(settings: Settings) -> None:
     if settings.mode not in MODES:
-        near = difflib.get_close_matches(settings.mode, MODES, n=1)
+        near = difflib.get_close_matches(str(settings.mode), MODES, n=1)
         hint = f"did you mean {near[0]!r}?" if near else f"the modes are: {', '.join(MODES)}."
         raise ConfigError(f"unknown mode {settings.mode!r}.", fix=hint)
     if settings.transport not in TRANSPORTS:
         raise ConfigError(f"unknown transport {settings.transport!r}.", fix=f"use one of: {', '.join(TRANSPORTS)}.")
+    if settings.placement not in PLACEMENTS:
+        raise ConfigError(f"unknown placement {settings.placement!r}.", fix=f"use one of: {', '.join(PLACEMENTS)}.")
     if settings.ps == 0 and settings.workers > 1:
         raise ConfigError(
             f"{settings.workers} workers have nobody to hold their parameters.",

@@ -11,12 +11,19 @@ import msgspec
 import torch
 from torch import Tensor, nn
 
-from evener.errors import CheckpointError
+from evener.errors import CheckpointError, ConfigError
 from evener.recipe import Recipe
 from evener.tensors import Slot, frozen
-from evener.wire.layout import Layout, Piece
+from evener.wire.layout import Layout, Piece, Spec
 
 log = logging.getLogger(__name__)
+
+#: Their update of an element depends on that element alone, so a tensor may be split over several shards.
+#: A user's optimizer says so with a class attribute ``elementwise = True``.
+ELEMENTWISE = frozenset({
+    torch.optim.SGD, torch.optim.Adam, torch.optim.AdamW, torch.optim.Adagrad, torch.optim.RMSprop,
+    torch.optim.Adadelta, torch.optim.Adamax, torch.optim.NAdam, torch.optim.RAdam, torch.optim.ASGD, torch.optim.Rprop,
+})  # fmt: skip
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,7 +58,9 @@ class State:
         source = {name: tensor.detach().clone() for name, tensor in model.state_dict(keep_vars=True).items()}
         for piece, view in self.parameters.named():
             view.copy_(_cut(source[piece.spec.name], piece))
-        self.frozen = {name: tensor.clone() for name, tensor in frozen(model).items()} if shard == 0 else {}
+        stay = frozen(model)
+        self._stay = frozenset(stay)
+        self.frozen = {name: tensor.clone() for name, tensor in stay.items()} if shard == 0 else {}
         self._trained = [nn.Parameter(view) for piece, view in self.parameters.named() if piece.spec.trained]
         self._indices = [index for index, piece in enumerate(self.parameters.pieces) if piece.spec.trained]
         self.optimizer = self._optimizer(model)
@@ -67,6 +76,7 @@ class State:
     def _optimizer(self, model: nn.Module) -> torch.optim.Optimizer:
         """The recipe's optimizer, with every model parameter replaced by its pieces on this shard."""
         optimizer = self.recipe.optimizer(model)
+        _check_split(optimizer, self.parameters.pieces)
         names = {parameter: name for name, parameter in model.named_parameters()}
         mine: dict[str, list[tuple[Piece, nn.Parameter]]] = {}
         for index, parameter in zip(self._indices, self._trained, strict=True):
@@ -138,17 +148,32 @@ class State:
                 name = f"{self.parameters.pieces[index].key}/{key}"
                 if isinstance(value, Tensor):
                     kept[name] = value.detach().clone()
-                elif value is not None:
+                else:
                     numbers[name] = value
         groups = [{key: value for key, value in g.items() if key != "params"} for g in self.optimizer.param_groups]
         schedule = self.scheduler.state_dict() if self.scheduler is not None else {}
-        values = {"groups": [_plain(group) for group in groups], "schedule": _plain(schedule), "numbers": numbers}
+        values = {
+            "optimizer": type(self.optimizer).__name__,
+            "groups": [plain(group) for group in groups],
+            "schedule": plain(schedule),
+            "numbers": plain(numbers),
+        }
         parameters = {piece.key: view.detach().clone() for piece, view in self.parameters.named()}
         averages = {piece.key: view.clone() for piece, view in self.averages.named()} if self.averages else {}
         return Contents(self.step, parameters | self.frozen, averages, kept, values)
 
     def restore(self, contents: Contents) -> None:
-        """Continue from whole tensors (parts already joined), into this shard's placement. After `schedule`."""
+        """Continue from whole tensors (parts already joined), into this shard's placement. After `schedule`.
+
+        Raises:
+            CheckpointError: they are of another model or optimizer; nothing was changed.
+        """
+        if difference := self._difference(contents):
+            raise CheckpointError(
+                f"the checkpoint of step {contents.step} cannot be continued here: {difference}.",
+                why="a checkpoint fits the recipe and the options it was made with.",
+                fix="give the same recipe and options, or choose another --logdir to start afresh.",
+            )
         self.step = contents.step
         for slot, source in ((self.parameters, contents.parameters), (self.averages, contents.averages)):
             for piece, view in slot.named() if slot is not None else ():
@@ -168,6 +193,37 @@ class State:
             group.update(values)
         if self.scheduler is not None and contents.values.get("schedule"):
             self.scheduler.load_state_dict(dict(contents.values["schedule"]))
+
+    def _difference(self, contents: Contents) -> str:
+        """What makes a checkpoint foreign, as part of a sentence; empty if nothing does."""
+        layout = self.parameters.layout
+        trained = {spec.name: spec.trained for spec in layout.specs}
+        theirs = [
+            Spec(name, tuple(tensor.shape), str(tensor.dtype).removeprefix("torch."), trained.get(name, True))
+            for name, tensor in contents.parameters.items()
+            if name not in self._stay
+        ]
+        if difference := layout.difference(theirs, here="this run", there="the checkpoint"):
+            return difference
+        for name, tensor in self.frozen.items():
+            kept = contents.parameters.get(name)
+            if kept is not None and not torch.equal(kept, tensor):
+                return f"frozen {name!r} has other values than the recipe gives now"
+        mine, kind = type(self.optimizer).__name__, contents.values.get("optimizer")
+        return f"it was trained with {kind}, this run trains with {mine}" if kind not in (None, mine) else ""
+
+
+def _check_split(optimizer: torch.optim.Optimizer, pieces: Sequence[Piece]) -> None:
+    kind = type(optimizer)
+    split = next((piece for piece in pieces if piece.spec.trained and not piece.whole), None)
+    if split is None or kind in ELEMENTWISE or getattr(kind, "elementwise", False):
+        return
+    raise ConfigError(
+        f"{kind.__name__} cannot update {split.spec.name!r}, which is split over several ps tasks.",
+        why="a part of a tensor can be updated only by an optimizer that works element by element.",
+        fix="use --placement greedy, which keeps tensors whole; or, if it does work so, "
+        "give its class the attribute elementwise = True.",
+    )
 
 
 def _cut(tensor: Tensor, piece: Piece) -> Tensor:
@@ -189,12 +245,26 @@ def _cut_like(value: Any, piece: Piece, numel: int) -> Any:
     return value.reshape(-1)[piece.start : piece.stop].clone()
 
 
-def _plain(values: Mapping[str, Any]) -> dict[str, Any]:
-    """What of a dictionary can be written as JSON; the rest is rebuilt by the recipe."""
-    plain: dict[str, Any] = {}
+def plain(values: Mapping[str, Any]) -> dict[str, Any]:
+    """What of a dictionary JSON gives back as it was, tuples as lists; the rest is rebuilt by the recipe.
+
+    Left out are functions, but also infinity and keys that are not texts (the milestones of `MultiStepLR`).
+    """
+    kept: dict[str, Any] = {}
     for key, value in values.items():
+        if isinstance(value, list) and value and all(isinstance(entry, dict) for entry in value):
+            kept[key] = [plain(entry) for entry in value]  # of the schedules inside a `SequentialLR`
+            continue
         try:
-            plain[key] = msgspec.json.decode(msgspec.json.encode(value))
+            back = msgspec.json.decode(msgspec.json.encode(value))
         except (TypeError, ValueError, msgspec.MsgspecError):
+            back = None
+        if back == _listed(value):
+            kept[key] = back
+        else:
             log.debug("%r of type %s is not kept in checkpoints", key, type(value).__name__)
-    return plain
+    return kept
+
+
+def _listed(value: Any) -> Any:
+    return [_listed(entry) for entry in value] if isinstance(value, list | tuple) else value

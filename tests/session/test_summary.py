@@ -53,8 +53,8 @@ class Owner:
         version = self.first + self.local_step * JUMP
         return Turn(
             version=version, lease=self.local_step, stop="done" if self.local_step >= self.steps else "",
-            chief=self.chief(version), staleness=self.local_step % 4, dropped=2 * self.local_step,
-            learning_rate=0.5 / (1 + self.local_step),
+            chief=self.chief(version), staleness=self.local_step % 4 or 40, dropped=2 * self.local_step,
+            rejected="" if self.local_step % 4 else "too old", learning_rate=0.5 / (1 + self.local_step),
         )  # fmt: skip
 
     def start(self):
@@ -198,8 +198,8 @@ def test_curves_stand_under_the_global_step_every_so_many_seconds_and_at_the_end
     assert curve(events, "loss") == [(r.global_step, r.loss) for r in results]
     assert curve(events, "learning_rate") == [(12, 0.1), (24, 0.5 / 9), (30, 0.5 / 11)]
     assert curve(events, "dropped_gradients") == [(12, 8), (24, 16), (30, 20)]
-    # the mean over the steps since the summary before: 1 2 3 0, 1 2 3 0, 1 2
-    assert curve(events, "staleness") == [(12, 1.5), (24, 1.5), (30, 1.5)]
+    # the mean of the gradients applied since the summary before: 1 2 3, 1 2 3, 1 2; those of staleness 40 were dropped
+    assert curve(events, "staleness") == [(12, 2), (24, 2), (30, 1.5)]
     # the whole cluster: 3 updates of 8 examples while this worker takes 0.25 s
     assert curve(events, "global_steps_per_second") == [(step, 12) for step in steps]
     assert curve(events, "examples_per_second") == [(step, 96) for step in steps]

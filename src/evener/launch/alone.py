@@ -15,7 +15,7 @@ import torch
 from evener.data.batches import Batches
 from evener.data.dataset import as_data
 from evener.devices import prepare_process
-from evener.launch.build import VERSION, Built, build, open_store
+from evener.launch.build import VERSION, Built, beginning, build, open_store
 from evener.launch.server import schedule_of
 from evener.launch.worker import hooks_for
 from evener.recipe import Recipe
@@ -48,10 +48,8 @@ def run_alone(settings: Settings, recipe: Recipe | None, report: Callable[[AnyRe
 def _session(built: Built, settings: Settings, report: Callable[[AnyReport], None]) -> Session:
     data = as_data(built.recipe.data())
     store = open_store(settings)
-    restored = store.newest()
     saver = Saver(store, schedule_of(settings), shards=1, clock=time.monotonic)
-    if restored is not None:
-        saver.resumed(restored[0].step, str(store.path(restored[0].step)))
+    restored = beginning(store, saver, "worker:0", report)
     # uint8 tensors rather than bytearrays: their memory is aligned to cache lines
     parameters, gradients = (torch.zeros(built.layout.nbytes, dtype=torch.uint8).numpy().data for _ in range(2))
     parts = [[block[at : at + nbytes] for at, nbytes in built.layout.ranges(0)] for block in (parameters, gradients)]

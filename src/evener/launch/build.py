@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import logging
 from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
@@ -11,13 +12,17 @@ from pathlib import Path
 import torch
 from torch import nn
 
-from evener.checkpoint import Store
+from evener.checkpoint import Manifest, Store
 from evener.recipe import Recipe, check_model, resolve
+from evener.report import Line, Reporter
+from evener.saver import Saver
 from evener.settings import Settings
+from evener.state import Contents
 from evener.tensors import digest_of_frozen, specs_of
 from evener.wire.layout import Layout
 
 VERSION = version("evener")
+log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,6 +50,23 @@ def build(settings: Settings, recipe: Recipe | None = None) -> Built:
 
 def checkpoints(settings: Settings) -> Path:
     return Path(settings.logdir) / "checkpoints"
+
+
+def beginning(store: Store, saver: Saver, task: str, report: Reporter) -> tuple[Manifest, Contents] | None:
+    """The newest good checkpoint, said aloud; None when there is nothing to continue."""
+
+    def tell(text: str) -> None:
+        log.warning("%s", text)
+        report(Line(task, text))
+
+    restored = store.newest(tell)
+    if restored is not None:
+        step = restored[0].step
+        path = str(store.path(step))
+        saver.resumed(step, path)
+        log.info("continues from step %d (%s)", step, path)
+        report(Line(task, f"continues from step {step} ({path})"))
+    return restored
 
 
 def open_store(settings: Settings, *, writable: bool = True) -> Store:

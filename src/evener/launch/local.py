@@ -84,6 +84,7 @@ class LocalRun:
         self.tasks = [Task(job, i, logs / f"{job}-{i}.log") for job, count in jobs for i in range(count)]
         self._addresses: dict[int, str] = {}
         self._first: Failed | None = None
+        self._done = False  # the leader ended as it should
         self._deadline: float | None = None  # when the rest is killed, once the run is being cut short
 
     def run(self) -> str:
@@ -109,12 +110,14 @@ class LocalRun:
                 kind=failure.kind,
                 block=failure_block(failure, socket.gethostname(), log),
             )
-        return signal.Signals(interrupts.numbers[0]).name if interrupts.numbers else ""
+        return signal.Signals(interrupts.numbers[0]).name if interrupts.numbers and not self._done else ""
 
     def failure(self) -> Failed | None:
         """The first cause: the first failure that is not the consequence of another task's."""
         failures = [task.failed for task in self.tasks if task.failed]
         primary = [failed for failed in failures if failed.kind not in SECONDARY]
+        if self._done and not primary:
+            return None
         if self._first is not None and (self._first in primary or not primary):
             return self._first
         return primary[0] if primary else None
@@ -192,6 +195,10 @@ class LocalRun:
 
     def _ended(self, task: Task, code: int) -> None:
         task.over = True
+        if code == 0 and task is self.tasks[0] and self._deadline is None:
+            # The run is done. Who was started again too late to join must not wait for it, nor make it fail.
+            self._done = True
+            self._deadline = self._clock() + ORDERLY
         if code == 0 or self._deadline is not None:
             return
         if task.failed is None:

@@ -10,7 +10,7 @@ import msgspec
 
 from evener import errors, transport
 from evener.checkpoint import atomic_write, load
-from evener.launch.build import VERSION, Built, checkpoints, open_store
+from evener.launch.build import VERSION, Built, beginning, checkpoints, open_store
 from evener.report import Published, Reporter
 from evener.saver import Saver, Schedule
 from evener.server.course import Setup
@@ -85,10 +85,8 @@ def run_server(  # noqa: PLR0913 - what a task is told, each once
 
 def _leader(links: Links, shard: Shard, settings: Settings, report: Reporter) -> Leader:
     store = open_store(settings)
-    restored = store.newest()
     saver = Saver(store, schedule_of(settings), shards=settings.ps, clock=time.monotonic)
-    if restored is not None:
-        saver.resumed(restored[0].step, str(store.path(restored[0].step)))
+    restored = beginning(store, saver, "ps:0", report)
     path = checkpoints(settings) / "grants.json"
     grants = _grants(path)
     grants.generation += 1

@@ -77,10 +77,9 @@ class Course:
         self.stopping, self.complete = reason, complete
         self._stop_time = self.setup.clock()
 
-    @property
-    def late(self) -> bool:
-        """Whether the run ended so long ago that nobody is waited for any more."""
-        return self.setup.clock() - self._stop_time > GRACE
+    def late(self, *, evaluating: bool = False) -> bool:
+        """Whether the run ended so long ago that nobody is waited for any more; an evaluation may take its time."""
+        return self.setup.clock() - self._stop_time > (self.settings.stall_timeout if evaluating else GRACE)
 
     def watch(self, step: int, waiting_for: Callable[[], str]) -> None:
         """Report five times a second; raise Stalled when nothing has moved for too long."""

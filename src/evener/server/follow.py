@@ -85,14 +85,12 @@ class Follower:
             raise errors.ProtocolError(f"{link.description} speaks as worker:{identity.worker} without a Hello.")
         match message:
             case Join():
+                if seat.joined:
+                    raise errors.ProtocolError(f"{seat.name} joined twice.")
+                seat.joined = True
                 self._holds(seat, 0)
             case Push():
-                if message.identity.generation != self.generation:
-                    raise errors.PushRejected(f"{seat.name} pushed a gradient of another generation.")
-                key = (seat.worker, seat.epoch, message.seq)
-                if key not in self._keys:
-                    self._keys[key] = self.shard.hold(message, seat.slot)
-                    self._holds(seat, message.seq)
+                self._push(seat, message)
             case Pull(_, what):
                 self.links.answer(link, Shown(what, self.shard.state.step), self.shard.parts(what, seat.slot))
             case Goodbye():
@@ -114,6 +112,19 @@ class Follower:
         self.links.admit(link, hello, epoch)
         self.links.answer(link, Granted(Identity(worker, epoch, self.generation)))
 
+    def _push(self, seat: Seat, push: Push) -> None:
+        if push.identity.generation != self.generation:
+            raise errors.PushRejected(f"{seat.name} pushed a gradient of another generation.")
+        answered = seat.answer.seq if seat.answer is not None else 0
+        if push.seq <= answered or push.seq == seat.awaits:  # sent again
+            if push.seq == answered and seat.answer is not None:
+                self.links.answer(seat.link, seat.answer, self.shard.state.parameters.parts)
+        elif seat.joined and seat.awaits is None:
+            self._keys[seat.worker, seat.epoch, push.seq] = self.shard.hold(push, seat.slot)
+            self._holds(seat, push.seq)
+        else:
+            raise errors.ProtocolError(f"{seat.name} pushed out of turn: version {push.version}, seq {push.seq}.")
+
     def _holds(self, seat: Seat, seq: int) -> None:
         seat.awaits = seq
         self._tell(Held(self.index, seat.worker, seat.epoch, seq))
@@ -129,8 +140,8 @@ class Follower:
 
     def hear(self) -> None:
         """Do what the leader has decided since."""
-        while (header := self.leader.receive(0.0)) is not None:
-            match codec.decode(header):
+        while (message := self._next()) is not None:
+            match message:
                 case Decided() as decided:
                     self._follow(decided)
                 case Save():
@@ -140,6 +151,13 @@ class Follower:
                     return
                 case other:
                     raise errors.ProtocolError(f"ps:0 sent a {type(other).__name__}.")
+
+    def _next(self) -> AnyMessage | None:
+        try:
+            header = self.leader.receive(0.0)
+        except errors.PeerGone as error:
+            raise errors.TaskFailed("ps:0 is gone.", why=f"its link to ps:{self.index} broke.") from error
+        return None if header is None else codec.decode(header)
 
     def _follow(self, decided: Decided) -> None:
         for key in decided.drop:
@@ -151,6 +169,9 @@ class Follower:
             f"ps:{self.index} is at version {self.shard.state.step}, ps:0 at {decided.version}"
         )
         for worker, epoch in decided.gone:
+            # The leader never heard of these: the worker was gone before they lay on all shards.
+            for key in [key for key in self._keys if key[:2] == (worker, epoch)]:
+                self.shard.drop(self._keys.pop(key))
             seat = self.links.seats.get(worker)
             if seat is not None and seat.epoch == epoch:
                 self.links.dismiss(seat)
@@ -158,7 +179,7 @@ class Follower:
             seat = self.links.seats.get(worker)
             if seat is not None and seat.epoch == epoch:
                 self.shard.detach(worker)
-                seat.awaits = None
+                seat.awaits, seat.answer = None, answer
                 self.links.answer(seat.link, answer, self.shard.state.parameters.parts)
 
     def _save(self) -> None:

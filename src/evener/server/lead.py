@@ -48,6 +48,7 @@ class Leader:
         self.links, self.shard, self.setup = links, shard, setup
         self.settings = setup.settings
         self.course = Course(setup)
+        shard.state.step = self.course.first_step  # the first worker's Hello restores the rest
         manifest = setup.restored[0] if setup.restored else None
         seqs = {int(worker): seq for worker, seq in manifest.seqs.items()} if manifest else {}
         self.members = Members(generation=setup.generation, epochs=setup.epochs, seqs=seqs)
@@ -65,13 +66,13 @@ class Leader:
                 self._hello(link, message)
             case Follow():
                 self._follow(link, message)
-            case Held(shard, worker, epoch, seq):
+            case Held(shard, worker, epoch, seq) if shard == link.follower:
                 self._held((worker, epoch, seq), shard)
-            case Lost(_, worker, epoch):
+            case Lost(shard, worker, epoch) if shard == link.follower:
                 seat = self.links.seats.get(worker)
                 if seat is not None and seat.epoch == epoch:
                     self._leave(seat)
-            case Saved(shard, _, files, values, error):
+            case Saved(shard, _, files, values, error) if shard == link.follower:
                 self.setup.saver.add(shard, {name: Record(*file) for name, file in files.items()}, values, error)
             case Join() | Push() | Pull() | Goodbye() | Halt():
                 self._from_worker(_seat(link, message.identity), message)
@@ -107,11 +108,13 @@ class Leader:
         if self.setup.restored is not None:
             self.shard.state.restore(self.setup.restored[1])
         if first >= last:
-            self.stop(f"already at step {first} of {last}")
+            self.stop(f"already at step {first} of {last}: nothing to do")
 
     def _from_worker(self, seat: Seat, message: Join | Push | Pull | Goodbye | Halt) -> None:
         match message:
             case Join():
+                if seat.joined or seat.awaits is not None:
+                    raise errors.ProtocolError(f"{seat.name} joined twice.")
                 seat.awaits = 0
                 if self.whole.held((seat.worker, seat.epoch, 0), 0):
                     self._joined(seat)
@@ -136,7 +139,7 @@ class Leader:
         if verdict is Verdict.STALE:
             raise errors.PushRejected(f"{seat.name} pushed a gradient of generation {push.identity.generation}; "
                                       f"the servers are at {self.setup.generation}.")  # fmt: skip
-        if seat.awaits is not None or push.version > self.shard.state.step:
+        if not seat.joined or seat.awaits is not None or push.version > self.shard.state.step:
             raise errors.ProtocolError(f"{seat.name} pushed out of turn: version {push.version}, seq {push.seq}.")
         seat.awaits = push.seq
         self.members.record(seat.worker, seat.epoch, push.seq)
@@ -159,6 +162,7 @@ class Leader:
             self._whole_push(seat, self.shard.held[handle].push.version, handle)
 
     def _joined(self, seat: Seat) -> None:
+        seat.whole = True
         if self.course.stopping:
             self.rounds.answer(seat)
             self.rounds.tell_followers()
@@ -167,6 +171,7 @@ class Leader:
             self._decide(Joined(seat.worker))
 
     def _whole_push(self, seat: Seat, version: int, handle: int) -> None:
+        seat.whole = True
         if self.course.stopping:
             self.rounds.drop(handle, self.course.stopping)
             self.rounds.answer(seat)
@@ -185,8 +190,9 @@ class Leader:
     # --- coming and going
 
     def _follow(self, link: Link, message: Follow) -> None:
-        link.follower = message.shard
+        self.links.check_follower(message)
         link.listener.admit(link.peer, [])
+        link.follower = message.shard
         self.links.followers[message.shard] = link
         self.links.answer(link, Lead(self.setup.generation, self.course.first_step))
 
@@ -212,7 +218,7 @@ class Leader:
             return
         self.course.stop(reason, complete)
         for seat in sorted(self.links.seats.values(), key=lambda seat: seat.worker):
-            if seat.awaits is not None:
+            if seat.whole:  # else it is answered when its request has come to all shards
                 self.rounds.answer(seat)
         self.rounds.tell_followers()
         if not self.setup.saver.busy:
@@ -239,7 +245,7 @@ class Leader:
         return self.whole.waiting_for() or self.rounds.policy.waiting_for()
 
     def _end_if_possible(self) -> None:
-        if self.links.seats and not self.course.late:
+        if self.links.seats and not self.course.late(evaluating=self.rounds.final_chief in self.links.seats):
             return
         for seat in list(self.links.seats.values()):
             log.warning("%s did not say goodbye in time; the run ends without it", seat.name)
@@ -262,7 +268,7 @@ class Leader:
         saver = self.setup.saver
         if self.course.train_steps is None or saver.saved(self.shard.state.step):
             return False
-        if self.course.late and saver.failure is not None:
+        if self.course.late() and saver.failure is not None:
             raise errors.CheckpointError(f"the final checkpoint was not saved: {saver.failure}")
         self._save()
         return True

@@ -12,7 +12,7 @@ from evener.tensors import Slot
 from evener.transport.channel import Arrived, Closed, Listener, Opened, Source, wait
 from evener.wire import codec
 from evener.wire.layout import Layout
-from evener.wire.messages import AnyMessage, Hello, Release
+from evener.wire.messages import AnyMessage, Follow, Hello, Release
 
 log = logging.getLogger(__name__)
 
@@ -49,6 +49,7 @@ class Seat:
     pid: int = 0
     joined: bool = False  # the policy knows it
     awaits: int | None = None  # seq of the request it waits on; None while it computes
+    whole: bool = False  # that request lies on every shard
     answer: Release | None = None  # the last one, for a repeated request
 
     @property
@@ -100,11 +101,7 @@ class Links:
     def check(self, hello: Hello, link: Link) -> None:
         """Raise the error that tells a stranger why it does not belong."""
         name, mine = f"worker:{hello.identity.worker}", f"ps:{self._shard}"
-        if hello.run != self._expected.run:
-            raise errors.ClusterMismatch(
-                f"{mine} belongs to run {self._expected.run!r}, {name} to {hello.run!r}.",
-                fix="check the address that this worker was given.",
-            )
+        self._check_run(hello.run, name)
         if hello.evener != self._expected.evener:
             raise errors.VersionError(
                 f"{name} runs evener {hello.evener}, {mine} runs {self._expected.evener}.",
@@ -122,6 +119,28 @@ class Links:
                 f"{name} trains {hello.recipe!r}, {mine} trains {self._expected.recipe!r}.",
                 why="recipe, options, seed and frozen parameters must be equal on every task.",
                 fix="start all tasks with the same recipe and options.",
+            )
+
+    def check_follower(self, follow: Follow) -> None:
+        """Raise the error that tells a server why it may not follow."""
+        name, mine = f"ps:{follow.shard}", f"ps:{self._shard}"
+        self._check_run(follow.run, name)
+        if not 0 < follow.shard < self._layout.shards:
+            raise errors.ProtocolError(f"{name} wants to follow, but there are {self._layout.shards} ps tasks.")
+        if follow.layout != self._layout.fingerprint:
+            raise errors.ModelMismatch(
+                f"{name} places tensors as {follow.layout}, {mine} as {self._layout.fingerprint}.",
+                why="every task must build the same model.",
+                fix="start all tasks with the same recipe, options and number of ps tasks.",
+            )
+        if follow.shard in self.followers:
+            raise errors.DuplicateTask(f"{name} follows already.", fix="stop the other process.")
+
+    def _check_run(self, run: str, name: str) -> None:
+        if run != self._expected.run:
+            raise errors.ClusterMismatch(
+                f"ps:{self._shard} belongs to run {self._expected.run!r}, {name} to {run!r}.",
+                fix="check the address that this task was given.",
             )
 
     def admit(self, link: Link, hello: Hello, epoch: int) -> Seat:

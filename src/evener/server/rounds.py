@@ -24,9 +24,9 @@ class Rounds:
             settings.mode, replicas_to_aggregate=settings.aggregate, accumulate=settings.accumulate,
             elastic=settings.elastic, staleness=settings.staleness, version=course.first_step,
         )  # fmt: skip
-        self._final_chief: int | None = None
+        self.final_chief: int | None = None  # who evaluates at the end; -1: nobody
         self._parked: list[int] = []  # released, but no lease is left unless somebody leaves
-        self._outcome: dict[int, tuple[str, int]] = {}  # worker -> (why dropped, staleness) of its last push
+        self._outcome: dict[tuple[int, int], tuple[str, int]] = {}  # life -> (why dropped, staleness) of its last push
         self._decided = Decisions()
 
     def forget(self, seat: Seat, partial: Sequence[Key]) -> None:
@@ -58,7 +58,7 @@ class Rounds:
             self.leases.finish(push.lease, (worker, epoch))
             staleness = version - push.version
             self.course.tally.applied(push.loss, push.examples, staleness)
-            self._outcome[worker] = ("", staleness)
+            self._outcome[worker, epoch] = ("", staleness)
             self._decided.apply.append((worker, epoch, push.seq))
         self.course.moved()
         if self.course.tally.updates == 1:
@@ -77,7 +77,7 @@ class Rounds:
         worker, epoch = push.identity.worker, push.identity.epoch
         self.leases.give_back(push.lease, (worker, epoch))
         self.course.tally.dropped += 1
-        self._outcome[worker] = (reason, self.shard.state.step - push.version)
+        self._outcome[worker, epoch] = (reason, self.shard.state.step - push.version)
         self._decided.drop.append((worker, epoch, push.seq))
 
     def _release(self, worker: int) -> None:
@@ -100,14 +100,14 @@ class Rounds:
 
     def answer(self, seat: Seat, lease: int = -1) -> None:
         """Send a worker on, or tell it that the run has ended. The other shards answer it too."""
-        rejected, staleness = self._outcome.pop(seat.worker, ("", 0))
+        rejected, staleness = self._outcome.pop((seat.worker, seat.epoch), ("", 0))
         self.shard.detach(seat.worker)
         answer = Release(
             seq=seat.awaits or 0, version=self.shard.state.step, lease=lease, stop=self.course.stopping,
             chief=seat.worker == self._chief(), rejected=rejected, staleness=staleness,
             dropped=self.course.tally.dropped, learning_rate=self.shard.state.learning_rate,
         )  # fmt: skip
-        seat.awaits, seat.answer = None, answer
+        seat.awaits, seat.whole, seat.answer = None, False, answer
         self.links.answer(seat.link, answer, self.shard.state.parameters.parts)
         self._decided.release.append((seat.worker, seat.epoch, answer))
 
@@ -115,10 +115,10 @@ class Rounds:
         """The live worker of lowest index; at the end the lowest that is here to evaluate, not one that hangs."""
         if not self.course.stopping:
             return min(self.links.seats)
-        if self._final_chief is None:
-            here = [seat.worker for seat in self.links.seats.values() if seat.awaits is not None]
-            self._final_chief = min(here) if self.course.complete else -1
-        return self._final_chief
+        if self.final_chief is None:
+            here = [seat.worker for seat in self.links.seats.values() if seat.whole]
+            self.final_chief = min(here) if self.course.complete else -1
+        return self.final_chief
 
     def tell_followers(self) -> None:
         """Everything decided since the last call, as one message."""

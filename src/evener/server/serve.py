@@ -21,14 +21,9 @@ def serve(server: Leader | Follower, stop_asked: Callable[[], str] = lambda: "")
     An error that a peer caused is told to that peer and forgotten here; any other error ends the run, after every
     worker was told why.
     """
-    sources: list[Source] = [server.leader] if isinstance(server, Follower) else []
     try:
         while not server.done:
-            for _, link, message in server.links.poll(sources, TICK):
-                if link is not None:
-                    _guarded(server, link, message)
-                elif isinstance(server, Follower):
-                    server.hear()
+            once(server, TICK)
             if reason := stop_asked():
                 server.stop(reason, complete=False)
             server.tick()
@@ -38,6 +33,16 @@ def serve(server: Leader | Follower, stop_asked: Callable[[], str] = lambda: "")
     finally:
         server.links.close()
         server.close()
+
+
+def once(server: Leader | Follower, timeout: float) -> None:
+    """Do what has come in; wait up to `timeout` seconds for the first of it."""
+    sources: list[Source] = [server.leader] if isinstance(server, Follower) else []
+    for _, link, message in server.links.poll(sources, timeout):
+        if link is not None:
+            _guarded(server, link, message)
+        elif isinstance(server, Follower):
+            server.hear()
 
 
 def _guarded(server: Leader | Follower, link: Link, message: AnyMessage | None) -> None:

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from evener.data.batches import whole
-from evener.data.dataset import Dataset
+from evener.data.dataset import Batch, Dataset
 from evener.recipe import Recipe
 from evener.report import Evaluated, Status
 from evener.session.hooks import Hook, StepResult
@@ -40,6 +40,19 @@ def evaluate(model: nn.Module, recipe: Recipe, dataset: Dataset, *, suffix: str 
     return {f"validation_{name}{suffix}": total / seen for name, total in sums.items()}
 
 
+class First:
+    """The first `count` samples of a dataset."""
+
+    def __init__(self, dataset: Dataset, count: int) -> None:
+        self._dataset, self._count = dataset, min(count, len(dataset))
+
+    def __len__(self) -> int:
+        return self._count
+
+    def batch(self, indices: Tensor) -> Batch:
+        return self._dataset.batch(indices)
+
+
 class Evaluate(Hook):
     """The chief validates every `every` global steps, if given, and at the end of the run."""
 
@@ -49,6 +62,9 @@ class Evaluate(Hook):
         self._done = 0
 
     def after_create(self, session: Session) -> None:
+        if self._dataset is not None and session.turn.chief:
+            # A metric that does not fit the data should say so now, not after hours of training.
+            evaluate(session.towers.model, session.recipe, First(self._dataset, 2))
         self._done = session.turn.version // self._every if self._every else 0
 
     def after_step(self, session: Session, result: StepResult) -> None:

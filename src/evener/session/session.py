@@ -85,10 +85,11 @@ class Session:
     def step(self) -> None:
         """Compute one batch, give its gradient, take the new parameters."""
         self._each("before_step")
-        if self.turn.stop:
+        # Read once: a signal may put another turn, which has no lease, in its place at any moment.
+        now = self.turn
+        if now.stop:
             return
-        since = self._clock()
-        lease = self.turn.lease
+        since, lease = self._clock(), now.lease
         batch = self.batches.batch(lease)
         loss = self.towers.gradients(batch, lease)
         self._each("before_update", loss)

@@ -56,7 +56,7 @@ class Local:
     def start(self) -> Turn:
         self._tally.started = self._clock()
         if self._state.step >= self._train_steps:
-            self._stop = f"already at step {self._state.step} of {self._train_steps}"
+            self._stop = f"already at step {self._state.step} of {self._train_steps}: nothing to do"
         return self._turn()
 
     def update(self, *, loss: float, examples: int, seconds: float) -> Turn:

@@ -74,11 +74,7 @@ class Servers:
 
     def start(self) -> Turn:
         for shard, address in enumerate(self._addresses):
-            channel = connect(
-                address,
-                Ranges(self._gradients, self._layout.ranges(shard)),
-                Ranges(self._parameters, self._layout.ranges(shard)),
-            )
+            channel = self._connect(shard, address)
             self._channels.append(channel)
             # ps:0 grants the epoch that the other shards are told
             self._send(shard, msgspec.structs.replace(self._hello, identity=self._identity))
@@ -89,6 +85,22 @@ class Servers:
         for shard in range(len(self._channels)):
             self._send(shard, Join(self._identity))
         return self._turn()
+
+    def _connect(self, shard: int, address: str) -> Channel:
+        """A link to one shard, whenever it is there: tasks of a cluster are started in any order."""
+        ranges = self._layout.ranges(shard)
+        since = self._clock()
+        while True:
+            try:
+                return connect(address, Ranges(self._gradients, ranges), Ranges(self._parameters, ranges), timeout=2.0)
+            except errors.Unavailable as error:
+                waited = self._clock() - since
+                if waited > self._patience:
+                    raise errors.Unavailable(
+                        f"ps:{shard} ({address}) has not answered for {waited:.0f} s.", why=error.what, fix=error.fix
+                    ) from None
+                wait = f"ps:{shard} to listen at {address} ({waited:.0f} s)"
+                self._report(Status(self.name, "waiting", waiting_for=wait))
 
     def update(self, *, loss: float, examples: int, seconds: float) -> Turn:
         self._seq += 1

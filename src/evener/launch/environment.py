@@ -1,0 +1,197 @@
+"""Which cluster this process is in, and as which task: from flags, TF_CONFIG, torchrun or Slurm.
+
+The only reader of environment variables; everything else is told. `explain` says what was found and who said so.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from evener.cluster import Cluster, Task
+from evener.errors import ConfigError
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Flags:
+    """What the command line said about the cluster; None or empty: nothing."""
+
+    job_name: str | None = None
+    task_index: int | None = None
+    ps_hosts: str = ""
+    worker_hosts: str = ""
+    ps: int | None = None  # how many of the tasks that a scheduler started are ps tasks
+    port: int = 2222  # of ps:0 where a scheduler gives hosts but no ports
+
+
+@dataclass(frozen=True, slots=True)
+class Found:
+    """A task in its cluster, and where that was read."""
+
+    cluster: Cluster
+    task: Task
+    source: str
+
+
+def find(flags: Flags, environment: Mapping[str, str]) -> Found:
+    """The cluster and this process's task. Flags win over variables, which may not contradict them.
+
+    Raises:
+        ConfigError: nothing says which cluster, or two sources disagree.
+    """
+    if flags.ps_hosts or flags.worker_hosts:
+        found = _from_flags(flags)
+        _check_agreement(found, environment)
+        return found
+    for read in (_from_tf_config, _from_torchrun, _from_slurm):
+        read_found = read(flags, environment)
+        if read_found is not None:
+            return _with_flags(read_found, flags)
+    raise ConfigError(
+        "nothing says which cluster this task belongs to.",
+        why="there are no host lists, and none of TF_CONFIG, torchrun's and Slurm's variables is set.",
+        fix="give --ps-hosts, --worker-hosts, --job-name and --task-index; `evener train` starts all tasks by itself.",
+    )
+
+
+def hosts(text: str) -> list[str]:
+    """ "h0:2222, h1:2222" as a list; blanks do not count."""
+    return [part.strip() for part in text.split(",") if part.strip()]
+
+
+def _from_flags(flags: Flags) -> Found:
+    cluster = Cluster.of({"ps": hosts(flags.ps_hosts), "worker": hosts(flags.worker_hosts)})
+    if not flags.job_name:
+        raise ConfigError("the job of this task is not given.", fix="add --job-name ps or --job-name worker.")
+    if flags.task_index is None:
+        raise ConfigError("the index of this task is not given.", fix="add --task-index 0, 1, ...")
+    return Found(cluster, cluster.task(flags.job_name, flags.task_index), "command line")
+
+
+def _with_flags(found: Found, flags: Flags) -> Found:
+    """A scheduler's variables give the cluster; --job-name and --task-index may still say who we are."""
+    if flags.job_name is None and flags.task_index is None:
+        return found
+    job = flags.job_name or found.task.job
+    index = found.task.index if flags.task_index is None else flags.task_index
+    return Found(found.cluster, found.cluster.task(job, index), f"{found.source} and command line")
+
+
+def _check_agreement(found: Found, environment: Mapping[str, str]) -> None:
+    told = _from_tf_config(Flags(), environment)
+    if told is not None and told.task != found.task:
+        raise ConfigError(
+            f"this task is {found.task} by the command line, {told.task} by TF_CONFIG.",
+            fix="unset TF_CONFIG, or leave the flags out.",
+        )
+
+
+def _from_tf_config(_flags: Flags, environment: Mapping[str, str]) -> Found | None:
+    """TensorFlow's variable. Its `chief` (or `master`) is worker 0; its `evaluator` has no equal here."""
+    text = environment.get("TF_CONFIG", "").strip()
+    if not text:
+        return None
+    try:
+        config: Any = json.loads(text)
+    except json.JSONDecodeError as error:
+        raise ConfigError(
+            f"TF_CONFIG is not JSON: line {error.lineno} column {error.colno}: {error.msg}.", fix="correct it."
+        ) from error
+    jobs = config.get("cluster") if isinstance(config, dict) else None
+    if not isinstance(jobs, dict) or not jobs:
+        return None
+    lists = {job: _addresses(job, told) for job, told in jobs.items()}
+    chiefs = [*lists.pop("chief", []), *lists.pop("master", [])]
+    workers = [*chiefs, *lists.pop("worker", [])]
+    lists.pop("evaluator", None)
+    cluster = Cluster.of({"ps": [], **lists, "worker": workers})
+    task = config.get("task")
+    task = task if isinstance(task, dict) else {}
+    job, index = task.get("type", "worker"), task.get("index", 0)
+    if job == "evaluator":
+        raise ConfigError(
+            "TF_CONFIG makes this task an evaluator, which evener has not.",
+            why="the chief validates at --eval-every and at the end.",
+            fix="do not start this task, or run `evener eval RECIPE --checkpoint LOGDIR`.",
+        )
+    if job in ("chief", "master"):
+        job = "worker"
+    elif job == "worker" and isinstance(index, int):
+        index += len(chiefs)
+    return Found(cluster, cluster.task(job, index), "TF_CONFIG")
+
+
+def _addresses(job: str, told: Any) -> list[str]:
+    if not isinstance(told, list) or not all(isinstance(address, str) for address in told):
+        raise ConfigError(f"job {job!r} of TF_CONFIG is {told!r}.", fix='write a list: ["host:port", ...].')
+    return told
+
+
+def _from_torchrun(flags: Flags, environment: Mapping[str, str]) -> Found | None:
+    """RANK and WORLD_SIZE: the first --ps ranks are ps tasks, on the host of MASTER_ADDR."""
+    if not {"RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT"} <= set(environment):
+        return None
+    rank, world = _integer(environment, "RANK"), _integer(environment, "WORLD_SIZE")
+    # torchrun's own store listens on MASTER_PORT; ours follow it
+    first = _integer(environment, "MASTER_PORT") + 1
+    return _ranked(rank, [environment["MASTER_ADDR"]] * world, flags.ps or 0, first, "torchrun's variables")
+
+
+def _from_slurm(flags: Flags, environment: Mapping[str, str]) -> Found | None:
+    """SLURM_PROCID of SLURM_NTASKS over SLURM_STEP_NODELIST: the first --ps ranks are ps tasks."""
+    names = environment.get("SLURM_STEP_NODELIST") or environment.get("SLURM_JOB_NODELIST")
+    if not names or "SLURM_PROCID" not in environment or "SLURM_NTASKS" not in environment:
+        return None
+    nodes, tasks = nodelist(names), _integer(environment, "SLURM_NTASKS")
+    each = -(-tasks // len(nodes))
+    placed = [nodes[rank // each] for rank in range(tasks)]
+    return _ranked(_integer(environment, "SLURM_PROCID"), placed, flags.ps or 0, flags.port, "Slurm's variables")
+
+
+def _ranked(rank: int, placed: list[str], ps: int, port: int, source: str) -> Found:
+    if not 0 < ps < len(placed):
+        raise ConfigError(
+            f"{source} name {len(placed)} tasks, and {ps} of them are to be ps tasks.",
+            why="a cluster has at least one ps and one worker task.",
+            fix=f"add --ps P with P from 1 to {len(placed) - 1}.",
+        )
+    addresses = [f"{host}:{port + index}" for index, host in enumerate(placed)]
+    cluster = Cluster.of({"ps": addresses[:ps], "worker": addresses[ps:]})
+    return Found(cluster, cluster.task(*(("ps", rank) if rank < ps else ("worker", rank - ps))), source)
+
+
+def nodelist(text: str) -> list[str]:
+    """Slurm's compressed host list.
+
+    >>> nodelist("gpu[01-03,7],login")
+    ['gpu01', 'gpu02', 'gpu03', 'gpu7', 'login']
+    """
+    names: list[str] = []
+    for prefix, ranges, suffix in re.findall(r"([^,\[\]]+)(?:\[([^\]]*)\])?([^,\[\]]*)", text):
+        if not ranges:
+            names.append(prefix + suffix)
+            continue
+        for part in ranges.split(","):
+            low, _, high = part.partition("-")
+            width = len(low)
+            names += [f"{prefix}{n:0{width}d}{suffix}" for n in range(int(low), int(high or low) + 1)]
+    return names
+
+
+def _integer(environment: Mapping[str, str], name: str) -> int:
+    try:
+        return int(environment[name])
+    except ValueError:
+        raise ConfigError(f"{name}={environment[name]!r} is not an integer.", fix="correct or unset it.") from None
+
+
+def explain(found: Found) -> str:
+    """For people: the cluster, this task, and who said so."""
+    lines = [f"this task is {found.task}, said by {found.source}", "cluster:"]
+    for task in found.cluster.tasks():
+        mine = "   <- this task" if task == found.task else ""
+        lines.append(f"  {task!s:12} {found.cluster.address(task)}{mine}")
+    return "\n".join(lines)

@@ -1,0 +1,506 @@
+"""A whole cluster in one process, one thread and virtual time: the test decides what happens next.
+
+`Cluster` holds real servers (leader and followers with their shards, policies, savers) behind memory listeners.
+`Worker` is a worker by hand: it says exactly what a test wants said, to one shard at a time. `Trainer` is a worker that
+computes, and `train` lets several of them take their turns. Nothing moves until the test says so: servers look at
+their mail in `Cluster.look` and `Cluster.settle`, time passes in `Clock.advance`, and disks write when `Disk` does.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import Future
+from contextlib import suppress
+from pathlib import Path
+from random import Random
+from unittest.mock import patch
+
+import msgspec
+import torch
+from torch import nn
+
+from evener import transport
+from evener.checkpoint import Store, load
+from evener.data.batches import Batches
+from evener.data.dataset import Data, Tensors, as_data
+from evener.errors import EvenerError, PeerGone
+from evener.launch.build import build
+from evener.recipe import Recipe
+from evener.report import AnyReport
+from evener.saver import Saver, Schedule
+from evener.server.course import Setup
+from evener.server.follow import Follower
+from evener.server.lead import Leader
+from evener.server.links import Expected, Links
+from evener.server.serve import once
+from evener.server.shard import Shard
+from evener.session.hooks import Hook
+from evener.session.session import Session
+from evener.settings import Settings
+from evener.state import State
+from evener.tensors import Slot, whole_views
+from evener.transport.channel import Memory, Ranges, wait
+from evener.wire import codec
+from evener.wire.messages import (
+    AnyMessage,
+    Follow,
+    Goodbye,
+    Granted,
+    Hello,
+    Identity,
+    Join,
+    Lead,
+    Pull,
+    Push,
+    Refused,
+    Release,
+)
+from evener.worker.local import Local
+from evener.worker.towers import Towers
+
+RUN, EVENER = "run-1", "0.0-test"
+
+
+class Clock:
+    """Seconds that pass when a test says so."""
+
+    def __init__(self) -> None:
+        self.now = 100.0
+
+    def __call__(self) -> float:
+        return self.now
+
+    def advance(self, seconds: float) -> None:
+        self.now += seconds
+
+
+class Disk:
+    """Takes the place of the savers' threads: a job is done at once, or, while `held`, when `work` is called."""
+
+    def __init__(self) -> None:
+        self.held = False
+        self.jobs: list[tuple[Future, Callable, tuple]] = []
+
+    def __call__(self, workers: int, thread_name_prefix: str = "") -> Disk:
+        return self
+
+    def submit(self, job: Callable, *arguments: object) -> Future:
+        future: Future = Future()
+        self.jobs.append((future, job, arguments))
+        if not self.held:
+            self.work()
+        return future
+
+    def work(self) -> None:
+        jobs, self.jobs = self.jobs, []
+        for future, job, arguments in jobs:
+            try:
+                future.set_result(job(*arguments))
+            except Exception as error:
+                future.set_exception(error)
+
+    def shutdown(self, wait: bool = True) -> None:
+        self.work()
+
+
+class Row(nn.Module):
+    """One parameter of `width` equal numbers, float64, at 0: whoever adds something else somewhere is seen."""
+
+    def __init__(self, width: int = 64) -> None:
+        super().__init__()
+        self.row = nn.Parameter(torch.zeros(width, dtype=torch.float64))
+
+    def forward(self, inputs: torch.Tensor) -> torch.Tensor:
+        return inputs * self.row.sum()
+
+
+def row_recipe(*, samples: int = 40, learning_rate: float = 1.0, **parts: object) -> Recipe:
+    """Plain descent with step 1 on a `Row`: the parameters are minus the sum of the averaged gradients."""
+    data = Data(Tensors(torch.arange(float(samples)), torch.zeros(samples)))
+    everything: dict = {
+        "model": Row, "data": lambda: data, "loss": lambda output, target: output.mean(), "metrics": {},
+        "optimizer": lambda model: torch.optim.SGD(model.parameters(), lr=learning_rate), "name": "row",
+    } | parts  # fmt: skip
+    return Recipe(**everything)
+
+
+class Cluster:
+    """P servers of one run.
+
+    Args:
+        recipe, options: of the run; `options` are those of `Settings`.
+        directory: the logdir; with checkpoints of an earlier cluster in it, this one resumes.
+        before: the cluster that lived here before; its grants are remembered, as on disk.
+        follower: the class of the following servers.
+        shard: the class of the shards.
+    """
+
+    def __init__(
+        self,
+        recipe: Recipe,
+        directory: Path,
+        *,
+        before: Cluster | None = None,
+        follower: type[Follower] = Follower,
+        shard: type[Shard] = Shard,
+        **options: object,
+    ) -> None:
+        everything: dict = {"ps": 1, "workers": 2, "save_checkpoint_secs": None, "logdir": str(directory)} | options
+        self.recipe, self.settings = recipe, Settings(**everything)
+        self.clock, self.disk = Clock(), Disk()
+        self.reports: list[AnyReport] = []
+        self.generation = before.generation + 1 if before else 1
+        self.epochs: dict[int, int] = dict(before.epochs) if before else {}
+        self.built = build(self.settings, recipe)
+        self.samples = len(as_data(recipe.data()).train)
+        self.listeners = [transport.listen("memory") for _ in range(self.settings.ps)]
+        self.workers: list[Worker] = []
+        self._shard = shard
+        with (
+            patch("evener.saver.ThreadPoolExecutor", self.disk),
+            patch("evener.server.follow.ThreadPoolExecutor", self.disk),
+        ):
+            self.leader = self._lead()
+            self.servers: list[Leader | Follower] = [self.leader]
+            for index in range(1, self.settings.ps):
+                self.servers.append(self._follow(index, follower))
+
+    def _parts(self, index: int) -> tuple[Links, Shard]:
+        built = build(self.settings, self.recipe)
+        expected = Expected(run=RUN, recipe=built.fingerprint, evener=EVENER)
+        links = Links([self.listeners[index]], built.layout, index, expected)
+        return links, self._shard(State(built.model, built.recipe, built.layout, shard=index))
+
+    def _lead(self) -> Leader:
+        settings = self.settings
+        store = Store(Path(settings.logdir) / "checkpoints")
+        schedule = Schedule(
+            every_seconds=settings.save_checkpoint_secs, every_steps=settings.save_checkpoint_steps, keep=settings.keep
+        )
+        saver = Saver(store, schedule, shards=settings.ps, clock=self.clock)
+        if restored := store.newest():
+            saver.resumed(restored[0].step, str(store.path(restored[0].step)))
+        setup = Setup(
+            settings=settings, saver=saver, report=self.reports.append, clock=self.clock, restored=restored,
+            generation=self.generation, epochs=dict(self.epochs), keep_epochs=self.epochs.update, evener=EVENER,
+        )  # fmt: skip
+        return Leader(*self._parts(0), setup)
+
+    def _follow(self, index: int, kind: type[Follower]) -> Follower:
+        nothing = Ranges(Memory(0), ())
+        channel = transport.connect(self.address(0), nothing, nothing)
+        channel.send(codec.encode(Follow(index, RUN, self.built.layout.fingerprint)))
+        self.look(0)
+        lead = codec.decode(channel.receive(0.0) or b"")
+        assert isinstance(lead, Lead), lead
+        links, shard = self._parts(index)
+        store = Store(Path(self.settings.logdir) / "checkpoints", writable=False)
+        contents = load(store.path(lead.version))[1] if lead.version else None
+        shard.state.step = lead.version
+        return kind(
+            links, shard, channel, index=index, settings=self.settings, store=store, generation=lead.generation,
+            restored=contents, report=self.reports.append, clock=self.clock,
+        )  # fmt: skip
+
+    def address(self, shard: int) -> str:
+        return self.listeners[shard].address
+
+    # --- what happens
+
+    def look(self, shard: int) -> None:
+        """One server handles what has come in."""
+        once(self.servers[shard], 0.0)
+
+    def busy(self, shard: int) -> bool:
+        server = self.servers[shard]
+        return bool(wait([self.listeners[shard], *([server.leader] if isinstance(server, Follower) else [])], 0.0))
+
+    def settle(self) -> None:
+        """All servers handle what has come in, until nothing is left."""
+        while busy := [shard for shard in range(len(self.servers)) if self.busy(shard)]:
+            for shard in busy:
+                if not self.servers[shard].done:
+                    self.look(shard)
+                elif shard == 0 or all(server.done for server in self.servers):
+                    return
+
+    def tick(self, seconds: float = 0.0) -> None:
+        """Time passes, then every server looks at the clock, then all handle what follows from it."""
+        self.clock.advance(seconds)
+        for server in self.servers:
+            server.tick()
+        self.settle()
+
+    def finish(self) -> None:
+        """Until the run is over: saved, and the servers done."""
+        for _ in range(10):
+            self.tick()
+            if all(server.done for server in self.servers):
+                return
+        raise AssertionError(f"the run does not end: waiting for {self.leader.waiting_for()}")
+
+    # --- what is to see
+
+    @property
+    def step(self) -> int:
+        return self.leader.shard.state.step
+
+    def versions(self) -> list[int]:
+        return [server.shard.state.step for server in self.servers]
+
+    def parameters(self, what: str = "parameters") -> dict[str, torch.Tensor]:
+        """All shards' parameters (or averages), whole and by name."""
+        block = torch.zeros(self.built.layout.nbytes, dtype=torch.uint8).numpy().data
+        for index, server in enumerate(self.servers):
+            for (at, nbytes), part in zip(
+                self.built.layout.ranges(index), getattr(server.shard.state, what).parts, strict=True
+            ):
+                block[at : at + nbytes] = part
+        return whole_views(self.built.layout, block)
+
+    def reported(self, kind: type) -> list:
+        return [report for report in self.reports if isinstance(report, kind)]
+
+    # --- coming and going
+
+    def worker(self, index: int) -> Worker:
+        return Worker(self, index)
+
+    def started(self, *indices: int) -> list[Worker]:
+        """Workers that have joined, in this order."""
+        workers = [Worker(self, index) for index in indices]
+        for worker in workers:
+            worker.start()
+        return workers
+
+    def close(self) -> None:
+        """Everything ends at once, as if killed; what is on disk stays."""
+        for worker in self.workers:
+            worker.die()
+        for server in self.servers:
+            server.links.close()
+            server.close()
+
+    def __enter__(self) -> Cluster:
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self.close()
+
+
+class Worker:
+    """One life of a worker, led by hand. It remembers its last answers, and does nothing by itself."""
+
+    def __init__(self, cluster: Cluster, index: int) -> None:
+        self.cluster, self.index = cluster, index
+        self.identity = Identity(index)
+        self.layout = cluster.built.layout
+        self.gradients, self.parameters = Memory(self.layout.nbytes), Memory(self.layout.nbytes)
+        self.views = whole_views(self.layout, self.gradients.view)
+        self.model_views = whole_views(self.layout, self.parameters.view)
+        self.seq = 0
+        self.turn: Release | None = None  # shard 0's last release, until a push answers it
+        self.channels: list = []
+        cluster.workers.append(self)
+        for shard in range(len(cluster.listeners)):
+            ranges = self.layout.ranges(shard)
+            self.channels.append(
+                transport.connect(
+                    cluster.address(shard), Ranges(self.gradients, ranges), Ranges(self.parameters, ranges)
+                )
+            )
+
+    def say(self, shard: int, message: AnyMessage, *, payload: bool = False) -> None:
+        """Put a message into a server's mailbox; it is read when the server looks."""
+        self.channels[shard].send(codec.encode(message), payload=payload)
+
+    def heard(self, shard: int = 0) -> list[AnyMessage]:
+        """What a server has answered since the last call."""
+        answers = []
+        with suppress(PeerGone):
+            while (header := self.channels[shard].receive(0.0)) is not None:
+                answers.append(codec.decode(header))
+        return answers
+
+    def ask(self, message: AnyMessage, *, payload: bool = False, shard: int = 0) -> list[AnyMessage]:
+        self.say(shard, message, payload=payload)
+        self.cluster.settle()
+        return self.heard(shard)
+
+    def refused(self, message: AnyMessage, *, payload: bool = False, shard: int = 0) -> EvenerError:
+        """Ask for something that must not be; returns the error that the worker would raise."""
+        (answer,) = self.ask(message, payload=payload, shard=shard)
+        assert isinstance(answer, Refused), answer
+        return codec.raised(answer)
+
+    def hello(self, **changes: object) -> Hello:
+        built = self.cluster.built
+        hello = Hello(
+            self.identity, RUN, EVENER, "2", built.fingerprint, self.layout.fingerprint,
+            codec.pack_specs(self.layout.specs), self.cluster.samples, "here", 812,
+        )  # fmt: skip
+        return msgspec.structs.replace(hello, **changes)
+
+    def greet(self) -> Identity:
+        """Say Hello to every shard."""
+        for shard in range(len(self.channels)):
+            (granted,) = self.ask(self.hello(), shard=shard)
+            assert isinstance(granted, Granted), granted
+            self.identity = granted.identity
+        return self.identity
+
+    def start(self) -> Release | None:
+        """Greet and join every shard; the first release, or None if this worker must wait."""
+        self.greet()
+        for shard in range(len(self.channels)):
+            self.say(shard, Join(self.identity))
+        return self.listen()
+
+    def listen(self) -> Release | None:
+        """The release that all shards have sent; None while it has not come."""
+        self.cluster.settle()
+        answers = [self.heard(shard) for shard in range(len(self.channels))]
+        if not any(answers):
+            return None
+        releases = [release for (release,) in answers]
+        assert all(isinstance(release, Release) for release in releases), releases
+        assert len(set(releases)) == 1, f"shards disagree: {releases}"
+        self.turn = releases[0]
+        return self.turn
+
+    def message(self, **changes: object) -> Push:
+        """The push that is due now."""
+        assert self.turn is not None, "this worker was not released"
+        push = Push(self.identity, self.seq + 1, self.turn.version, self.turn.lease, 0.5, 10, 0.01)
+        return msgspec.structs.replace(push, **changes)
+
+    def fill(self, value: float) -> None:
+        """A gradient that is this number everywhere."""
+        for view in self.views.values():
+            view.fill_(value)
+
+    def push(self, value: float | None = None, **changes: object) -> Release | None:
+        """Push to every shard, the leader last; the release, or None if this worker must wait."""
+        if value is not None:
+            self.fill(value)
+        push = self.message(**changes)
+        self.seq, self.turn = push.seq, None
+        for shard in reversed(range(len(self.channels))):
+            self.say(shard, push, payload=True)
+        return self.listen()
+
+    def pull(self, what: str) -> dict[str, torch.Tensor]:
+        """What the servers show; it lies in this worker's parameters from now on."""
+        for shard in range(len(self.channels)):
+            self.say(shard, Pull(self.identity, what))
+        self.cluster.settle()
+        for shard in range(len(self.channels)):
+            (answer,) = self.heard(shard)
+            assert (type(answer).__name__, answer.what) == ("Contents", what)
+        return {name: view.clone() for name, view in self.model_views.items()}
+
+    def leave(self, reason: str = "") -> None:
+        for shard in range(len(self.channels)):
+            with suppress(PeerGone):
+                self.say(shard, Goodbye(self.identity, reason))
+        self.cluster.settle()
+        self.die()
+
+    def die(self, order: Sequence[int] = ()) -> None:
+        """Its process is gone; servers see it when they look."""
+        for shard in order or range(len(self.channels)):
+            self.channels[shard].close()
+
+
+class Trainer(Worker):
+    """A worker that computes real gradients, in the test's own thread."""
+
+    def __init__(self, cluster: Cluster, index: int) -> None:
+        super().__init__(cluster, index)
+        built = build(cluster.settings, cluster.recipe)
+        self.towers = Towers(
+            built.model, built.recipe, built.layout,
+            parameters=self.parameters.view, gradients=self.gradients.view, seed=cluster.settings.seed,
+        )  # fmt: skip
+        data = as_data(built.recipe.data())
+        self.batches = Batches(data.train, batch_size=cluster.settings.batch_size, seed=cluster.settings.seed)
+
+    def work(self) -> None:
+        """Compute the lease and push it; the answer is there at the next `listen`, or later."""
+        assert self.turn is not None
+        batch = self.batches.batch(self.turn.lease)
+        loss = self.towers.gradients(batch, self.turn.lease)
+        self.push(loss=loss, examples=len(batch[1]))
+
+
+def train(workers: Sequence[Trainer], *, chance: Random | None = None, until: int | None = None) -> None:
+    """Workers compute and push, one at a time, in turn or by chance, until the run ends or reaches step `until`."""
+    cluster = workers[0].cluster
+    for worker in workers:
+        if not worker.identity.epoch:
+            worker.start()
+    while True:
+        for worker in workers:
+            if worker.turn is None:
+                worker.listen()
+        ready = [worker for worker in workers if worker.turn is not None and not worker.turn.stop]
+        if not ready or (until is not None and cluster.step >= until):
+            break
+        (chance.choice(ready) if chance else ready[0]).work()
+        cluster.tick(0.01)
+
+
+def finished(workers: Sequence[Trainer]) -> None:
+    """All say goodbye after `train`, and the servers end."""
+    for worker in workers:
+        worker.leave()
+    workers[0].cluster.finish()
+
+
+def one_process(
+    recipe: Recipe, directory: Path, hooks: Sequence[Hook] = (), *, clock: Clock | None = None, **options: object
+) -> tuple[Session, Clock, list[AnyReport]]:
+    """A session that trains alone, put together as `evener train` does, with virtual time."""
+    everything: dict = {"save_checkpoint_secs": None, "logdir": str(directory)} | options
+    settings, clock, reports = Settings(**everything), clock or Clock(), []
+    built = build(settings, recipe)
+    data = as_data(recipe.data())
+    store = Store(Path(settings.logdir) / "checkpoints")
+    restored = store.newest()
+    schedule = Schedule(
+        every_seconds=settings.save_checkpoint_secs, every_steps=settings.save_checkpoint_steps, keep=settings.keep
+    )
+    with patch("evener.saver.ThreadPoolExecutor", Disk()):
+        saver = Saver(store, schedule, shards=1, clock=clock)
+    if restored:
+        saver.resumed(restored[0].step, str(store.path(restored[0].step)))
+    blocks = [torch.zeros(built.layout.nbytes, dtype=torch.uint8).numpy().data for _ in range(2)]
+    parts = [[block[at : at + nbytes] for at, nbytes in built.layout.ranges(0)] for block in blocks]
+    state = State(built.model, recipe, built.layout, slot=Slot(built.layout, 0, parts[0]))
+    towers = Towers(
+        built.model, recipe, built.layout, parameters=blocks[0], gradients=blocks[1], seed=settings.seed
+    )
+    exchange = Local(
+        state, Slot(built.layout, 0, parts[1]), settings=settings, samples=len(data.train), saver=saver,
+        restored=restored, report=reports.append, clock=clock, evener=EVENER,
+    )  # fmt: skip
+    batches = Batches(data.train, batch_size=settings.batch_size, seed=settings.seed)
+    session = Session(
+        "worker:0", exchange, towers, batches, hooks,
+        recipe=recipe, settings=settings, report=reports.append, clock=clock,
+    )  # fmt: skip
+    return session, clock, reports
+
+
+def differences(left: Mapping[str, torch.Tensor], right: Mapping[str, torch.Tensor]) -> Iterator[float]:
+    """Of each tensor: the 2-norm of the difference over the 2-norm of the right one."""
+    assert left.keys() == right.keys()
+    for name, value in right.items():
+        norm = torch.linalg.vector_norm(value.double())
+        yield float(torch.linalg.vector_norm(left[name].double() - value.double()) / norm) if norm else float(
+            torch.linalg.vector_norm(left[name].double())
+        )
+
+
+def same_bits(left: Mapping[str, torch.Tensor], right: Mapping[str, torch.Tensor]) -> bool:
+    return left.keys() == right.keys() and all(torch.equal(left[name], right[name]) for name in right)

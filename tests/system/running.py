@@ -1,0 +1,309 @@
+"""Real runs for the system tests: started here, watched by what they say, ended by their pid."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import re
+import signal
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import psutil
+
+EVENER = [sys.executable, "-m", "evener.cli"]
+
+#: A small recipe that needs nothing to load. `gate` holds every worker at global step `gate_step` until that file is
+#: there, so that a test can do something to a run that is certainly not over; `interrupt_at` is a Ctrl-C to oneself.
+RECIPE = '''
+import os
+import signal
+import time
+from pathlib import Path
+
+import torch
+from torch import nn
+
+import evener
+
+OPTIMIZERS = {
+    "sgd": lambda model: torch.optim.SGD(model.parameters(), lr=0.1),
+    "momentum": lambda model: torch.optim.SGD(model.parameters(), lr=0.05, momentum=0.9),
+    "adam": lambda model: torch.optim.Adam(model.parameters(), lr=0.01),
+}
+
+
+def data():
+    inputs = torch.randn(500, 6, generator=torch.Generator().manual_seed(1))
+    target = (inputs[:, :3].sum(1) > 0).long()
+    return (inputs[:403], target[:403]), (inputs[403:], target[403:])
+
+
+def model(hidden):
+    return nn.Sequential(nn.Linear(6, hidden), nn.ReLU(), nn.Dropout(0.1), nn.Linear(hidden, 2))
+
+
+class Gate(evener.Hook):
+    def __init__(self, gate, step):
+        self.gate, self.step = Path(gate), step
+
+    def before_step(self, session):
+        if session.turn.version >= self.step and not self.gate.exists():
+            self.gate.with_name(f"{session.task}-{os.getpid()}.waits").touch()
+            while not self.gate.exists():
+                time.sleep(0.005)
+
+
+class InterruptAt(evener.Hook):
+    def __init__(self, step):
+        self.step = step
+
+    def after_step(self, session, result):
+        if result.global_step == self.step:
+            os.kill(os.getpid(), signal.SIGINT)
+
+
+def recipe(optimizer: str = "sgd", hidden: int = 8, gate: str = "", gate_step: int = 20, interrupt_at: int = 0):
+    hooks = [Gate(gate, gate_step)] * bool(gate) + [InterruptAt(interrupt_at)] * bool(interrupt_at)
+    return evener.Recipe(
+        model=lambda: model(hidden), data=data, optimizer=OPTIMIZERS[optimizer], ema_decay=0.9,
+        lr_scheduler=lambda made, _: torch.optim.lr_scheduler.ExponentialLR(made, 0.999), hooks=lambda: hooks,
+    )
+'''
+
+
+@dataclass(frozen=True, slots=True)
+class Done:
+    """How a command ended."""
+
+    code: int
+    out: str
+    err: str
+    seconds: float
+
+    @property
+    def text(self) -> str:
+        return self.out + self.err
+
+    @property
+    def json(self) -> dict[str, Any]:
+        """The last line of standard output, which is one JSON object."""
+        value = json.loads(self.out.splitlines()[-1])
+        assert isinstance(value, dict)
+        return value
+
+
+class Run:
+    """One command in a directory of its own, whose temporary files go to `tmp` beside it.
+
+    Leaving the `with` block kills it and every process that it was seen to start.
+    """
+
+    def __init__(self, command: Sequence[object], cwd: Path, **environment: str) -> None:
+        self.tmp = cwd / "tmp"
+        self.tmp.mkdir(exist_ok=True)
+        everything = {**os.environ, "TMPDIR": str(self.tmp), "PYTHONUNBUFFERED": "1", **environment}
+        self.started = time.monotonic()
+        self.process = subprocess.Popen(
+            [str(word) for word in command], cwd=cwd, env=everything, text=True, stdin=subprocess.DEVNULL,
+            stdout=subprocess.PIPE, stderr=subprocess.PIPE, start_new_session=True,
+        )  # fmt: skip
+        self._me = psutil.Process(self.process.pid)
+        self._tasks: dict[int, psutil.Process] = {}
+        self._said: dict[str, list[str]] = {"out": [], "err": []}
+        self._news = threading.Condition()
+        streams = {"out": self.process.stdout, "err": self.process.stderr}
+        self._readers = [threading.Thread(target=self._read, args=item) for item in streams.items()]
+        for reader in self._readers:
+            reader.start()
+
+    def _read(self, name: str, stream: Any) -> None:
+        for line in stream:
+            with self._news:
+                self._said[name].append(line)
+                self._news.notify_all()
+        with self._news:
+            self._news.notify_all()
+
+    def said(self) -> str:
+        with self._news:
+            return "".join(self._said["out"] + self._said["err"])
+
+    def wait_for(self, pattern: str, seconds: float = 60.0) -> re.Match[str]:
+        """Until the command has said this."""
+        deadline = time.monotonic() + seconds
+        with self._news:
+            while True:
+                text = "".join(self._said["out"] + self._said["err"])
+                if match := re.search(pattern, text):
+                    return match
+                left = deadline - time.monotonic()
+                assert left > 0, f"no {pattern!r} within {seconds} s in:\n{text}"
+                assert any(reader.is_alive() for reader in self._readers), f"it ended without {pattern!r}:\n{text}"
+                self._news.wait(min(left, 0.2))
+
+    def tasks(self) -> list[psutil.Process]:
+        """All processes below the command; also those seen before and gone since."""
+        with contextlib.suppress(psutil.NoSuchProcess):
+            for child in self._me.children(recursive=True):
+                self._tasks.setdefault(child.pid, child)
+        return list(self._tasks.values())
+
+    def task(self, name: str) -> psutil.Process:
+        """The live process of a task: "worker:1"."""
+        for process in self.tasks():
+            with contextlib.suppress(psutil.Error):
+                if process.is_running() and process.cmdline()[-1] == name:
+                    return process
+        raise AssertionError(f"no process of {name} among {self.tasks()}")
+
+    def signal(self, number: int) -> None:
+        self.tasks()
+        self.process.send_signal(number)
+
+    def finish(self, seconds: float = 90.0) -> Done:
+        """Until it ends by itself."""
+        try:
+            code = self.process.wait(seconds)
+        except subprocess.TimeoutExpired:
+            raise AssertionError(f"it did not end within {seconds} s:\n{self.said()}") from None
+        took = time.monotonic() - self.started
+        for reader in self._readers:
+            reader.join(10.0)
+            assert not reader.is_alive(), "a task holds the command's output open"
+        return Done(code, "".join(self._said["out"]), "".join(self._said["err"]), took)
+
+    def __enter__(self) -> Run:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        for process in [*self.tasks(), self._me]:
+            with contextlib.suppress(psutil.NoSuchProcess):
+                process.kill()
+        self.process.wait(10.0)
+        for reader in self._readers:
+            reader.join(10.0)
+        for stream in (self.process.stdout, self.process.stderr):
+            if stream is not None:
+                stream.close()
+
+
+def evener(cwd: Path, *args: object, seconds: float = 90.0, **environment: str) -> Done:
+    """Run `evener ARGS` to its end."""
+    with Run([*EVENER, *args], cwd, **environment) as run:
+        return run.finish(seconds)
+
+
+def start(cwd: Path, *args: object) -> Run:
+    """Start `evener ARGS`; use it in a `with`."""
+    return Run([*EVENER, *args], cwd)
+
+
+def script(cwd: Path, text: str, name: str = "script.py", seconds: float = 90.0) -> Done:
+    """Run a Python script to its end."""
+    (cwd / name).write_text(text)
+    with Run([sys.executable, name], cwd) as run:
+        return run.finish(seconds)
+
+
+def here(capfd: Any, *args: object) -> Done:
+    """`evener ARGS` in this very process: as the command, without the second that importing PyTorch costs."""
+    from evener.cli import main
+
+    before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
+    capfd.readouterr()
+    began = time.monotonic()
+    code = main([str(arg) for arg in args])
+    said = capfd.readouterr()
+    assert {number: signal.getsignal(number) for number in before} == before, "a signal handler was left"
+    return Done(code, said.out, said.err, time.monotonic() - began)
+
+
+def until(condition: Callable[[], object], seconds: float, what: str) -> None:
+    """Poll a condition that nobody announces; fail when it is not met in time."""
+    deadline = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < deadline, f"not within {seconds} s: {what}"
+        time.sleep(0.005)
+
+
+def alive(processes: Iterable[psutil.Process]) -> list[psutil.Process]:
+    """Those that still run; one that nobody has waited for yet does not."""
+    found = []
+    for process in processes:
+        with contextlib.suppress(psutil.NoSuchProcess):
+            if process.is_running() and process.status() != psutil.STATUS_ZOMBIE:
+                found.append(process)
+    return found
+
+
+@dataclass(frozen=True, slots=True)
+class Belongings:
+    """What some processes hold that could outlive them."""
+
+    sockets: frozenset[str]  # names of UNIX sockets: abstract ones, "@name", and files
+    ports: frozenset[int]  # that they listen on
+    shared: frozenset[str]  # in /dev/shm
+
+    def left(self) -> list[str]:
+        """What of it is still there."""
+        ports = {port for port, _ in _listening()}
+        names = {name for name, _ in _unix_sockets()}
+        return (
+            sorted(name for name in self.sockets if name in names or os.path.exists(name))
+            + [f"port {port}" for port in sorted(self.ports & ports)]
+            + sorted(path for path in self.shared if os.path.exists(path))
+        )
+
+
+def belongings(processes: Iterable[psutil.Process]) -> Belongings:
+    """Of these processes now, read from /proc."""
+    links: set[str] = set()
+    shared: set[str] = set()
+    for process in processes:
+        with contextlib.suppress(OSError):
+            for fd in Path(f"/proc/{process.pid}/fd").iterdir():
+                with contextlib.suppress(OSError):
+                    links.add(os.readlink(fd))
+            maps = Path(f"/proc/{process.pid}/maps").read_text()
+            shared |= set(re.findall(r"(/dev/shm/\S+)", maps))
+    shared |= {link for link in links if link.startswith("/dev/shm/")}
+    return Belongings(
+        frozenset(name for name, inode in _unix_sockets() if f"socket:[{inode}]" in links),
+        frozenset(port for port, inode in _listening() if f"socket:[{inode}]" in links),
+        frozenset(path.removesuffix(" (deleted)") for path in shared),
+    )
+
+
+def _unix_sockets() -> Iterator[tuple[str, str]]:
+    for line in Path("/proc/net/unix").read_text().splitlines()[1:]:
+        words = line.split()
+        if len(words) == 8:
+            yield words[7], words[6]
+
+
+def _listening() -> Iterator[tuple[int, str]]:
+    for table in ("/proc/net/tcp", "/proc/net/tcp6"):
+        for line in Path(table).read_text().splitlines()[1:]:
+            words = line.split()
+            if words[3] == "0A":
+                yield int(words[1].rpartition(":")[2], 16), words[9]
+
+
+def check_nothing_left(run: Run, held: Belongings, seconds: float = 3.0) -> None:
+    """No process, port, socket, shared memory or temporary file of a run is left."""
+    until(lambda: not alive(run.tasks()), seconds, f"every task ends ({run.tasks()})")
+    until(lambda: not held.left(), 1.0, f"nothing is left of {held}")
+    assert list(run.tmp.iterdir()) == []
+
+
+def checkpoint_files(directory: Path) -> dict[str, bytes]:
+    """A checkpoint's tensors, as bytes, by file name."""
+    return {path.name: path.read_bytes() for path in sorted(directory.glob("*.safetensors"))}

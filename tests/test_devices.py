@@ -1,0 +1,35 @@
+"""What a process may use of its machine."""
+
+import ctypes
+
+import torch
+
+from evener.devices import prepare_process
+
+
+class Libc:
+    def __init__(self):
+        self.set = {}
+
+    def mallopt(self, option, value):
+        self.set[option] = value
+
+
+def test_a_task_uses_the_threads_it_is_given_and_keeps_its_pages(monkeypatch):
+    threads, libc = [], Libc()
+    monkeypatch.setattr(torch, "set_num_threads", threads.append)
+    monkeypatch.setattr(ctypes, "CDLL", lambda _: libc)
+    monkeypatch.setattr("sys.platform", "linux")
+    prepare_process(3)
+
+    assert threads == [3]
+    assert libc.set[-3] >= 1 << 27  # blocks of the largest layers come from the heap
+    assert libc.set[-1] >= 1 << 27  # which is not given back
+
+
+def test_elsewhere_and_with_another_libc_nothing_breaks(monkeypatch):
+    monkeypatch.setattr(torch, "set_num_threads", lambda _: None)
+    monkeypatch.setattr(ctypes, "CDLL", lambda _: object())
+    prepare_process(1)
+    monkeypatch.setattr("sys.platform", "darwin")
+    prepare_process(1)

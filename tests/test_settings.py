@@ -1,0 +1,219 @@
+"""Settings: what a user may choose, checked when it is made, refused with what is wrong and how to mend it."""
+
+import math
+from dataclasses import FrozenInstanceError, fields
+
+import pytest
+
+from evener.errors import ConfigError
+from evener.settings import MODES, TRANSPORTS, Settings, make
+
+NOT_INTEGERS = [-1, 1.5, "3", True, float("nan")]
+NOT_SECONDS = [0, -1.0, float("nan"), float("inf"), "60", True]
+
+
+def refused(**options):
+    with pytest.raises(ConfigError) as error:
+        Settings(**options)
+    assert error.value.fix
+    return error.value
+
+
+# --- each value alone
+
+
+@pytest.mark.parametrize("value", NOT_INTEGERS, ids=repr)
+@pytest.mark.parametrize(
+    "name",
+    ["ps", "workers", "staleness", "batch_size", "seed", "threads", "keep", "log_every", "max_restarts",
+     "replicas_to_aggregate", "train_steps", "save_checkpoint_steps", "eval_every"],
+)  # fmt: skip
+def test_counts_are_integers_that_are_not_negative(name, value):
+    error = refused(**{name: value})
+
+    assert error.what == f"{name}={value!r} cannot work."
+    assert error.fix.startswith(f"{name} must be an integer >= ")
+
+
+@pytest.mark.parametrize(
+    "name",
+    ["workers", "batch_size", "threads", "keep", "log_every", "replicas_to_aggregate", "save_checkpoint_steps",
+     "eval_every"],
+)  # fmt: skip
+def test_most_counts_are_at_least_one(name):
+    assert refused(**{name: 0}).fix == f"{name} must be an integer >= 1."
+
+
+@pytest.mark.parametrize("name", ["ps", "staleness", "seed", "max_restarts", "train_steps"])
+def test_some_counts_may_be_zero(name):
+    assert getattr(Settings(**{name: 0}), name) == 0
+
+
+@pytest.mark.parametrize("value", NOT_SECONDS, ids=repr)
+@pytest.mark.parametrize("name", ["save_checkpoint_secs", "save_summary_secs", "stall_timeout", "epochs"])
+def test_seconds_and_epochs_are_finite_numbers_above_zero(name, value):
+    error = refused(**{name: value})
+
+    assert error.what == f"{name}={value!r} cannot work."
+    assert error.fix == f"{name} must be a number > 0."
+
+
+@pytest.mark.parametrize(
+    "name",
+    ["replicas_to_aggregate", "train_steps", "save_checkpoint_steps", "eval_every", "save_checkpoint_secs", "epochs"],
+)
+def test_what_may_be_left_out_may_be_none(name):
+    assert getattr(Settings(**{name: None}), name) is None
+
+
+@pytest.mark.parametrize("name", ["workers", "stall_timeout", "save_summary_secs", "keep"])
+def test_the_rest_may_not(name):
+    refused(**{name: None})
+
+
+def test_a_seed_that_pytorch_cannot_take_is_refused():
+    assert refused(seed=2**63).fix == "seed must be an integer < 2**63."
+    Settings(seed=2**63 - 1)
+
+
+@pytest.mark.parametrize(
+    ("value", "fix"),
+    [
+        ("asynch", "did you mean 'async'?"),
+        ("bound", "did you mean 'bounded'?"),
+        ("zzz", "the modes are: async, sync, bounded."),
+        (None, "the modes are: async, sync, bounded."),
+        (3, "the modes are: async, sync, bounded."),
+    ],
+)
+def test_an_unknown_mode_is_refused_with_the_nearest_or_all(value, fix):
+    error = refused(mode=value)
+
+    assert (error.what, error.fix) == (f"unknown mode {value!r}.", fix)
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "fix"),
+    [
+        ("transport", "tcp", "use one of: auto, shared, zeromq."),
+        ("placement", "evenly", "use one of: even, round_robin, greedy."),
+    ],
+)
+def test_an_unknown_choice_is_refused_with_all(name, value, fix):
+    error = refused(**{name: value})
+
+    assert (error.what, error.fix) == (f"unknown {name} {value!r}.", fix)
+
+
+def test_every_mode_and_transport_can_be_chosen():
+    for mode in MODES:
+        for transport in TRANSPORTS:
+            Settings(mode=mode, transport=transport, ps=1, workers=2)
+
+
+# --- values beside each other
+
+
+def test_workers_without_a_ps_have_nobody_to_hold_their_parameters():
+    error = refused(ps=0, workers=2)
+
+    assert error.what == "2 workers have nobody to hold their parameters."
+    assert error.fix == "add --ps 1."
+
+
+def test_more_gradients_than_workers_need_accumulation():
+    error = refused(mode="sync", ps=1, workers=2, replicas_to_aggregate=5)
+
+    assert error.what == "sync with replicas_to_aggregate=5 can never take a step with 2 workers."
+    assert error.why == "each step averages 5 gradients and each worker gives one."
+    assert "start 3 more" in error.fix
+    assert "--replicas-to-aggregate 2" in error.fix
+    assert "--accumulate" in error.fix
+    assert Settings(mode="sync", ps=1, workers=2, replicas_to_aggregate=5, accumulate=True).aggregate == 5
+
+
+def test_fewer_gradients_than_workers_are_backup_workers():
+    assert Settings(mode="sync", ps=1, workers=3, replicas_to_aggregate=2).aggregate == 2
+
+
+@pytest.mark.parametrize("mode", ["async", "bounded"])
+def test_only_sync_averages(mode):
+    assert Settings(mode=mode, ps=1, workers=2, replicas_to_aggregate=5).aggregate == 1
+
+
+def test_hosts_are_named_one_for_each_ps():
+    error = refused(ps=2, workers=1, ps_hosts=("127.0.0.1:2222",))
+
+    assert error.what == "1 ps hosts are named, but ps=2."
+    Settings(ps=1, ps_hosts=("127.0.0.1:2222",))
+
+
+def test_steps_and_epochs_cannot_both_say_how_long():
+    error = refused(train_steps=100, epochs=2)
+
+    assert error.what == "both train_steps=100 and epochs=2 say how long to train."
+
+
+# --- how long
+
+SYNC = {"mode": "sync", "ps": 1, "workers": 2}
+
+
+@pytest.mark.parametrize(
+    ("options", "steps"),
+    [
+        ({}, 2000),
+        ({"train_steps": 5}, 5),
+        ({"train_steps": 0}, 0),
+        ({"epochs": 1}, 10),
+        ({"epochs": 2.5}, 25),
+        ({"epochs": 0.01}, 1),  # 10 samples are a batch that is not full
+        ({"epochs": 0.0001}, 1),
+        ({"epochs": 2.2, "batch_size": 1}, 2200),  # 2.2 * 1000 / 1 is a little more in floating point
+        ({"epochs": 1, "mode": "async", "ps": 1, "workers": 4}, 10),  # updates, whoever makes them
+        ({"epochs": 1, "mode": "bounded", "ps": 1, "workers": 4}, 10),
+        ({"epochs": 1, **SYNC}, 5),  # each update takes two batches
+        ({"epochs": 1, **SYNC, "replicas_to_aggregate": 1}, 10),
+        ({"epochs": 1, **SYNC, "replicas_to_aggregate": 4, "accumulate": True}, 3),
+        ({"epochs": 1, "mode": "sync"}, 10),  # one process
+    ],
+)
+def test_steps_of_a_run_over_a_thousand_samples_in_hundreds(options, steps):
+    assert Settings(**options).steps(1000) == steps
+
+
+def test_epochs_are_not_rounded_up_by_floating_point():
+    assert 2.2 * 1500 / 100 > 33
+    assert Settings(epochs=2.2).steps(1500) == 33
+
+
+@pytest.mark.parametrize(
+    ("options", "steps"),
+    [({}, 10.0), ({"batch_size": 300}, 10 / 3), (SYNC, 5.0), ({"mode": "async", "ps": 1, "workers": 4}, 10.0)],
+)
+def test_updates_in_one_pass_over_a_thousand_samples(options, steps):
+    assert math.isclose(Settings(**options).steps_per_epoch(1000), steps)
+
+
+# --- by name
+
+
+def test_an_unknown_option_is_refused_with_the_nearest():
+    with pytest.raises(ConfigError, match=r"unknown option 'batchsize'") as error:
+        make({"batchsize": 10})
+    assert error.value.fix == "did you mean 'batch_size'?"
+
+
+def test_an_option_like_no_other_is_refused_with_all():
+    with pytest.raises(ConfigError, match=r"unknown option 'xyzzy'") as error:
+        make({"xyzzy": 10})
+    assert all(entry.name in error.value.fix for entry in fields(Settings))
+
+
+def test_known_names_make_settings():
+    assert make({"mode": "sync", "ps": 1, "workers": 2}) == Settings(mode="sync", ps=1, workers=2)
+
+
+def test_settings_do_not_change():
+    with pytest.raises(FrozenInstanceError):
+        Settings().ps = 2

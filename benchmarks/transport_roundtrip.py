@@ -5,26 +5,41 @@ least), with payloads of the size of a small and of a larger MLP (79,510 and 397
 server copies its parameters into the answer and does nothing else. Targets: shared 0.24 ms and ZeroMQ 1.7-2.3 ms
 for 1.6 MB (two workers, DESIGN 5).
 
-    python benchmarks/transport_roundtrip.py [--rounds 2000] [--kinds shared zeromq]
+zeromq+curve is the same link with keys (encrypted); target: push and release of 1.6 MB within 5x of the plain one.
+`--frames` tries other sizes of its frames, in KB.
+
+    python benchmarks/transport_roundtrip.py [--rounds 2000] [--kinds shared zeromq zeromq+curve] [--frames 512 1024]
 """
 
 from __future__ import annotations
 
 import argparse
 import multiprocessing
+import tempfile
 import time
 from multiprocessing.connection import Connection
 
 from evener import transport
+from evener.transport import keys, zeromq_curve
 from evener.transport.channel import Arrived, Closed, Memory, Opened, Ranges, wait
+from evener.transport.zeromq_wire import CHUNK
 
+KINDS = ["shared", "zeromq", "zeromq+curve"]
 SIZES = {"318 KB": 4 * 79_510, "1.6 MB": 4 * 397_510}
 
 
-def serve(kind: str, nbytes: int, pipe: Connection) -> None:
+def keys_of(task: str, directory: str, frame: int) -> keys.Keys | None:
+    """The keys of one end, if there is a directory of them."""
+    if not directory:
+        return None
+    zeromq_curve.CHUNK = frame
+    return keys.load(directory, task)
+
+
+def serve(kind: str, nbytes: int, pipe: Connection, directory: str, frame: int) -> None:
     """Answer every push with the parameters until the worker leaves."""
     parameters = [memoryview(bytearray(nbytes))]
-    listener = transport.listen(kind)
+    listener = transport.listen(kind, keys=keys_of("ps-0", directory, frame))
     pipe.send(listener.address)
     while True:
         wait([listener], 10.0)
@@ -39,13 +54,21 @@ def serve(kind: str, nbytes: int, pipe: Connection) -> None:
                     return
 
 
-def measure(kind: str, nbytes: int, rounds: int) -> list[float]:
+def measure(kind: str, nbytes: int, rounds: int, frame: int) -> list[float]:
     """Seconds per round trip, in ten parts."""
+    kind, _, curve = kind.partition("+")
+    with tempfile.TemporaryDirectory() as directory:
+        keys.new(directory, ["ps-0", "worker-0"])
+        return exchange(kind, nbytes, rounds, directory if curve else "", frame)
+
+
+def exchange(kind: str, nbytes: int, rounds: int, directory: str, frame: int) -> list[float]:
     here, there = multiprocessing.Pipe()
-    server = multiprocessing.get_context("spawn").Process(target=serve, args=(kind, nbytes, there))
+    server = multiprocessing.get_context("spawn").Process(target=serve, args=(kind, nbytes, there, directory, frame))
     server.start()
     memory = Memory(2 * nbytes)
-    channel = transport.connect(here.recv(), Ranges(memory, ((0, nbytes),)), Ranges(memory, ((nbytes, nbytes),)))
+    boxes = Ranges(memory, ((0, nbytes),)), Ranges(memory, ((nbytes, nbytes),))
+    channel = transport.connect(here.recv(), *boxes, keys=keys_of("worker-0", directory, frame))
     channel.send(b"hello")  # so that the server has admitted us before the first payload
     channel.receive(10.0)
     parts = []
@@ -65,13 +88,16 @@ def measure(kind: str, nbytes: int, rounds: int) -> list[float]:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--rounds", type=int, default=2000)
-    parser.add_argument("--kinds", nargs="*", default=["shared", "zeromq"], choices=["shared", "zeromq"])
+    parser.add_argument("--kinds", nargs="*", default=KINDS, choices=KINDS)
+    parser.add_argument("--frames", nargs="*", type=int, default=[zeromq_curve.CHUNK >> 10], metavar="KB")
     options = parser.parse_args()
-    print(f"{'transport':<10} {'payload':>8} {'mean ms':>9} {'best ms':>9}")
+    print(f"{'transport':<12} {'frames KB':>9} {'payload':>8} {'mean ms':>9} {'best ms':>9}")
     for kind in options.kinds:
-        for name, nbytes in SIZES.items():
-            parts = measure(kind, nbytes, options.rounds)
-            print(f"{kind:<10} {name:>8} {1e3 * sum(parts) / len(parts):9.3f} {1e3 * min(parts):9.3f}")
+        for frame in options.frames if "+" in kind else [CHUNK >> 10]:
+            for name, nbytes in SIZES.items():
+                parts = measure(kind, nbytes, options.rounds, frame << 10)
+                row = f"{kind:<12} {frame if kind != 'shared' else '-':>9} {name:>8}"
+                print(f"{row} {1e3 * sum(parts) / len(parts):9.3f} {1e3 * min(parts):9.3f}", flush=True)
 
 
 if __name__ == "__main__":

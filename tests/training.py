@@ -58,6 +58,7 @@ def gradient_at(step: int, model: nn.Module) -> dict[str, Tensor]:
     gradient = {}
     for spec in specs_of(model):
         value = torch.randn(spec.shape, generator=generator)
+        value = value.abs() if spec.name.endswith("running_var") else value
         gradient[spec.name] = value if spec.dtype == "float32" else torch.full(spec.shape, step + 1)
     return gradient
 
@@ -103,12 +104,10 @@ def manifest_for(states: Sequence[State], everything: Sequence[Contents], *, fil
     return Manifest(
         step=everything[0].step,
         shards=len(states),
-        recipe="net",
-        options={},
         files=files,
         shapes={spec.name: list(spec.shape) for spec in states[0].parameters.layout.specs},
         values={str(shard): contents.values for shard, contents in enumerate(everything)},
-        **({"next_lease": everything[0].step, "unapplied": [], "seqs": {}} | facts),
+        **({"recipe": "net", "options": {}, "next_lease": everything[0].step, "unapplied": [], "seqs": {}} | facts),
     )
 
 

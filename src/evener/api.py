@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import io
-import os
 import sys
 import time
 from collections.abc import Callable, Mapping
@@ -117,7 +116,7 @@ def be_task(
     if download_only:
         resolve(recipe, options.get("recipe_options") or {}).data()
         return
-    found = find(flags, os.environ)
+    found = find(flags)
     settings = settings_for(found.cluster, _settings(recipe, options)[0])
     _make_logdir(Path(settings.logdir))
     title = f"{settings.recipe}: {found.task}, {settings.mode}, logs in {settings.logdir}"
@@ -130,7 +129,7 @@ def be_task(
 
 def explain_task(flags: Flags) -> str:
     """Which cluster this process would be in, as which task, and which source said so."""
-    return explain(find(flags, os.environ))
+    return explain(find(flags))
 
 
 def _settings(recipe: object, options: Mapping[str, Any]) -> tuple[Settings, Recipe | None]:

@@ -38,6 +38,7 @@ def parser() -> argparse.ArgumentParser:
     add_task(commands)
     add_eval(commands)
     add_explain(commands)
+    add_keys(commands)
     return top
 
 
@@ -145,6 +146,16 @@ def add_eval(commands: Any) -> None:
     command.set_defaults(run=run_eval, options=command.options())
 
 
+def add_keys(commands: Any) -> None:
+    command = commands.add_parser("keys", help="make the keys of a cluster of several machines")
+    actions = command.add_subparsers(dest="action", metavar="new", required=True)
+    new = actions.add_parser("new", help="one pair for each task; pairs that exist are never replaced")
+    new.add_argument("directory", metavar="DIR", help="where to write them")
+    new.add_argument("--ps", type=int, default=1, metavar="P", help="parameter server tasks; default 1")
+    new.add_argument("--workers", type=int, default=2, metavar="W", help="worker tasks; default 2")
+    new.set_defaults(run=run_keys_new, options=new.options())
+
+
 def recipe_options(args: argparse.Namespace) -> dict[str, Any]:
     options = {name: getattr(args, name) for name in RECIPE_FLAGS if getattr(args, name) is not None}
     for assignment in args.assignments:
@@ -215,6 +226,15 @@ def run_eval(args: argparse.Namespace) -> int:
     else:
         for name, value in values.items():
             print(f"{name:28} {value:.4f}" if isinstance(value, float) else f"{name:28} {value}")
+    return OK
+
+
+def run_keys_new(args: argparse.Namespace) -> int:
+    from evener.transport import keys
+
+    keys.new(args.directory, names := keys.names(args.ps, args.workers))
+    print(f"{args.directory} now holds the keys of {', '.join(names)}.")
+    print("Give each machine all *.public files and the *.secret files of its own tasks, and no other *.secret.")
     return OK
 
 

@@ -5,6 +5,7 @@ EvenerError
 ├── InputError         data that is missing, damaged or empty
 ├── BindError          an address that this task cannot listen on
 ├── CheckpointError    a checkpoint or logdir that cannot be read or written
+├── SecurityError      keys that are missing or readable by others, a port open to everyone
 ├── SessionError       a session used after its end, or a hook that failed
 ├── NonFinite          a loss or gradient that is NaN or infinite
 ├── Stalled            nothing moved for longer than the stall timeout
@@ -13,10 +14,12 @@ EvenerError
 └── WireError          what a peer said or did
     ├── Unavailable      it never answered
     ├── PeerGone         it answered before and is gone now
+    ├── AuthError        it refused our key, or did not prove its own
     ├── ProtocolError    it does not speak our protocol
     ├── VersionError     it speaks another version of it
     ├── ModelMismatch    it trains another model
     ├── ClusterMismatch  it belongs to another run or cluster
+    ├── MessageTooLarge  what it was to be sent is above the limit agreed with it
     ├── PushRejected     its gradient has the wrong size
     ├── DuplicateTask    a task with this index is alive already
     └── Fenced           this process was replaced by a newer one
@@ -65,6 +68,10 @@ class CheckpointError(EvenerError):
     """A checkpoint or logdir that cannot be read or written."""
 
 
+class SecurityError(EvenerError):
+    """Keys that are missing or readable by others, or a port that would be open to everyone."""
+
+
 class SessionError(EvenerError):
     """A session used after its end, or a hook that failed."""
 
@@ -102,6 +109,10 @@ class PeerGone(WireError):
     """A peer that answered before and is gone now."""
 
 
+class AuthError(WireError):
+    """A peer that refused our key, or did not prove its own."""
+
+
 class ProtocolError(WireError):
     """A peer that does not speak our protocol."""
 
@@ -116,6 +127,10 @@ class ModelMismatch(WireError):
 
 class ClusterMismatch(WireError):
     """A peer that belongs to another run or cluster."""
+
+
+class MessageTooLarge(WireError):
+    """A message above the limit that was agreed with the peer."""
 
 
 class PushRejected(WireError):

@@ -149,5 +149,7 @@ class Saver:
             self._own.exception(timeout)
 
     def close(self) -> None:
+        """Complete the save under way, also when the run ends by an error: its state was whole when it was copied."""
         self._thread.shutdown(wait=True)
+        self.poll()
         self._store.close()

@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 import random
+import tempfile
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -26,13 +29,32 @@ from evener.transport.channel import (
     Ranges,
     wait,
 )
+from evener.transport.keys import Keys, load, new
 
 SECONDS = 5.0  # every wait below ends with an error after this
 
 
-@pytest.fixture(params=["memory", "shared", "zeromq"])
+@pytest.fixture(params=["memory", "shared", "zeromq", "zeromq+curve"])
 def kind(request: pytest.FixtureRequest) -> str:
     return str(request.param)
+
+
+@functools.cache
+def cluster_keys() -> tuple[Keys, Keys]:
+    """Of a server and of a worker."""
+    with tempfile.TemporaryDirectory() as directory:
+        new(Path(directory), ["ps-0", "worker-0"])
+        return load(Path(directory), "ps-0"), load(Path(directory), "worker-0")
+
+
+def listen(kind: str, address: str = "") -> Listener:
+    kind, _, curve = kind.partition("+")
+    return transport.listen(kind, address, keys=cluster_keys()[0] if curve else None)
+
+
+def connect(kind: str, address: str, outbox: Ranges, inbox: Ranges, timeout: float = SECONDS) -> Channel:
+    keys = cluster_keys()[1] if kind.endswith("+curve") else None
+    return transport.connect(address, outbox, inbox, timeout=timeout, keys=keys)
 
 
 @dataclass
@@ -49,7 +71,8 @@ class World:
     """One listener, many channels, all closed at the end; `hear` collects events until a condition holds."""
 
     def __init__(self, kind: str) -> None:
-        self.listener: Listener = transport.listen(kind)
+        self._kind = kind
+        self.listener = listen(kind)
         self._stack = contextlib.ExitStack()
         self._stack.callback(self.listener.close)
 
@@ -73,7 +96,7 @@ class World:
 
     def channel(self, sizes: Sequence[int] = (), memory: Memory | None = None) -> tuple[Channel, Ranges, Ranges]:
         outbox, inbox = boxes(sizes, memory)
-        channel = transport.connect(self.listener.address, outbox, inbox, timeout=SECONDS)
+        channel = connect(self._kind, self.listener.address, outbox, inbox)
         self._stack.callback(channel.close)
         return channel, outbox, inbox
 
@@ -407,24 +430,24 @@ def test_a_header_that_is_too_long_is_refused_where_it_is_sent(world: World) -> 
     assert world.next() == Arrived(link.peer, b"unharmed", payload=False)
 
 
-def test_boxes_of_different_sizes_are_refused_before_anything_is_sent(world: World) -> None:
+def test_boxes_of_different_sizes_are_refused_before_anything_is_sent(kind: str, world: World) -> None:
     outbox, _ = boxes([8])
     _, inbox = boxes([9])
     with pytest.raises(ConfigError, match="9"):
-        transport.connect(world.listener.address, outbox, inbox)
+        connect(kind, world.listener.address, outbox, inbox)
     assert world.quiet()
 
 
 def test_a_taken_address_cannot_be_listened_on(kind: str, world: World) -> None:
     with pytest.raises(BindError, match=r"taken|in use"):
-        transport.listen(kind, world.listener.address)
+        listen(kind, world.listener.address)
 
 
 def test_an_address_where_nobody_listens_is_named(kind: str, world: World) -> None:
     world.listener.close()
     start = time.monotonic()
     with pytest.raises(Unavailable, match=world.listener.address):
-        transport.connect(world.listener.address, *boxes([8]), timeout=0.3)
+        connect(kind, world.listener.address, *boxes([8]), timeout=0.3)
     assert 0.25 < time.monotonic() - start < 2.0
 
 
@@ -432,9 +455,9 @@ def test_a_server_may_start_after_its_workers(kind: str, world: World) -> None:
     address = world.listener.address
     world.listener.close()
     made: list[Channel] = []
-    worker = threading.Thread(target=lambda: made.append(transport.connect(address, *boxes([8]), timeout=SECONDS)))
+    worker = threading.Thread(target=lambda: made.append(connect(kind, address, *boxes([8]))))
     worker.start()
-    with contextlib.closing(transport.listen(kind, address)) as listener:
+    with contextlib.closing(listen(kind, address)) as listener:
         worker.join(SECONDS)
         assert wait([listener], SECONDS) == [listener]
         assert isinstance(listener.receive()[0], Opened)
@@ -527,7 +550,7 @@ def test_a_peer_that_does_not_read_never_blocks_the_server(world: World, kind: s
 
 
 def test_two_hundred_peers_may_come_at_once(world: World, kind: str) -> None:
-    count = 30 if kind == "zeromq" else 200  # each ZeroMQ channel has its own threads
+    count = 30 if kind.startswith("zeromq") else 200  # each ZeroMQ channel has its own threads
     channels = []
     connector = threading.Thread(target=lambda: channels.extend(world.channel([8])[0] for _ in range(count)))
     connector.start()

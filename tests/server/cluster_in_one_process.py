@@ -212,17 +212,16 @@ class Cluster:
         once(self.servers[shard], 0.0)
 
     def busy(self, shard: int) -> bool:
+        """Is there something that this server would look at?"""
         server = self.servers[shard]
-        return bool(wait([self.listeners[shard], *([server.leader] if isinstance(server, Follower) else [])], 0.0))
+        others = [server.leader] if isinstance(server, Follower) else []
+        return not server.done and bool(wait([self.listeners[shard], *others], 0.0))
 
     def settle(self) -> None:
         """All servers handle what has come in, until nothing is left."""
         while busy := [shard for shard in range(len(self.servers)) if self.busy(shard)]:
             for shard in busy:
-                if not self.servers[shard].done:
-                    self.look(shard)
-                elif shard == 0 or all(server.done for server in self.servers):
-                    return
+                self.look(shard)
 
     def tick(self, seconds: float = 0.0) -> None:
         """Time passes, then every server looks at the clock, then all handle what follows from it."""
@@ -477,9 +476,7 @@ def one_process(
     blocks = [torch.zeros(built.layout.nbytes, dtype=torch.uint8).numpy().data for _ in range(2)]
     parts = [[block[at : at + nbytes] for at, nbytes in built.layout.ranges(0)] for block in blocks]
     state = State(built.model, recipe, built.layout, slot=Slot(built.layout, 0, parts[0]))
-    towers = Towers(
-        built.model, recipe, built.layout, parameters=blocks[0], gradients=blocks[1], seed=settings.seed
-    )
+    towers = Towers(built.model, recipe, built.layout, parameters=blocks[0], gradients=blocks[1], seed=settings.seed)
     exchange = Local(
         state, Slot(built.layout, 0, parts[1]), settings=settings, samples=len(data.train), saver=saver,
         restored=restored, report=reports.append, clock=clock, evener=EVENER,
@@ -497,8 +494,10 @@ def differences(left: Mapping[str, torch.Tensor], right: Mapping[str, torch.Tens
     assert left.keys() == right.keys()
     for name, value in right.items():
         norm = torch.linalg.vector_norm(value.double())
-        yield float(torch.linalg.vector_norm(left[name].double() - value.double()) / norm) if norm else float(
-            torch.linalg.vector_norm(left[name].double())
+        yield (
+            float(torch.linalg.vector_norm(left[name].double() - value.double()) / norm)
+            if norm
+            else float(torch.linalg.vector_norm(left[name].double()))
         )
 
 

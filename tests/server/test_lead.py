@@ -65,9 +65,7 @@ def test_one_worker_from_hello_to_goodbye(cluster):
     ]
     worker.turn = Release(seq=0, version=0, lease=0)
     assert worker.push(2.0) == Release(seq=1, version=1, lease=1, chief=True, learning_rate=1.0)
-    assert worker.push(3.0) == Release(
-        seq=2, version=2, lease=-1, stop="reached step 2", chief=True, learning_rate=1.0
-    )
+    assert worker.push(3.0) == Release(seq=2, version=2, lease=-1, stop="reached step 2", chief=True, learning_rate=1.0)
     assert row(run) == -5.0
     assert set(worker.model_views["row"].tolist()) == {-5.0}  # the answer to the push is the model
 
@@ -736,7 +734,7 @@ def test_the_final_checkpoint_that_fails_fails_the_run(cluster, monkeypatch):
     worker.push(1.0)
     worker.leave()
 
-    with pytest.raises(errors.CheckpointError, match="the final checkpoint was not saved: .*No space left"):
+    with pytest.raises(errors.CheckpointError, match=r"the final checkpoint was not saved: .*No space left"):
         for _ in range(99):
             run.tick(1.0)
 

@@ -7,7 +7,7 @@ import signal
 from pathlib import Path
 
 import pytest
-from running import RECIPE, Run, alive, belongings, check_nothing_left, start, until
+from running import RECIPE, Run, alive, belongings, check_nothing_left, promptly, start, until
 
 from evener.checkpoint import load
 
@@ -34,7 +34,8 @@ def waiting(directory: Path) -> set[str]:
 def cluster(tmp_path: Path, recipe: str, *options: object) -> list[object]:
     """A run of two workers that stops at the gate."""
     return ["train", recipe, "--ps", 1, "--workers", 2, "--train-steps", STEPS, "--save-summary-secs", 1000,
-            "--set", f"gate={tmp_path / 'gate'}", "--set", f"gate_step={GATE}", "--logdir", "run", *options]  # fmt: skip
+            "--logdir", "run", "--set", f"gate={tmp_path / 'gate'}", "--set", f"gate_step={GATE}",
+            *options]  # fmt: skip
 
 
 def newest(tmp_path: Path) -> int:
@@ -44,16 +45,11 @@ def newest(tmp_path: Path) -> int:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("transport", ["auto", "zeromq"])
-def test_after_success(transport, tmp_path, recipe):
-    with start(tmp_path, *cluster(tmp_path, recipe, "--transport", transport)) as run:
+def test_after_success(tmp_path, recipe):
+    with start(tmp_path, *cluster(tmp_path, recipe)) as run:
         at_gate(run, tmp_path)
         held = belongings(run.tasks())
-        if transport == "auto":
-            assert any("evener-" in name for name in held.sockets), "the check would see what is left"
-        else:
-            assert held.ports, "the check would see what is left"
-        assert held.left()
+        assert any(name.startswith("@evener-") for name in held.left()), "the check would see what is left"
         (tmp_path / "gate").touch()
         done = run.finish()
         assert done.code == 0, done.text
@@ -62,16 +58,15 @@ def test_after_success(transport, tmp_path, recipe):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
-def test_after_an_interrupt_everything_is_saved_and_ends_in_three_seconds(number, tmp_path, recipe):
+def test_after_ctrl_c_everything_is_saved_and_ends_in_three_seconds(tmp_path, recipe):
     args = ["train", recipe, "--ps", 1, "--workers", 2, "--train-steps", 10**6, "--log-every", 20, "--logdir", "run"]
     with start(tmp_path, *args) as run:
         run.wait_for(r"worker:0 +global step \d+")
         held = belongings(run.tasks())
         assert len(alive(run.tasks())) == 3
         before = newest_step_said(run)
-        run.signal(number)
-        done = run.finish(3.0)
+        run.signal(signal.SIGINT)
+        done = run.finish(promptly())
         assert done.code == 130
         check_nothing_left(run, held, seconds=0.5)
     step = re.search(r"interrupted at step (\d+); the same command continues from run", done.err)
@@ -85,15 +80,15 @@ def newest_step_said(run: Run) -> int:
 
 
 @pytest.mark.slow
-def test_after_an_interrupt_while_a_worker_hangs(tmp_path, recipe):
+def test_after_sigterm_while_a_worker_hangs(tmp_path, recipe):
     with start(tmp_path, *cluster(tmp_path, recipe)) as run:
         at_gate(run, tmp_path)
         held = belongings(run.tasks())
-        run.signal(signal.SIGINT)
-        done = run.finish(3.0)
+        run.signal(signal.SIGTERM)
+        done = run.finish(promptly())
         assert done.code == 130, done.text
         check_nothing_left(run, held, seconds=0.5)
-    assert newest(tmp_path) == GATE
+    assert newest(tmp_path) in (GATE, GATE + 1), "both workers may have been at step 19"
 
 
 @pytest.mark.slow
@@ -104,7 +99,7 @@ def test_a_second_interrupt_ends_everything_at_once(tmp_path, recipe):
         run.signal(signal.SIGINT)
         run.wait_for("press Ctrl-C again to end at once")
         run.signal(signal.SIGINT)
-        done = run.finish(1.0)
+        done = run.finish(promptly() / 3)
         assert done.code == 130, done.text
         check_nothing_left(run, held, seconds=0.5)
 
@@ -115,7 +110,7 @@ def test_an_interrupt_at_the_start_ends_what_has_started(tmp_path, recipe):
         until(lambda: len(alive(run.tasks())) == 3, 20, "three tasks")
         held = belongings(run.tasks())
         run.signal(signal.SIGINT)
-        done = run.finish(3.0)
+        done = run.finish(promptly())
         assert done.code == 130, done.text
         check_nothing_left(run, held, seconds=0.5)
 
@@ -126,7 +121,7 @@ def test_one_process_ends_in_three_seconds_too(tmp_path, recipe):
     with start(tmp_path, *args) as run:
         run.wait_for(r"worker:0 +global step \d+")
         run.signal(signal.SIGINT)
-        done = run.finish(3.0)
+        done = run.finish(promptly())
         assert (done.code, "Traceback" in done.text) == (130, False), done.text
         check_nothing_left(run, belongings([]), seconds=0.5)
     assert f"interrupted at step {newest(tmp_path)};" in done.err
@@ -140,9 +135,10 @@ def test_after_kill_9_of_the_launcher(tmp_path, recipe):
         tasks = run.tasks()
         assert len(alive(tasks)) == 3
         held = belongings(tasks)
+        assert any(name.startswith("port ") for name in held.left()), "the check would see what is left"
         run.task("worker:1").suspend()
         run.signal(signal.SIGKILL)
-        check_nothing_left(run, held, seconds=3.0)
+        check_nothing_left(run, held, seconds=promptly())
         assert run.finish().code == -signal.SIGKILL
 
 
@@ -195,13 +191,13 @@ def test_a_worker_that_may_not_be_started_again_ends_the_run(tmp_path, recipe):
             done.err, re.MULTILINE,
         ), done.err  # fmt: skip
         check_nothing_left(run, held, seconds=0.5)
-    assert newest(tmp_path) == GATE, "what was trained is saved"
+    assert newest(tmp_path) in (GATE, GATE + 1), "what was trained is saved"
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("victim", ["ps:0", "ps:1"])
 def test_a_killed_ps_ends_the_run_with_its_name(victim, tmp_path, recipe):
-    with start(tmp_path, *cluster(tmp_path, recipe), "--ps", 2) as run:
+    with start(tmp_path, *cluster(tmp_path, recipe), "--ps", 1 + int(victim[-1])) as run:
         at_gate(run, tmp_path)
         held = belongings(run.tasks())
         run.task(victim).kill()

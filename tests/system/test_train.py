@@ -64,9 +64,7 @@ def check_files(result: dict, cwd: Path) -> None:
 @pytest.mark.parametrize("name", CLUSTERS)
 def test_a_cluster_makes_exactly_the_steps_asked_for_and_its_checkpoint_is_as_good_as_it_said(name, tmp_path, capfd):
     options, gradients = CLUSTERS[name]
-    result = check_json(
-        evener(tmp_path, *train(*options.split()), "--logdir", tmp_path / "run", "--json"), gradients
-    )
+    result = check_json(evener(tmp_path, *train(*options.split()), "--logdir", tmp_path / "run", "--json"), gradients)
     check_files(result, tmp_path)
     words = options.split()
     asked = dict(zip(words[::2], words[1::2], strict=False))
@@ -98,8 +96,9 @@ def test_the_command_alone_tells_people_how_it_went_and_what_to_type_next(tmp_pa
     assert done.err == ""
     logdir = next((tmp_path / "evener-runs").iterdir())
     for words in (
-        "mnist: one process", "global step 50, local step 50: loss", "evaluation at global step 100", "final evaluation",
-        f"mnist: reached step {STEPS}", f"--checkpoint evener-runs/{logdir.name}/checkpoints/step-{STEPS:08d}",
+        "mnist: one process", "global step 50, local step 50: loss", "evaluation at global step 100",
+        "final evaluation", f"mnist: reached step {STEPS}",
+        f"--checkpoint evener-runs/{logdir.name}/checkpoints/step-{STEPS:08d}",
         f"tensorboard --logdir evener-runs/{logdir.name}",
     ):  # fmt: skip
         assert words in done.out, words

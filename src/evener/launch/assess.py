@@ -84,16 +84,17 @@ def _whole_or_named(path: Path) -> Path:
 
 def put(model: nn.Module, tensors: Mapping[str, Tensor], path: Path) -> None:
     """Load named tensors into a model. Raises CheckpointError naming the first difference."""
-    state = model.state_dict()
-    for name, tensor in tensors.items():
-        if name not in state:
-            raise _foreign(path, f"it has {name!r}, the model has not")
-        if state[name].shape != tensor.shape:
-            raise _foreign(path, f"{name!r} is {list(tensor.shape)} in it, {list(state[name].shape)} in the model")
-    missing = next((name for name in state if name not in tensors), None)
-    if missing is not None:
-        raise _foreign(path, f"it lacks {missing!r}")
-    model.load_state_dict(dict(tensors))
+    state = model.state_dict(keep_vars=True)
+    travelling = {id(mine): tensors[name] for name, mine in state.items() if name in tensors}
+    if unknown := sorted(tensors.keys() - state.keys()):
+        raise _foreign(path, f"it has {unknown[0]!r}, the model has not")
+    for name, mine in state.items():  # in the model's order: that of the files is not always the same
+        tensor = travelling.get(id(mine))  # a tied tensor has several names and travels under one
+        if tensor is None:
+            raise _foreign(path, f"it lacks {name!r}")
+        if tensor.shape != mine.shape:
+            raise _foreign(path, f"{name!r} is {list(tensor.shape)} in it, {list(mine.shape)} in the model")
+    model.load_state_dict({name: travelling[id(mine)] for name, mine in state.items()})
 
 
 def _foreign(path: Path, difference: str) -> CheckpointError:

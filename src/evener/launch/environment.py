@@ -6,6 +6,7 @@ The only reader of environment variables; everything else is told. `explain` say
 from __future__ import annotations
 
 import json
+import os
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -36,12 +37,16 @@ class Found:
     source: str
 
 
-def find(flags: Flags, environment: Mapping[str, str]) -> Found:
+def find(flags: Flags, environment: Mapping[str, str] | None = None) -> Found:
     """The cluster and this process's task. Flags win over variables, which may not contradict them.
+
+    Args:
+        environment: the variables; those of this process if None.
 
     Raises:
         ConfigError: nothing says which cluster, or two sources disagree.
     """
+    environment = os.environ if environment is None else environment
     if flags.ps_hosts or flags.worker_hosts:
         found = _from_flags(flags)
         _check_agreement(found, environment)

@@ -28,6 +28,8 @@ from evener.settings import Settings
 
 #: Seconds that tasks have to save and leave when the run is cut short.
 ORDERLY = 2.5
+#: Seconds that tasks have to say why they end when no leader is left to end the run.
+LAST_WORDS = 0.5
 #: Errors that tasks make because another one failed: never the first cause if there is another.
 SECONDARY = ("PeerGone", "Unavailable", "TaskFailed")
 
@@ -44,6 +46,7 @@ class Task:
     restarts: int = 0
     restart_at: float | None = None
     failed: Failed | None = None
+    died: bool = False  # without a word, and not by our hand
     over: bool = False
 
     @property
@@ -101,7 +104,7 @@ class LocalRun:
                     self._turn(interrupts)
             finally:
                 self._kill_rest()
-        if failure := self.failure():
+        if failure := self.failure(excused=self._done or bool(interrupts.numbers)):
             log = next(str(task.log) for task in self.tasks if task.name == failure.task)
             raise RunFailed(
                 f"{failure.task} failed: {failure.what}",
@@ -112,15 +115,18 @@ class LocalRun:
             )
         return signal.Signals(interrupts.numbers[0]).name if interrupts.numbers and not self._done else ""
 
-    def failure(self) -> Failed | None:
-        """The first cause: the first failure that is not the consequence of another task's."""
-        failures = [task.failed for task in self.tasks if task.failed]
-        primary = [failed for failed in failures if failed.kind not in SECONDARY]
-        if self._done and not primary:
-            return None
-        if self._first is not None and (self._first in primary or not primary):
-            return self._first
-        return primary[0] if primary else None
+    def failure(self, *, excused: bool) -> Failed | None:
+        """The first cause: the first failure that is not the consequence of another task's.
+
+        Args:
+            excused: the run ended as it should or was told to end, so that tasks may lose each other.
+        """
+        failures = [task for task in self.tasks if task.failed]
+        causes = [task for task in failures if task.failed and task.failed.kind not in SECONDARY]
+        if not excused:
+            causes = causes or [task for task in failures if task.died] or failures
+        reports = [task.failed for task in causes]
+        return self._first if self._first in reports else next(iter(reports), None)
 
     # --- starting
 
@@ -199,13 +205,15 @@ class LocalRun:
             # The run is done. Who was started again too late to join must not wait for it, nor make it fail.
             self._done = True
             self._deadline = self._clock() + ORDERLY
-        if code == 0 or self._deadline is not None:
+        if code == 0 or self._done:
             return
         if task.failed is None:
             how = f"was killed by {signal.Signals(-code).name}" if code < 0 else f"ended with status {code}"
-            if task.job == "worker" and task.restarts < self._settings.max_restarts:
+            restarts = self._settings.max_restarts if task.job == "worker" and self._deadline is None else 0
+            if task.restarts < restarts:
                 self._restart(task, how)
                 return
+            task.died = True
             limit = f" and was restarted {task.restarts} times" if task.restarts else ""
             task.failed = Failed(task.name, "TaskFailed", f"{task.name} {how}{limit}.", fix=f"look at {task.log}.")
             self._first = self._first or task.failed
@@ -230,8 +238,8 @@ class LocalRun:
         leader = self.tasks[0]
         if leader.end is not None and not leader.over and 0 in self._addresses:
             leader.end.order(Stop(reason))
-        else:
-            self._deadline = self._clock()
+        else:  # nobody is there to save; who has just died is still to be heard of
+            self._deadline = self._clock() + (LAST_WORDS if 0 in self._addresses else 0.0)
 
     def _kill_rest(self) -> None:
         for task in self.tasks:

@@ -108,7 +108,7 @@ def _grants(path: Path) -> Grants:
         return msgspec.json.decode(path.read_bytes(), type=Grants)
     except FileNotFoundError:
         return Grants()
-    except msgspec.MsgspecError as error:
+    except (msgspec.MsgspecError, UnicodeDecodeError) as error:
         raise errors.CheckpointError(f"{path} is damaged: {error}.", fix="remove it if no task is running.") from error
 
 

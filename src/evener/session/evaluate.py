@@ -7,6 +7,7 @@ from torch import Tensor, nn
 
 from evener.data.batches import whole
 from evener.data.dataset import Batch, Dataset
+from evener.errors import ConfigError
 from evener.recipe import Recipe
 from evener.report import Evaluated, Status
 from evener.session.hooks import Hook, StepResult
@@ -33,11 +34,22 @@ def evaluate(model: nn.Module, recipe: Recipe, dataset: Dataset, *, suffix: str 
                 measured = {"loss": recipe.loss(output, target)}
                 measured |= {name: metric(output, target) for name, metric in recipe.metrics.items()}
                 for name, value in measured.items():
-                    sums[name] = sums.get(name, 0.0) + float(value) * count
+                    sums[name] = sums.get(name, 0.0) + _mean(name, value) * count
                 seen += count
     finally:
         model.train(was_training)
     return {f"validation_{name}{suffix}": total / seen for name, total in sums.items()}
+
+
+def _mean(name: str, value: object) -> float:
+    if isinstance(value, Tensor) and value.numel() != 1:
+        raise ConfigError(
+            f"the recipe's {'loss' if name == 'loss' else f'metric {name!r}'} has shape {list(value.shape)}, "
+            "not a scalar.",
+            why="the mean over the batch is one number.",
+            fix='return the mean over the batch, e.g. reduction="mean".',
+        )
+    return float(value)  # type: ignore[arg-type]  # whatever a user's function returns
 
 
 class First:

@@ -13,30 +13,33 @@ news are always read before a new one is entered.
 from __future__ import annotations
 
 import contextlib
-import errno
 import itertools
 import logging
-import re
-import socket
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 import zmq
 
-from evener.errors import BindError, ConfigError, PeerGone, ProtocolError
+from evener.errors import PeerGone, ProtocolError
+from evener.transport import zeromq_curve
 from evener.transport.channel import Arrived, Closed, Complaints, Incoming, Opened, check_header, check_sizes, flat
+from evener.transport.keys import Keys
+from evener.transport.zeromq_address import PREFIX, bind
 from evener.transport.zeromq_channel import connect
 from evener.transport.zeromq_wire import (
     BYE,
+    CHUNK,
     LINGER_MILLISECONDS,
     OPEN,
     PAYLOAD,
     PLAIN,
-    PREFIX,
+    Origin,
     Wire,
+    check_library,
     chunks,
     fill,
     first_frame,
+    origin_of,
     read_first,
     read_frames,
     unpack_sizes,
@@ -44,10 +47,12 @@ from evener.transport.zeromq_wire import (
 
 __all__ = ["ZeroMQListener", "connect", "listen"]
 
+check_library(zmq.zmq_version_info(), curve=bool(zmq.has("curve")))
+
 #: MANDATORY: a send to a peer that is gone fails instead of vanishing. What we send is one payload per push, so
 #: its queue may be long: it holds bursts of words, and a peer is only given up when it does not read at all.
-SETTINGS = {zmq.ROUTER_MANDATORY: 1, zmq.SNDHWM: 1024}
-EVENTS = zmq.EVENT_ACCEPTED | zmq.EVENT_DISCONNECTED
+SETTINGS: dict[zmq.SocketOption, int | bytes] = {zmq.ROUTER_MANDATORY: 1, zmq.SNDHWM: 1024}
+EVENTS = zmq.EVENT_ACCEPTED | zmq.EVENT_DISCONNECTED | zmq.EVENT_HANDSHAKE_SUCCEEDED | zmq.EVENT_HANDSHAKE_FAILED_AUTH
 
 #: Peers that are connected and not admitted. Each costs a few hundred bytes; a large cluster may start all at once.
 MAX_STRANGERS = 1024
@@ -58,8 +63,7 @@ class _Link:
     """One connection, as far as it has spoken. `peer` is 0 while (and once again when) we do not deal with it."""
 
     routing_id: bytes
-    fd: int
-    description: str
+    origin: Origin
     peer: int = 0
     sizes: tuple[int, ...] = ()
     admitted: bool = False
@@ -68,11 +72,12 @@ class _Link:
 
 
 class ZeroMQListener:
-    """A server's end of all its links."""
+    """A server's end of all its links. With a gatekeeper, only tasks whose keys it knows get as far as here."""
 
-    def __init__(self, wire: Wire, address: str) -> None:
+    def __init__(self, wire: Wire, address: str, gatekeeper: zeromq_curve.Gatekeeper | None = None) -> None:
         self.address = address
-        self._wire = wire
+        self._wire, self._gatekeeper = wire, gatekeeper
+        self._chunk = zeromq_curve.CHUNK if gatekeeper else CHUNK
         self._numbers = itertools.count(1)
         self._live: set[int] = set()  # descriptors of all connections, of strangers too
         self._links: dict[bytes, _Link] = {}  # by routing id
@@ -81,6 +86,7 @@ class ZeroMQListener:
         self._lost: list[_Link] = []  # connections that broke; their last messages may wait still
         self._strangers: set[int] = set()
         self._held = b""  # routing id of a message that is read in the next round
+        self._shaken = 0  # connections that shook hands, or failed to in the gatekeeper's log, and said nothing yet
         self._events: list[Incoming] = []
         self._complaints = Complaints(logging.getLogger(__name__))
 
@@ -111,23 +117,40 @@ class ZeroMQListener:
         for event, fd in self._wire.news():
             if event == zmq.EVENT_ACCEPTED:
                 self._live.add(fd)
-            else:
+            elif event == zmq.EVENT_DISCONNECTED:
                 self._live.discard(fd)
                 if (link := self._by_fd.pop(fd, None)) is not None:
                     self._lost.append(link)
+                elif self._shaken:
+                    self._shaken -= 1
+                else:
+                    self._complaints.say(f"{self.address}: someone connected who is none of ours, and left or was cut")
+            else:
+                self._shaken += 1
 
     def _bury(self) -> None:
         """Report broken connections, now that all they sent before is read."""
         for link in self._lost:
-            del self._links[link.routing_id]
-            self._forget(link, "its connection broke or was closed")
+            self._end(link)
         self._lost.clear()
+
+    def _end(self, link: _Link) -> None:
+        del self._links[link.routing_id]
+        self._forget(link, "its connection broke or was closed")
 
     def _read(self, routing_id: bytes) -> None:
         link = self._links.get(routing_id)
         frames = read_frames(self._wire.socket, 1 + len(link.chunks) if link else 1)
+        origin = origin_of(frames[0])
+        if link is not None and link.origin != origin:  # the name of a connection that ended, taken by another
+            self._watch()
+            if link not in self._lost:
+                return
+            self._lost.remove(link)
+            self._end(link)
+            link = None
         if link is None:
-            link = self._enter(routing_id, frames[0])
+            link = self._enter(routing_id, origin)
         elif not link.peer:
             return  # refused or disconnected before
         if link is not None:
@@ -136,9 +159,9 @@ class ZeroMQListener:
             except ValueError as error:
                 self._refuse(link, str(error))
 
-    def _enter(self, routing_id: bytes, frame: zmq.Frame) -> _Link | None:
+    def _enter(self, routing_id: bytes, origin: Origin) -> _Link | None:
         """Start to keep a connection's books; None when it is broken already."""
-        fd, description = _origin(frame)
+        fd = origin.fd
         self._watch()  # what happened to this descriptor before belongs to others
         if fd < 0:
             self._complaints.say(f"{self.address}: dropped a message of something older than ZeroMQ 3")
@@ -146,7 +169,8 @@ class ZeroMQListener:
             return None
         if (old := self._by_fd.pop(fd, None)) is not None:
             self._lost.append(old)  # its descriptor has a new owner
-        link = self._links[routing_id] = self._by_fd[fd] = _Link(routing_id, fd, description)
+        self._shaken = max(0, self._shaken - 1)
+        link = self._links[routing_id] = self._by_fd[fd] = _Link(routing_id, origin)
         return link
 
     def _handle(self, link: _Link, frames: list[zmq.Frame]) -> None:
@@ -171,10 +195,10 @@ class ZeroMQListener:
         link.peer, link.sizes = next(self._numbers), sizes
         self._peers[link.peer] = link
         self._strangers.add(link.peer)
-        self._events.append(Opened(link.peer, link.description))
+        self._events.append(Opened(link.peer, link.origin.description))
 
     def _refuse(self, link: _Link, what: str) -> None:
-        self._complaints.say(f"{self.address}: ignoring {link.description} from now on: it sent {what}")
+        self._complaints.say(f"{self.address}: ignoring {link.origin.description} from now on: it sent {what}")
         self._say_bye(link, f"it got {what}")
         self._forget(link, f"it sent {what}")
 
@@ -195,9 +219,13 @@ class ZeroMQListener:
         check_sizes(link.sizes, sizes)
         if not link.admitted:
             link.inbox = [memoryview(bytearray(nbytes)) for nbytes in sizes]
-            link.chunks = chunks(link.inbox)
+            link.chunks = chunks(link.inbox, self._chunk)
             link.admitted = True
             self._strangers.discard(peer)
+
+    def user(self, peer: int) -> str:
+        """The task whose key a peer has proven ("worker-1"); nothing where no keys are asked."""
+        return self._link(peer).origin.user
 
     def inbox(self, peer: int) -> list[memoryview]:
         link = self._link(peer)
@@ -210,13 +238,13 @@ class ZeroMQListener:
         link = self._link(peer)
         frames: list[bytes | memoryview] = [first_frame(PAYLOAD if payload else PLAIN, header)]
         if payload:
-            frames += chunks(flat(payload, link.sizes if link.admitted else ()))
+            frames += chunks(flat(payload, link.sizes if link.admitted else ()), self._chunk)
         try:
             self._transmit(link, frames)
         except zmq.ZMQError as error:
             reason = "it does not read what it is sent" if error.errno == zmq.EAGAIN else "its connection broke"
             self._forget(link, reason)
-            raise PeerGone(f"peer {peer} ({link.description}) is gone: {reason}.") from error
+            raise PeerGone(f"peer {peer} ({link.origin.description}) is gone: {reason}.") from error
 
     def _transmit(self, link: _Link, frames: list[bytes | memoryview]) -> None:
         # Only the routing id can fail: it finds the peer gone (EHOSTUNREACH) or its queue full (EAGAIN).
@@ -234,44 +262,22 @@ class ZeroMQListener:
 
     def close(self) -> None:
         self._wire.close(LINGER_MILLISECONDS)
+        if self._gatekeeper is not None:
+            self._gatekeeper.join()
 
 
-def _origin(frame: zmq.Frame) -> tuple[int, str]:
-    """(descriptor, address) of the connection that a frame came by; -1 for one so old that it is not told."""
-    try:
-        return int(frame.get(zmq.SRCFD)), str(frame.get("Peer-Address"))
-    except zmq.ZMQError:
-        return -1, "?"
+def listen(address: str = "tcp://127.0.0.1:0", *, keys: Keys | None = None, insecure: bool = False) -> ZeroMQListener:
+    """Listen for workers of any host that reaches the address; port 0 takes a free one, published in `address`.
 
-
-def listen(address: str = "tcp://127.0.0.1:0") -> ZeroMQListener:
-    """Listen for workers of any host that reaches the address; port 0 takes a free one, published in `address`."""
+    With keys only tasks of the cluster get in, and `ZeroMQListener.user` tells which; without them only this machine
+    does, unless `insecure`.
+    """
     address = address if address not in ("", PREFIX) else "tcp://127.0.0.1:0"
-    match = re.fullmatch(r"tcp://([^:/*\[\]]+):(\d{1,5})", address)
-    if match is None or int(match[2]) > 65535:
-        raise ConfigError(
-            f"cannot listen on '{address}'.",
-            why="a server needs one host name or IPv4 address, which its workers can reach, and a port up to 65535.",
-            fix="write tcp://HOST:PORT; port 0 takes a free one.",
-        )
-    wire = Wire(zmq.ROUTER, SETTINGS, events=EVENTS)
+    wire = Wire(zmq.ROUTER, SETTINGS | (zeromq_curve.server_settings(keys) if keys else {}), events=EVENTS)
     try:
-        wire.socket.bind(f"{PREFIX}{socket.gethostbyname(match[1])}:{match[2]}")
-    except (OSError, zmq.ZMQError) as error:
+        gatekeeper = zeromq_curve.Gatekeeper(wire.context, keys) if keys else None
+        bound = bind(wire.socket, address, open_to_all=keys is None, insecure=insecure)
+    except BaseException:
         wire.close()
-        raise _bind_error(match[1], match[2], error) from error
-    return ZeroMQListener(wire, str(wire.socket.get_string(zmq.LAST_ENDPOINT)))
-
-
-def _bind_error(host: str, port: str, error: OSError | zmq.ZMQError) -> BindError:
-    if error.errno == errno.EADDRINUSE:
-        return BindError(
-            f"{host}:{port} is taken.", why="another process listens there.", fix="choose another port, or stop it."
-        )
-    if isinstance(error, socket.gaierror) or error.errno in (errno.EADDRNOTAVAIL, errno.ENODEV):
-        return BindError(
-            f"{host} is not an address of this machine.",
-            why=str(error),
-            fix="use 127.0.0.1, or an address that `ip address` lists here.",
-        )
-    return BindError(f"cannot listen on {host}:{port}.", why=str(error), fix="choose another port.")
+        raise
+    return ZeroMQListener(wire, bound, gatekeeper)

@@ -2,20 +2,22 @@
 
 from __future__ import annotations
 
-import socket
 import time
 
 import zmq
 
 from evener.errors import ConfigError, PeerGone, Unavailable
+from evener.transport import zeromq_curve
 from evener.transport.channel import SEND_SECONDS, Ranges, check_header, check_ranges
+from evener.transport.keys import Keys
+from evener.transport.zeromq_address import parse, resolve, route
 from evener.transport.zeromq_wire import (
     BYE,
+    CHUNK,
     LINGER_MILLISECONDS,
     OPEN,
     PAYLOAD,
     PLAIN,
-    PREFIX,
     Wire,
     chunks,
     fill,
@@ -28,7 +30,7 @@ from evener.transport.zeromq_wire import (
 #: A broken connection must not take with it what the server sent last and we have not read: often the reason why it
 #: broke. ZeroMQ throws that away with IMMEDIATE=1 and also with RECONNECT_IVL=-1; so it may connect again, in an hour.
 #: By then this channel is closed, and a server ignores a connection that does not begin with OPEN.
-SETTINGS = {zmq.IMMEDIATE: 0, zmq.RECONNECT_IVL: 3_600_000}
+SETTINGS: dict[zmq.SocketOption, int | bytes] = {zmq.IMMEDIATE: 0, zmq.RECONNECT_IVL: 3_600_000}
 EVENTS = (
     zmq.EVENT_HANDSHAKE_SUCCEEDED
     | zmq.EVENT_HANDSHAKE_FAILED_NO_DETAIL
@@ -38,7 +40,18 @@ EVENTS = (
     | zmq.EVENT_CLOSED
 )
 RETRY_SECONDS = 0.05
+
+#: Why an attempt to connect failed.
 SILENCE = "no packet came back."
+NOBODY = "no process listens there."
+FOREIGN = "whoever listens there does not speak ZeroMQ."
+MISMATCH = "one end has keys, the other has none."
+REFUSED = "the server refused our key."
+SLOW = "whoever listens there took the connection and said nothing."
+
+#: So many attempts in a row must break off at once before we say that a server lacks its key: one may have been killed
+#: just then. An attempt that broke off after more seconds than this says nothing of keys: the server is stuck.
+UNPROVEN_ATTEMPTS, UNPROVEN_SECONDS = 3, 3.0
 
 
 class ZeroMQChannel:
@@ -48,9 +61,9 @@ class ZeroMQChannel:
     all, which is sure when the answer is here.
     """
 
-    def __init__(self, address: str, wire: Wire, outbox: Ranges, inbox: Ranges) -> None:
+    def __init__(self, address: str, wire: Wire, outbox: Ranges, inbox: Ranges, *, chunk: int = CHUNK) -> None:
         self._address, self._wire = address, wire
-        self._outgoing, self._incoming = chunks(outbox.views()), chunks(inbox.views())
+        self._outgoing, self._incoming = chunks(outbox.views(), chunk), chunks(inbox.views(), chunk)
         self._gone: PeerGone | None = None
         self._transmit([first_frame(OPEN, pack_sizes(outbox.sizes()))])
 
@@ -124,22 +137,42 @@ class ZeroMQChannel:
         self._wire.close(LINGER_MILLISECONDS)
 
 
-def connect(address: str, outbox: Ranges, inbox: Ranges, *, timeout: float = 10.0) -> ZeroMQChannel:
-    """Connect to a listener on any host; each attempt is a new socket."""
+def connect(  # noqa: PLR0913 - what a link is made of, each once
+    address: str,
+    outbox: Ranges,
+    inbox: Ranges,
+    *,
+    timeout: float = 10.0,
+    keys: Keys | None = None,
+    server: str = "ps-0",
+) -> ZeroMQChannel:
+    """Connect to a listener on any host; each attempt is a new socket, for ZeroMQ gives up one that was refused.
+
+    With keys, `server` is the task whose key whoever listens there must prove.
+    """
     check_ranges(outbox, inbox)
-    deadline, why = time.monotonic() + timeout, ""
+    settings = SETTINGS | (zeromq_curve.client_settings(keys, server) if keys else {})
+    deadline, why, unproven = time.monotonic() + timeout, "", 0
     while True:
-        wire = Wire(zmq.DEALER, SETTINGS, events=EVENTS)
+        wire = Wire(zmq.DEALER, settings, events=EVENTS)
         try:
             failure = _shake_hands(wire, address, deadline)
             if not failure:
-                return ZeroMQChannel(address, wire, outbox, inbox)
+                return ZeroMQChannel(address, wire, outbox, inbox, chunk=zeromq_curve.CHUNK if keys else CHUNK)
         except PeerGone as error:
             failure = str(error)
         except BaseException:
             wire.close()
             raise
         wire.close()
+        if failure == MISMATCH:
+            raise zeromq_curve.one_sided(address, keys, server)
+        if keys is not None:
+            unproven = unproven + 1 if failure == FOREIGN else 0
+            if failure == REFUSED:
+                raise zeromq_curve.refused(address, keys, server)
+            if unproven == UNPROVEN_ATTEMPTS:
+                raise zeromq_curve.unproven(address, keys, server)
         why = failure if failure != SILENCE or not why else why  # the last attempt may be cut short: it tells nothing
         if time.monotonic() >= deadline:
             raise Unavailable(
@@ -152,21 +185,34 @@ def connect(address: str, outbox: Ranges, inbox: Ranges, *, timeout: float = 10.
 
 def _shake_hands(wire: Wire, address: str, deadline: float) -> str:
     """One attempt to connect; why it failed, or nothing when it did not."""
-    host, _, port = address.removeprefix(PREFIX).rpartition(":")
-    if not host or not port.isdecimal() or not 0 < int(port) < 65536:
+    parsed = parse(address)
+    if parsed is None or not parsed[1]:
         raise ConfigError(f"'{address}' is not an address.", fix="write tcp://HOST:PORT with a port from 1 to 65535.")
+    host, port = parsed
     try:
-        ip = socket.gethostbyname(host)
+        ip = resolve(host)
     except OSError:
         return f"the name '{host}' does not resolve."
-    wire.socket.connect(f"{PREFIX}{ip}:{port}")
+    wire.socket.connect(route(wire.socket, ip, port))
+    start = time.monotonic()
     while True:
-        for event, _ in wire.news():
-            if event == zmq.EVENT_HANDSHAKE_SUCCEEDED:
-                return ""
-            if event == zmq.EVENT_CLOSED:
-                return "no process listens there."
-            return "whoever listens there does not speak ZeroMQ."
+        for event, value in wire.news():
+            return _meaning(event, value, time.monotonic() - start)
         wire.has_message()  # takes note of what its descriptor announced, or that would wake us again and again
         if not wire.sleep(deadline):
             return SILENCE
+
+
+def _meaning(event: int, value: int, seconds: float) -> str:
+    """Why a handshake failed, by the first event of its monitor; nothing when it succeeded."""
+    match event:
+        case zmq.EVENT_HANDSHAKE_SUCCEEDED:
+            return ""
+        case zmq.EVENT_CLOSED:
+            return NOBODY
+        case zmq.EVENT_HANDSHAKE_FAILED_AUTH:
+            return REFUSED
+        case zmq.EVENT_HANDSHAKE_FAILED_PROTOCOL if value == zmq.PROTOCOL_ERROR_ZMTP_MECHANISM_MISMATCH:
+            return MISMATCH
+        case _:
+            return FOREIGN if seconds < UNPROVEN_SECONDS else SLOW

@@ -1,8 +1,8 @@
 """What both ends of a link between hosts share: the socket with its settings, and the frames that travel on it.
 
 A message is one ZeroMQ message. Its first frame is a small preamble and the header; the payload follows, each range cut
-into frames of at most 1 MB (a larger one would look like death on a slow line: no heartbeat passes it). Both ends know
-the sizes of all frames from the sizes of the link's ranges, so everything else is refused.
+into frames of at most 1 MB (a larger one would look like death on a slow line: no heartbeat passes it), of less on a
+link with keys. Both ends know the sizes of all frames from the sizes of the link's ranges: all else is refused.
 """
 
 from __future__ import annotations
@@ -10,14 +10,14 @@ from __future__ import annotations
 import select
 import struct
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
 
 import zmq
 
 from evener.errors import ConfigError
 from evener.transport.channel import MAX_HEADER, MAX_PARTS
 
-PREFIX = "tcp://"
 CHUNK = 1 << 20
 PREAMBLE = struct.Struct("<4sBBI")  # magic, version, kind, bytes of the header that follows in the same frame
 MAGIC, VERSION = b"EVZQ", 1
@@ -29,7 +29,7 @@ OPEN, PLAIN, PAYLOAD, BYE = range(4)
 LINGER_MILLISECONDS = 250
 
 #: On both ends, as measured to work (silent death is noticed after 6 s). A high-water mark counts messages, not frames.
-SETTINGS = {
+SETTINGS: dict[zmq.SocketOption, int | bytes] = {
     zmq.LINGER: 0,
     zmq.HEARTBEAT_IVL: 1000,
     zmq.HEARTBEAT_TIMEOUT: 5000,
@@ -42,6 +42,23 @@ SETTINGS = {
 }
 
 
+def check_library(version: tuple[int, ...], *, curve: bool) -> None:
+    """Refuse a ZeroMQ whose links nobody should trust. Raises ConfigError."""
+    told = ".".join(map(str, version))
+    if version < (4, 3, 5):
+        raise ConfigError(
+            f"libzmq {told} is too old.",
+            why="older ones let strangers crash a server (CVE-2019-13132, CVE-2020-15166); tested: 4.3.5.",
+            fix="install a newer pyzmq: its wheels bring their own libzmq.",
+        )
+    if not curve:
+        raise ConfigError(
+            f"libzmq {told} was built without CURVE.",
+            why="evener encrypts with it what leaves this machine.",
+            fix="install pyzmq from a wheel, or libzmq with libsodium.",
+        )
+
+
 class Wire:
     """One ZeroMQ socket, its monitor (who connected, who is gone) and one descriptor that stands for both.
 
@@ -51,12 +68,10 @@ class Wire:
     that. Hence the order everywhere: ask `readable`, and only if it says no, wait for the descriptor, then ask again.
     """
 
-    def __init__(self, kind: int, settings: dict[zmq.SocketOption, int], *, events: int) -> None:
-        if zmq.zmq_version_info() < (4, 3, 5):
-            raise ConfigError(f"libzmq {zmq.zmq_version()} is too old.", why="evener is tested with 4.3.5 and newer.")
+    def __init__(self, kind: int, settings: Mapping[zmq.SocketOption, int | bytes], *, events: int) -> None:
         self.context: zmq.Context[zmq.Socket[bytes]] = zmq.Context()
         self.socket = self.context.socket(kind)
-        for option, value in (SETTINGS | settings).items():
+        for option, value in (SETTINGS | dict(settings)).items():
             self.socket.setsockopt(option, value)
         self._monitor = self.context.socket(zmq.PAIR)
         self._monitor.setsockopt(zmq.RCVHWM, 0)  # with a limit, a full monitor would stop the I/O thread
@@ -104,6 +119,26 @@ class Wire:
             self.context.term()
 
 
+@dataclass(frozen=True, slots=True)
+class Origin:
+    """The connection that a message came by."""
+
+    fd: int  # -1 for one so old that it is not told
+    description: str  # its address
+    user: str  # the task whose key it has proven, if it had to
+
+
+def origin_of(frame: zmq.Frame) -> Origin:
+    try:
+        fd, address = int(frame.get(zmq.SRCFD)), str(frame.get("Peer-Address"))
+    except zmq.ZMQError:
+        return Origin(-1, "?", "")
+    try:
+        return Origin(fd, address, str(frame.get("User-Id")))
+    except zmq.ZMQError:
+        return Origin(fd, address, "")
+
+
 def first_frame(kind: int, header: bytes) -> bytes:
     return PREAMBLE.pack(MAGIC, VERSION, kind, len(header)) + header
 
@@ -134,9 +169,9 @@ def unpack_sizes(header: bytes) -> tuple[int, ...]:
     return struct.unpack(f"<{count}Q", header)
 
 
-def chunks(ranges: Sequence[memoryview]) -> list[memoryview]:
-    """The ranges as frames: 1 MB each, the last of a range shorter; an empty range needs none."""
-    return [view[at : at + CHUNK] for view in ranges for at in range(0, view.nbytes, CHUNK)]
+def chunks(ranges: Sequence[memoryview], nbytes: int) -> list[memoryview]:
+    """The ranges as frames of so many bytes, the last of a range shorter; an empty range needs none."""
+    return [view[at : at + nbytes] for view in ranges for at in range(0, view.nbytes, nbytes)]
 
 
 def read_frames(socket: zmq.Socket[bytes], limit: int) -> list[zmq.Frame]:

@@ -1,0 +1,270 @@
+"""The rules of the house (ARCHITECTURE.md): a rule that is only written down decays, so each is a test here.
+
+All of it reads the syntax trees of src/evener. Each check is a function from a tree to a list of complaints, and is
+first shown to complain about a small sample.
+"""
+
+import ast
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+SRC = Path(__file__).parents[1] / "src" / "evener"
+MODULES = {".".join(file.relative_to(SRC).with_suffix("").parts): file for file in sorted(SRC.rglob("*.py"))}
+TREES = {name: ast.parse(file.read_text()) for name, file in MODULES.items()}
+
+#: From the top floor to the bottom. A module sees the floors below its own; neighbours do not see each other.
+#: "recipes" is the table of the recipes that ship, "recipes.*" are these recipes.
+FLOORS = [
+    {"__init__"},
+    {"cli"},
+    {"api"},
+    {"launch"},
+    {"session"},
+    {"worker", "server", "simulate"},
+    {"saver"},
+    {"checkpoint"},
+    {"state", "parts", "recipes.*"},
+    {"recipe", "result", "tensors"},
+    {"settings", "options", "data"},
+    {"policy", "wire", "transport", "references", "report", "recipes", "tally", "devices"},
+    {"cluster"},
+    {"errors"},
+]
+
+#: What one place alone may import: prefix of the imported name -> modules, or packages, that may.
+ALONE = {
+    "zmq": ("transport.",),
+    "ray": ("launch.ray",),
+    "tensorboard": ("session.summary",),
+    "torch.utils.tensorboard": ("session.summary",),
+}
+
+#: Nothing that a policy or a message decides may depend on these.
+IMPURE = ("torch", "numpy", "zmq", "time", "datetime", "random", "secrets", "os", "pathlib", "io", "logging",
+          "threading", "asyncio", "socket", "select", "subprocess", "signal", "sys")  # fmt: skip
+PURE = ("policy", "wire", "simulate", "cluster", "errors")
+
+#: They make objects of bytes by running what the bytes say.
+UNSAFE_MODULES = ("pickle", "_pickle", "marshal", "shelve", "dill", "cloudpickle", "joblib", "multiprocessing",
+                  "torch.distributed.rpc")  # fmt: skip
+UNSAFE_CALLS = {"eval", "exec", "compile", "__import__"}
+UNSAFE_ATTRIBUTES = {
+    "recv_pyobj",
+    "send_pyobj",
+    "torch.load",
+    "builtins.eval",
+    "builtins.exec",
+    "torch.distributed.rpc",
+}
+UNSAFE_ARGUMENTS = {"allow_pickle": True, "weights_only": False}
+
+#: Files that may have more than 300 lines.
+LONG: frozenset[str] = frozenset()
+
+
+# --- reading
+
+
+def imports(tree: ast.AST, *, also_for_types: bool = True) -> list[str]:
+    """Full names of all that is imported anywhere in a module: ``evener.wire.layout.Spec``, ``zmq``."""
+    skipped = set()
+    if not also_for_types:
+        for node in ast.walk(tree):
+            if isinstance(node, ast.If) and ast.unparse(node.test).endswith("TYPE_CHECKING"):
+                skipped |= {id(inner) for inner in ast.walk(node)}
+    found = []
+    for node in ast.walk(tree):
+        if id(node) in skipped:
+            continue
+        if isinstance(node, ast.Import):
+            found += [alias.name for alias in node.names]
+        elif isinstance(node, ast.ImportFrom):
+            assert node.level == 0, "imports are absolute"
+            found += [f"{node.module}.{alias.name}" for alias in node.names]
+    return found
+
+
+def within(name: str, prefix: str) -> bool:
+    return name == prefix or name.startswith(f"{prefix}.")
+
+
+def unit(module: str) -> str:
+    """The part of the house that a module, or a name in one, belongs to."""
+    first, _, rest = module.partition(".")
+    return "recipes.*" if first == "recipes" and rest not in ("", "__init__", "RECIPES") else first
+
+
+def floor(module: str) -> int:
+    floors = [number for number, units in enumerate(FLOORS) if unit(module) in units]
+    assert floors, f"{module} has no floor: give it one in FLOORS"
+    return floors[0]
+
+
+# --- complaints
+
+
+def upward(module: str, tree: ast.AST) -> list[str]:
+    """Imports that do not point down. Types of the floors above may be named, at no cost when it runs."""
+    names = [name.removeprefix("evener.") for name in imports(tree, also_for_types=False) if within(name, "evener")]
+    return [f"{module} imports {name}" for name in names if unit(module) != unit(name) and floor(name) <= floor(module)]
+
+
+def misplaced(module: str, tree: ast.AST) -> list[str]:
+    return [
+        f"{module} imports {name}, which {' and '.join(homes)} alone may"
+        for name in imports(tree)
+        for library, homes in ALONE.items()
+        if within(name, library) and not module.startswith(homes)
+    ]
+
+
+def impure(module: str, tree: ast.AST) -> list[str]:
+    if unit(module) not in PURE:
+        return []
+    return [f"{module} imports {name}" for name in imports(tree) if any(within(name, banned) for banned in IMPURE)]
+
+
+def unsafe(module: str, tree: ast.AST) -> list[str]:
+    found = [name for name in imports(tree) if any(within(name, banned) for banned in UNSAFE_MODULES)]
+    found += [name for name in imports(tree) if name in UNSAFE_ATTRIBUTES]
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Attribute):
+            text = ast.unparse(node)
+            found += [text] if text in UNSAFE_ATTRIBUTES or node.attr in UNSAFE_ATTRIBUTES else []
+        elif isinstance(node, ast.Call):
+            if isinstance(node.func, ast.Name) and node.func.id in UNSAFE_CALLS:
+                found.append(node.func.id)
+            values = [argument.value for argument in node.args if isinstance(argument, ast.Constant)]
+            found += [value for value in values if value in UNSAFE_MODULES]  # import_module("pickle")
+            for keyword in node.keywords:
+                if keyword.arg in UNSAFE_ARGUMENTS and ast.unparse(keyword.value) == str(UNSAFE_ARGUMENTS[keyword.arg]):
+                    found.append(f"{keyword.arg}={ast.unparse(keyword.value)}")
+    return [f"{module} uses {name}" for name in found]
+
+
+def environment(module: str, tree: ast.AST) -> list[str]:
+    if module == "launch.environment":
+        return []
+    read = {"os.environ", "os.environb", "os.getenv", "os.putenv"}
+    found = [name for name in imports(tree) if name in read]
+    found += [
+        ast.unparse(node) for node in ast.walk(tree) if isinstance(node, ast.Attribute) and ast.unparse(node) in read
+    ]
+    return [f"{module} reads {name}" for name in found]
+
+
+def unannotated(module: str, tree: ast.Module) -> list[str]:
+    body = tree.body[1:] if ast.get_docstring(tree) is not None else tree.body
+    if not tree.body or (body and ast.unparse(body[0]) == "from __future__ import annotations"):
+        return []
+    return [f"{module} does not begin with `from __future__ import annotations`"]
+
+
+CHECKS = [upward, misplaced, impure, unsafe, environment, unannotated]
+
+
+# --- the house as it stands
+
+
+def test_there_is_a_house_to_look_at():
+    assert len(MODULES) > 40
+    assert {"cli", "policy.synchronous", "wire.codec", "__init__"} < MODULES.keys()
+
+
+@pytest.mark.parametrize("check", CHECKS, ids=lambda check: check.__name__)
+def test_no_module_breaks_a_rule(check):
+    assert [complaint for name, tree in TREES.items() for complaint in check(name, tree)] == []
+
+
+def test_no_file_has_more_than_300_lines():
+    long = {name for name, file in MODULES.items() if len(file.read_text().splitlines()) > 300}
+
+    assert long == LONG
+
+
+def test_a_command_that_trains_nothing_does_not_wait_for_pytorch():
+    names = ["evener", "evener.cli", "evener.api", "evener.launch.local", "evener.launch.task"]
+    code = f"import sys, {', '.join(names)}; print([name for name in sys.modules if name.partition('.')[0] == 'torch'])"
+    run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60, check=True)
+
+    assert run.stdout == "[]\n"
+
+
+# --- each check can fail
+
+
+def label(value: object) -> str:
+    return getattr(value, "__name__", str(value))
+
+
+SAMPLES = [
+    (upward, "worker.towers", "from evener.server.shard import Shard"),
+    (upward, "server.lead", "import evener.worker.servers"),
+    (upward, "wire.codec", "from evener import state"),
+    (upward, "wire.codec", "from evener.policy.events import Apply"),
+    (upward, "checkpoint", "from evener.saver import Saver"),
+    (upward, "session.session", "def late():\n    from evener.launch.local import LocalRun"),
+    (upward, "recipe", "from evener.recipes.mnist import mnist"),
+    (misplaced, "server.links", "import zmq"),
+    (misplaced, "launch.task", "from zmq.utils import z85"),
+    (misplaced, "launch.local", "import ray"),
+    (misplaced, "worker.local", "def late():\n    from torch.utils.tensorboard import SummaryWriter"),
+    (misplaced, "session.hooks", "from torch.utils import tensorboard"),
+    *((impure, "policy.bounded", f"import {name}") for name in IMPURE),
+    (impure, "wire.codec", "from os.path import join"),
+    (impure, "policy.leases", "def late():\n    from random import random"),
+    *((unsafe, "worker.local", f"import {name}") for name in UNSAFE_MODULES),
+    (unsafe, "data.mnist", "from pickle import loads"),
+    (unsafe, "data.mnist", "from torch.distributed import rpc"),
+    (unsafe, "data.mnist", "import torch.distributed as d\ntorch.distributed.rpc.rpc_sync"),
+    *((unsafe, "cli", f"{name}('1')") for name in sorted(UNSAFE_CALLS)),
+    (unsafe, "cli", "import builtins\nbuiltins.eval('1')"),
+    (unsafe, "checkpoint", "torch.load('model.pt')"),
+    (unsafe, "checkpoint", "from torch import load"),
+    (unsafe, "checkpoint", "safe(path, weights_only=False)"),
+    (unsafe, "transport.zeromq", "socket.recv_pyobj()"),
+    (unsafe, "transport.zeromq", "socket.send_pyobj(1)"),
+    (unsafe, "data.idx", "np.load(path, allow_pickle=True)"),
+    (unsafe, "references", "importlib.import_module('pickle')"),
+    (environment, "cli", "os.environ['HOME']"),
+    (environment, "cli", "os.getenv('HOME')"),
+    (environment, "data.mnist", "from os import environ"),
+    (unannotated, "cli", '"""Title."""\nimport os\nfrom __future__ import annotations'),
+    (unannotated, "cli", '"""Title."""'),
+]
+
+
+@pytest.mark.parametrize(("check", "module", "source"), SAMPLES, ids=label)
+def test_each_forbidden_thing_is_seen(check, module, source):
+    assert check(module, ast.parse(source))
+
+
+@pytest.mark.parametrize(
+    ("check", "module", "source"),
+    [
+        (
+            upward,
+            "worker.towers",
+            "from typing import TYPE_CHECKING\nif TYPE_CHECKING:\n    from evener.api import run",
+        ),
+        (upward, "worker.servers", "from evener.worker.exchange import Turn\nfrom evener import errors"),
+        (upward, "recipes.mnist", "from evener.recipe import Recipe"),
+        (misplaced, "transport.zeromq", "import zmq"),
+        (misplaced, "session.summary", "from torch.utils.tensorboard import SummaryWriter"),
+        (impure, "server.serve", "import time"),
+        (unsafe, "session.evaluate", "model.eval()\nre.compile('x')"),
+        (environment, "launch.environment", "os.environ['TF_CONFIG']"),
+        (unannotated, "data.__init__", ""),
+    ],
+    ids=label,
+)
+def test_what_is_allowed_is_not(check, module, source):
+    assert check(module, ast.parse(source)) == []
+
+
+def test_a_new_module_must_be_given_a_floor():
+    with pytest.raises(AssertionError, match=r"attic\.box has no floor"):
+        upward("attic.box", ast.parse("from evener.errors import EvenerError"))

@@ -65,10 +65,11 @@ class State:
         self._indices = [index for index, piece in enumerate(self.parameters.pieces) if piece.spec.trained]
         self.optimizer = self._optimizer(model)
         self.scheduler: torch.optim.lr_scheduler.LRScheduler | None = None
-        self.averages: Slot | None = None
+        self._averages: Slot | None = None
+        self._owed = False  # the averages lack the last update
         if recipe.ema_decay is not None:
-            self.averages = Slot(layout, shard)
-            for average, value in zip(self.averages.views, self.parameters.views, strict=True):
+            self._averages = Slot(layout, shard)
+            for average, value in zip(self._averages.views, self.parameters.views, strict=True):
                 average.copy_(value)
         #: Where gradients of several workers are averaged.
         self.averaged = Slot(layout, shard)
@@ -118,7 +119,12 @@ class State:
         return self.averaged
 
     def apply(self, gradient: Slot) -> None:
-        """One update: optimizer step, schedule, buffers, averages. The gradient's buffers replace the state's."""
+        """One update: optimizer step, schedule, buffers. The gradient's buffers replace the state's.
+
+        The moving averages follow with `settle`, at the latest when somebody looks at them: a server sends the new
+        parameters first.
+        """
+        self.settle()
         for index, parameter in zip(self._indices, self._trained, strict=True):
             parameter.grad = gradient.views[index]
         self.optimizer.step()
@@ -127,17 +133,27 @@ class State:
         self.step += 1
         for mine, new in zip(self.parameters.buffers, gradient.buffers, strict=True):
             mine.copy_(new)
-        self._average()
+        self._owed = self._averages is not None
 
-    def _average(self) -> None:
-        """TensorFlow's rule (SEMANTICS E1, E2, S18): shadow -= (1-d)(shadow - value), d = min(decay, (1+n)/(10+n))."""
-        if self.averages is None or self.recipe.ema_decay is None:
+    def settle(self) -> None:
+        """Let the averages follow the last update.
+
+        TensorFlow's rule (SEMANTICS E1, E2, S18): shadow -= (1-d)(shadow - value), d = min(decay, (1+n)/(10+n)).
+        """
+        if not self._owed or self._averages is None or self.recipe.ema_decay is None:
             return
+        self._owed = False
         decay = min(self.recipe.ema_decay, (1 + self.step) / (10 + self.step))
-        for average, value in zip(self.averages.trained, self.parameters.trained, strict=True):
+        for average, value in zip(self._averages.trained, self.parameters.trained, strict=True):
             average.lerp_(value, 1 - decay)
-        for average, value in zip(self.averages.buffers, self.parameters.buffers, strict=True):
+        for average, value in zip(self._averages.buffers, self.parameters.buffers, strict=True):
             average.copy_(value)
+
+    @property
+    def averages(self) -> Slot | None:
+        """The moving averages of the parameters; None if the recipe keeps none."""
+        self.settle()
+        return self._averages
 
     def contents(self) -> Contents:
         """A copy of everything, to be written while training goes on."""
@@ -159,7 +175,8 @@ class State:
             "numbers": plain(numbers),
         }
         parameters = {piece.key: view.detach().clone() for piece, view in self.parameters.named()}
-        averages = {piece.key: view.clone() for piece, view in self.averages.named()} if self.averages else {}
+        shadow = self.averages
+        averages = {piece.key: view.clone() for piece, view in shadow.named()} if shadow is not None else {}
         return Contents(self.step, parameters | self.frozen, averages, kept, values)
 
     def restore(self, contents: Contents) -> None:

@@ -79,9 +79,9 @@ def test_sync_with_two_workers_interrupted_anywhere_and_resumed_is_the_same_bit_
 def test_a_run_is_continued_by_any_number_of_ps_tasks(recipe, tmp_path, capfd):
     logdir = tmp_path / "run"
     args = ["train", recipe, "--set", "optimizer=adam", "--json", *ALONE, "--logdir", logdir]
-    done = evener(tmp_path, *args, "--ps", 1, "--workers", 2, "--train-steps", 30)
+    done = evener(tmp_path, *args, "--ps", 1, "--workers", 1, "--train-steps", 30)
     assert done.code == 0, done.text
-    done = evener(tmp_path, *args, "--ps", 2, "--workers", 2, "--train-steps", 60)
+    done = evener(tmp_path, *args, "--ps", 2, "--workers", 1, "--train-steps", 60)
     check_continued(done, logdir, 30, 60)
     assert done.json["examples"] == 30 * 100
     assert "averages-1.safetensors" in checkpoint_files(checkpoint(logdir, 60))

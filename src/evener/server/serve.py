@@ -41,8 +41,10 @@ def once(server: Leader | Follower, timeout: float) -> None:
     for _, link, message in server.links.poll(sources, timeout):
         if link is not None:
             _guarded(server, link, message)
+            server.shard.state.settle()
         elif isinstance(server, Follower):
             server.hear()
+            server.shard.state.settle()
 
 
 def _guarded(server: Leader | Follower, link: Link, message: AnyMessage | None) -> None:

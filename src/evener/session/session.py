@@ -55,6 +55,8 @@ class Session:
         self._hooks = list(hooks)
         self._clock = clock
         self._closed = False
+        self._started = False
+        self._early_stop: tuple[str, bool] | None = None  # asked for before there was anybody to ask
 
     def run(self) -> str:
         """Train to the end; returns why it ended.
@@ -70,6 +72,9 @@ class Session:
         try:
             self._each("begin")
             self.turn = self.exchange.start()
+            self._started = True
+            if self._early_stop is not None:
+                self.stop(self._early_stop[0], complete=self._early_stop[1])
             self._each("after_create")
             while not self.turn.stop:
                 self.step()
@@ -107,6 +112,9 @@ class Session:
 
     def stop(self, reason: str, *, complete: bool = True) -> None:
         """End the whole run, on every worker, after the updates under way; `complete` False: without evaluation."""
+        if not self._started:
+            self._early_stop = self._early_stop or (reason, complete)
+            return
         self.turn = self.exchange.stop(reason, complete=complete) or self.turn
 
     def _each(self, moment: str, *details: object) -> None:

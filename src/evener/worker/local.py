@@ -95,6 +95,7 @@ class Local:
     def show(self, what: str) -> int:
         parameters = self._state.parameters
         if self._kept is None:
+            self._state.settle()  # the averages follow the parameters, not what is shown in their place
             self._kept = [bytes(part) for part in parameters.parts]
         source: Sequence[bytes | memoryview] = self._kept
         if what == "averages" and self._state.averages is not None:

@@ -157,7 +157,7 @@ class Servers:
             self._channels[shard].send(codec.encode(message), payload=payload)
         except errors.PeerGone:
             self._explain_loss(shard)
-            raise
+            raise self._gone(shard, f"had a {type(message).__name__} for it") from None
 
     def _receive(self, shard: int, what: str) -> AnyMessage:
         """The next message of a shard. Says aloud for whom it waits; gives up after `patience`."""
@@ -167,11 +167,7 @@ class Servers:
             try:
                 header = self._channels[shard].receive(SILENCE)
             except errors.PeerGone:
-                raise errors.PeerGone(
-                    f"ps:{shard} ({self._addresses[shard]}) is gone while {self.name} waited for {what}.",
-                    why="its process ended or the link broke.",
-                    fix=f"look at the log of ps:{shard}.",
-                ) from None
+                raise self._gone(shard, f"waited for {what}") from None
             if header is not None:
                 answer = codec.decode(header)
                 if isinstance(answer, Refused):
@@ -186,6 +182,13 @@ class Servers:
                 )
             told = True
             self._report(Status(self.name, "waiting", waiting_for=f"{what} ({waited:.0f} s)"))
+
+    def _gone(self, shard: int, meanwhile: str) -> errors.PeerGone:
+        return errors.PeerGone(
+            f"ps:{shard} ({self._addresses[shard]}) is gone while {self.name} {meanwhile}.",
+            why="its process ended or the link broke.",
+            fix=f"look at the log of ps:{shard}.",
+        )
 
     def _explain_loss(self, shard: int) -> None:
         """A server that fails says why before it goes: its last words may still be there to read."""

@@ -1,0 +1,380 @@
+"""A worker's links to its servers: nothing is waited for in silence, and every failure says whose it is."""
+
+import sys
+import threading
+from pathlib import Path
+
+import pytest
+import torch
+from torch import nn
+
+from evener import errors
+from evener.data.dataset import Data, Tensors
+from evener.recipe import Recipe
+from evener.report import Status
+from evener.server.serve import serve
+from evener.tensors import whole_views
+from evener.transport.channel import Memory
+from evener.wire import codec
+from evener.wire.layout import Layout, Spec
+from evener.wire.messages import (
+    Contents,
+    Goodbye,
+    Granted,
+    Halt,
+    Hello,
+    Identity,
+    Join,
+    Pull,
+    Push,
+    Refused,
+    Release,
+)
+from evener.worker import servers
+from evener.worker.servers import Servers
+
+sys.path.append(str(Path(__file__).parents[1] / "server"))
+from cluster_in_one_process import EVENER, RUN, Clock, Cluster, row_recipe
+
+SILENT = None
+GONE = errors.PeerGone("the link broke.")
+
+
+class Script:
+    """The link to one server that answers what a test wrote down; silence costs the time that was asked for."""
+
+    def __init__(self, shard, clock, said):
+        self.shard, self.clock, self.said = shard, clock, said
+        self.answers = []
+        self.closed = self.broken = False
+
+    def send(self, header, *, payload=False):
+        if self.broken:
+            raise GONE
+        self.said.append((self.shard, codec.decode(header), payload))
+
+    def receive(self, timeout):
+        answer = self.answers.pop(0) if self.answers else SILENT
+        if isinstance(answer, errors.PeerGone):
+            raise answer
+        if answer is SILENT:
+            self.clock.advance(timeout)
+            return None
+        return codec.encode(answer)
+
+    def close(self):
+        self.closed = True
+
+
+class World:
+    """A worker with two scripted servers."""
+
+    def __init__(self, monkeypatch, shards=2):
+        self.clock, self.reports, self.said = Clock(), [], []
+        self.links = [Script(shard, self.clock, self.said) for shard in range(shards)]
+        free = iter(self.links)
+        monkeypatch.setattr(servers, "connect", lambda address, outbox, inbox, timeout: next(free))
+        layout = Layout([Spec("row", (64,), "float32", True)], shards=shards)
+        hello = Hello(Identity(3), RUN, EVENER, "2", "row", layout.fingerprint, b"", 40, "here", 812)
+        self.exchange = Servers(
+            [f"memory:{shard}" for shard in range(shards)], hello, layout,
+            gradients=Memory(layout.nbytes), parameters=Memory(layout.nbytes),
+            report=self.reports.append, clock=self.clock, patience=30.0,
+        )  # fmt: skip
+
+    def started(self, **release):
+        for link in self.links:
+            link.answers += [Granted(Identity(3, 5, 2)), Release(seq=0, version=7, lease=21, **release)]
+        return self.exchange.start()
+
+    def told(self):
+        return [report.waiting_for for report in self.reports]
+
+
+@pytest.fixture
+def world(monkeypatch):
+    return World(monkeypatch)
+
+
+def update(world):
+    return world.exchange.update(loss=0.5, examples=10, seconds=0.1)
+
+
+def test_the_life_that_the_leader_grants_is_told_to_the_others(world):
+    turn = world.started(chief=True, learning_rate=0.25)
+
+    assert (turn.version, turn.lease, turn.chief, turn.learning_rate) == (7, 21, True, 0.25)
+    assert [(shard, type(message), message.identity) for shard, message, _ in world.said] == [
+        (0, Hello, Identity(3)),
+        (1, Hello, Identity(3, 5, 2)),
+        (0, Join, Identity(3, 5, 2)),
+        (1, Join, Identity(3, 5, 2)),
+    ]
+
+
+def test_a_push_goes_to_every_shard_the_leader_last_and_says_what_it_was_computed_on(world):
+    world.started()
+    for link in world.links:
+        link.answers.append(
+            Release(seq=1, version=9, lease=30, rejected="computed at version 7, now 9", staleness=2, dropped=4)
+        )
+    turn = update(world)
+
+    push = Push(Identity(3, 5, 2), seq=1, version=7, lease=21, loss=0.5, examples=10, seconds=0.1)
+    assert world.said[-2:] == [(1, push, True), (0, push, True)]
+    assert (turn.version, turn.lease, turn.rejected, turn.staleness, turn.dropped) == (
+        9, 30, "computed at version 7, now 9", 2, 4,
+    )  # fmt: skip
+
+
+def test_two_shards_at_two_versions_are_an_error(world):
+    world.started()
+    world.links[0].answers.append(Release(seq=1, version=9, lease=30))
+    world.links[1].answers.append(Release(seq=1, version=8, lease=30))
+
+    with pytest.raises(errors.ProtocolError, match="ps:0 is at version 9, ps:1 at 8"):
+        update(world)
+
+
+def test_a_wait_is_told_after_a_second_and_then_every_second(world):
+    world.started()
+    world.links[1].answers += [SILENT, SILENT, SILENT, Release(seq=1, version=8, lease=22)]
+    world.links[0].answers.append(Release(seq=1, version=8, lease=22))
+    update(world)
+
+    what = "ps:1 to release worker:3 after global step 7"
+    assert world.reports == [
+        *(Status("worker:3", "waiting", waiting_for=f"{what} ({seconds} s)") for seconds in (1, 2, 3)),
+        Status("worker:3", "training"),
+    ]
+
+
+def test_no_wait_no_word(world):
+    world.started()
+    assert world.reports == []
+
+
+def test_patience_ends_and_names_whom_it_waited_for(world):
+    world.started()
+
+    with pytest.raises(errors.Unavailable) as ended:
+        update(world)
+    assert ended.value.what == "worker:3 has waited 31 s for ps:0 to release worker:3 after global step 7."
+    assert ended.value.fix == "look at the log of ps:0."
+
+
+def test_the_hello_too_is_waited_for_aloud(world):
+    with pytest.raises(errors.Unavailable, match="for ps:0 to admit worker:3"):
+        world.exchange.start()
+    assert world.told()[0] == "ps:0 to admit worker:3 (1 s)"
+
+
+@pytest.mark.parametrize("shard", [0, 1])
+def test_a_server_that_is_gone_is_named_with_its_address(world, shard):
+    world.started()
+    for link in world.links:
+        link.answers.append(GONE if link.shard == shard else Release(seq=1, version=8, lease=22))
+
+    with pytest.raises(errors.PeerGone) as ended:
+        update(world)
+    assert ended.value.what.startswith(f"ps:{shard} (memory:{shard}) is gone while worker:3 waited for ps:{shard} to")
+    assert ended.value.fix == f"look at the log of ps:{shard}."
+
+
+def test_a_server_that_is_gone_before_the_push_is_named_too(world):
+    world.started()
+    world.links[1].broken = True
+
+    with pytest.raises(errors.PeerGone, match=r"ps:1 \(memory:1\) is gone"):
+        update(world)
+
+
+def test_why_a_server_closed_the_link_is_told_rather_than_that_it_did(world):
+    """Its last words are still in the mail when the next push cannot be sent."""
+    world.started()
+    world.links[1].broken = True
+    world.links[1].answers += [Refused("TaskFailed", "the run ended because a ps task failed: no space", "", ""), GONE]
+
+    with pytest.raises(errors.TaskFailed, match="no space"):
+        update(world)
+
+
+@pytest.mark.parametrize("kind", ["DuplicateTask", "Fenced", "ModelMismatch", "ClusterMismatch", "TaskFailed"])
+def test_a_refusal_is_raised_as_what_it_is(world, kind):
+    world.links[0].answers.append(Refused(kind, "what", "why", "fix"))
+
+    with pytest.raises(getattr(errors, kind)) as refused:
+        world.exchange.start()
+    assert type(refused.value) is getattr(errors, kind)
+    assert (refused.value.what, refused.value.why, refused.value.fix) == ("what", "why", "fix")
+
+
+def test_a_refusal_of_an_unknown_kind_is_a_protocol_error(world):
+    world.links[0].answers.append(Refused("SystemExit", "what", "", ""))
+
+    with pytest.raises(errors.ProtocolError, match="what"):
+        world.exchange.start()
+
+
+@pytest.mark.parametrize(
+    ("answers", "what"),
+    [
+        ([Contents("parameters", 0)], "answered a Hello with Contents"),
+        ([Granted(Identity(3, 5, 2)), Granted(Identity(3, 5, 2))], "answered a Push with Granted"),
+    ],
+)
+def test_an_answer_to_another_question_is_an_error(monkeypatch, answers, what):
+    world = World(monkeypatch, shards=1)
+    world.links[0].answers += answers
+
+    with pytest.raises(errors.ProtocolError, match=what):
+        world.exchange.start()
+
+
+def test_show_asks_every_shard_and_keeps_the_version_of_the_lease(world):
+    world.started()
+    world.links[0].answers.append(Contents("averages", 11))
+    world.links[1].answers.append(Contents("averages", 10))
+    assert world.exchange.show("averages") == 10
+    assert [message for _, message, _ in world.said[-2:]] == [Pull(Identity(3, 5, 2), "averages")] * 2
+
+    for link in world.links:
+        link.answers.append(Release(seq=1, version=12, lease=22))
+    update(world)
+    assert world.said[-1][1].version == 7
+
+
+def test_show_refuses_another_answer(world):
+    world.started()
+    world.links[0].answers.append(Release(seq=1, version=8, lease=22))
+    world.links[1].answers.append(Contents("averages", 8))
+
+    with pytest.raises(errors.ProtocolError, match="ps:0 answered a Pull with Release"):
+        world.exchange.show("averages")
+
+
+def test_stop_asks_the_leader_alone(world):
+    world.started()
+    assert world.exchange.stop("enough", complete=False) is None
+    assert world.said[-1] == (0, Halt(Identity(3, 5, 2), "enough", complete=False), False)
+
+
+def test_close_says_goodbye_to_all_that_are_there(world):
+    world.started()
+    world.links[0].broken = True
+    world.exchange.close("it raised")
+    world.exchange.close()
+
+    assert world.said[-1] == (1, Goodbye(Identity(3, 5, 2), "it raised"), False)
+    assert all(link.closed for link in world.links)
+
+
+# --- with real servers, in threads
+
+
+class Serving:
+    """The servers of a cluster in threads, until the run is over; what they raise is raised at the end."""
+
+    def __init__(self, cluster):
+        self.errors = []
+        self.threads = [threading.Thread(target=self._serve, args=(server,)) for server in cluster.servers]
+        for server in cluster.servers:  # the clock of a cluster stands still: nobody would see time pass
+            assert not server.done
+
+    def _serve(self, server):
+        try:
+            serve(server)
+        except Exception as error:
+            self.errors.append(error)
+
+    def __enter__(self):
+        for thread in self.threads:
+            thread.start()
+        return self
+
+    def __exit__(self, *_):
+        for thread in self.threads:
+            thread.join(20.0)
+            assert not thread.is_alive(), "a server did not end"
+
+
+def connected(cluster, index):
+    """The exchange of one worker, and its memory as tensors."""
+    built, layout = cluster.built, cluster.built.layout
+    gradients, parameters = Memory(layout.nbytes), Memory(layout.nbytes)
+    hello = Hello(
+        Identity(index), RUN, EVENER, "2", built.fingerprint, layout.fingerprint, codec.pack_specs(layout.specs),
+        cluster.samples, "here", 812,
+    )  # fmt: skip
+    exchange = Servers(
+        [listener.address for listener in cluster.listeners], hello, layout, gradients=gradients,
+        parameters=parameters, report=lambda report: None, clock=Clock(), patience=30.0,
+    )  # fmt: skip
+    return exchange, whole_views(layout, gradients.view), whole_views(layout, parameters.view)
+
+
+@pytest.mark.parametrize("ps", [1, 3])
+def test_a_whole_run_with_real_servers(tmp_path, ps):
+    cluster = Cluster(row_recipe(ema_decay=0.5), tmp_path, ps=ps, workers=1, train_steps=3)
+    with Serving(cluster) as serving:
+        exchange, gradient, parameter = connected(cluster, 0)
+        turn = exchange.start()
+        while not turn.stop:
+            gradient["row"].fill_(2.0 ** (turn.lease or 0))
+            turn = exchange.update(loss=0.5, examples=10, seconds=0.1)
+        assert set(parameter["row"].tolist()) == {-7.0}
+        assert exchange.show("averages") == 3
+        assert -7.0 < float(parameter["row"][0]) < 0.0
+        assert exchange.show("parameters") == 3
+        assert set(parameter["row"].tolist()) == {-7.0}
+        exchange.close()
+
+    assert serving.errors == []
+    assert turn.stop == "reached step 3"
+
+
+def test_a_server_that_fails_tells_its_workers_why(tmp_path):
+    cluster = Cluster(row_recipe(), tmp_path, ps=1, workers=1, train_steps=3)
+    with Serving(cluster) as serving:
+        exchange, gradient, _ = connected(cluster, 0)
+        exchange.start()
+        gradient["row"].fill_(float("nan"))
+        with pytest.raises(errors.TaskFailed, match="worker:0 pushed a gradient of 'row' that is not finite"):
+            exchange.update(loss=0.5, examples=10, seconds=0.1)
+        exchange.close("failed")
+
+    assert isinstance(serving.errors[0], errors.NonFinite)
+
+
+def test_batchnorm_statistics_travel_through_the_servers(tmp_path):
+    inputs = torch.randn(40, 5)
+    data = Data(Tensors(inputs, torch.arange(40) % 2))
+    recipe = Recipe(
+        model=lambda: nn.Sequential(nn.Linear(5, 6), nn.BatchNorm1d(6), nn.Linear(6, 2)), data=lambda: data,
+        optimizer=lambda model: torch.optim.SGD(model.parameters(), lr=0.1), ema_decay=0.9,
+    )  # fmt: skip
+    cluster = Cluster(recipe, tmp_path, ps=2, workers=1, train_steps=2)
+    with Serving(cluster):
+        exchange, gradient, parameter = connected(cluster, 0)
+        turn = exchange.start()
+        while not turn.stop:
+            gradient["1.running_mean"].fill_(3.0)
+            gradient["1.num_batches_tracked"].fill_(turn.lease + 1)
+            turn = exchange.update(loss=0.5, examples=10, seconds=0.1)
+        for what in ("parameters", "averages"):
+            exchange.show(what)
+            assert set(parameter["1.running_mean"].tolist()) == {3.0}
+            assert int(parameter["1.num_batches_tracked"]) == 2
+        exchange.close()
+
+
+def test_a_server_that_does_not_listen_yet_is_waited_for_aloud_and_named_when_patience_ends(world, monkeypatch):
+    def nobody(address, outbox, inbox, timeout):
+        world.clock.advance(timeout)
+        raise errors.Unavailable(f"{address} has not answered for {timeout:g} s.", fix="start it")
+
+    monkeypatch.setattr(servers, "connect", nobody)
+    with pytest.raises(errors.Unavailable, match=r"^ps:0 \(memory:0\) has not answered for 32 s") as ended:
+        world.exchange.start()
+    assert ended.value.fix == "start it"
+    assert world.told()[:2] == ["ps:0 to listen at memory:0 (2 s)", "ps:0 to listen at memory:0 (4 s)"]

@@ -17,8 +17,7 @@ from evener import options as _options
 from evener.data.dataset import Data
 from evener.errors import ConfigError
 from evener.recipes import RECIPES
-from evener.references import did_you_mean, find
-from evener.references import reference_of as _reference_of
+from evener.references import did_you_mean, find, reference_of as _reference_of
 
 __all__ = ["Recipe", "accuracy", "check_model", "options_of", "reference_of", "resolve"]
 

@@ -207,6 +207,9 @@ class State:
             if state:
                 self.optimizer.state[parameter] = state
         for group, values in zip(self.optimizer.param_groups, contents.values.get("groups", []), strict=False):
+            for key in ("initial_lr" if "initial_lr" in group else "lr", "momentum", "weight_decay", "betas"):
+                if key in group and values.get(key) != plain({key: group[key]}).get(key):
+                    log.warning("%s of the checkpoint counts: %s, not %s", key, values.get(key), group[key])
             group.update(values)
         if self.scheduler is not None and contents.values.get("schedule"):
             self.scheduler.load_state_dict(dict(contents.values["schedule"]))

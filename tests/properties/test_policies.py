@@ -4,8 +4,7 @@ from random import Random
 
 import pytest
 from histories import Game, play
-from hypothesis import given, settings
-from hypothesis import strategies as st
+from hypothesis import given, settings, strategies as st
 
 from evener.policy.asynchronous import Asynchronous
 from evener.policy.bounded import Bounded

@@ -17,8 +17,7 @@ from random import Random
 import msgspec
 import pytest
 from cluster_in_one_process import Cluster, Row, Worker, row_recipe
-from hypothesis import given, settings
-from hypothesis import strategies as st
+from hypothesis import given, settings, strategies as st
 
 from evener import errors
 from evener.checkpoint import load

@@ -232,7 +232,7 @@ def test_an_unknown_key_is_refused_at_once_and_logged_with_its_address(
     start = time.monotonic()
     with pytest.raises(AuthError, match=r"ps:0 refused the key of worker:1") as error:
         connect(listener, load(strangers, "worker-1"))
-    assert time.monotonic() - start < 2.0 and "public keys" in error.value.fix
+    assert time.monotonic() - start < 5.0 and "public keys" in error.value.fix
     assert nobody_came(listener)
     assert [record.levelno for record in caplog.records] == [logging.WARNING]
     assert "ps:0: refused 127.0.0.1: its key is no task's" in caplog.text
@@ -245,7 +245,7 @@ def test_a_server_with_another_key_is_left_after_three_attempts(
     start = time.monotonic()
     with pytest.raises(AuthError, match=r"ps:0 did not prove the key in the config") as error:
         connect(listener, load(strangers, "worker-1"))
-    assert time.monotonic() - start < 3.0 and listener.address in str(error.value)
+    assert time.monotonic() - start < 5.0 and listener.address in str(error.value)
     with pytest.raises(AuthError, match=r"ps:1 did not prove"):  # it is ps:0
         connect(listener, load(directory, "worker-1"), server="ps-1")
     assert nobody_came(listener)
@@ -257,7 +257,7 @@ def test_a_worker_without_keys_is_told_that_the_server_asks_for_one(listener: Ze
     start = time.monotonic()
     with pytest.raises(AuthError, match=r"asks for a key, this task has none"):
         connect(listener, None)
-    assert time.monotonic() - start < 2.0
+    assert time.monotonic() - start < 5.0
     assert nobody_came(listener) and serves(listener, load(directory, "worker-1"))
 
 
@@ -266,7 +266,7 @@ def test_a_worker_with_keys_does_not_speak_to_a_server_without(directory: Path) 
         start = time.monotonic()
         with pytest.raises(AuthError, match=r"ps:0 at .* has no keys, worker:1 has some"):
             connect(listener, load(directory, "worker-1"))
-        assert time.monotonic() - start < 2.0
+        assert time.monotonic() - start < 5.0
         assert nobody_came(listener)
 
 
@@ -332,13 +332,17 @@ def test_who_takes_the_routing_id_of_a_peer_that_is_gone_does_not_become_that_pe
         sock.send(opening)
         (first,) = hear(listener, bool)
         assert listener.user(first.peer) == "worker-0"
-        sock.send(first_frame(PLAIN, b"the last word"))
+    deadline = time.monotonic() + 5.0
+    # Until ZeroMQ has forgotten the name; of which the listener has not read yet.
+    with pytest.raises(zmq.ZMQError, match="unreachable"):
+        while time.monotonic() < deadline:
+            listener._wire.socket.send_multipart([b"same", b""], zmq.NOBLOCK)
     with impostor(listener, load(directory, "worker-1"), b"same") as sock:
         sock.send(word)
         sock.send(opening)
-        events = hear(listener, closed(first.peer))
-        assert events[0] == Arrived(first.peer, b"the last word", False)
-        assert [type(event) for event in events] == [Arrived, Closed]
+        while not listener._wire.has_message():
+            assert time.monotonic() < deadline and wait([listener], 0.01) is not None
+        assert [type(event) for event in hear(listener, closed(first.peer))] == [Closed]
         while not sock.poll(1):  # it is told that its word opened no link
             if wait([listener], 0.01):
                 assert listener.receive() == []
@@ -371,8 +375,37 @@ def test_close_leaves_no_thread_and_no_descriptor(directory: Path) -> None:
     once()  # whatever ZeroMQ keeps for the whole process is made now
     tasks, files = len(os.listdir("/proc/self/task")), len(os.listdir("/proc/self/fd"))
     once()
-    assert len(os.listdir("/proc/self/task")) == tasks and len(os.listdir("/proc/self/fd")) == files
+    deadline = time.monotonic() + 5.0
+    while (
+        len(os.listdir("/proc/self/task")) > tasks
+    ):  # a joined thread is Python's no more, but for a moment the kernel's
+        assert time.monotonic() < deadline
+    assert len(os.listdir("/proc/self/fd")) <= files
     assert "evener-keys" not in {thread.name for thread in threading.enumerate()}
+
+
+FORGET = """
+import gc, os, sys, time
+from evener.transport import zeromq
+from evener.transport.channel import Memory, Ranges
+from evener.transport.keys import load
+mine = load(sys.argv[1], "ps-0") if len(sys.argv) > 1 else None
+r = Ranges(Memory(8), ((0, 8),))
+listener = zeromq.listen(keys=mine)
+channel = zeromq.connect(listener.address, r, r, keys=mine)
+for forgotten in ([channel], [listener]):
+    forgotten.append(forgotten)  # as an error's traceback does
+del channel, listener, forgotten
+gc.collect()
+deadline = time.monotonic() + 5
+while len(os.listdir("/proc/self/task")) > 1:  # the gatekeeper may be on its way out
+    assert time.monotonic() < deadline, "threads are left"
+"""
+
+
+@pytest.mark.parametrize("curve", [True, False])
+def test_links_that_are_forgotten_neither_hang_the_process_nor_keep_their_port(directory: Path, curve: bool) -> None:
+    subprocess.run([sys.executable, "-c", FORGET, *[str(directory)] * curve], check=True, timeout=20)
 
 
 def test_a_process_may_end_without_closing_anything(listener: ZeroMQListener, directory: Path) -> None:

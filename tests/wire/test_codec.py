@@ -8,8 +8,7 @@ import zlib
 
 import msgspec
 import pytest
-from hypothesis import given, settings
-from hypothesis import strategies as st
+from hypothesis import given, settings, strategies as st
 
 from evener import errors
 from evener.errors import ProtocolError, VersionError

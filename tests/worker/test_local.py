@@ -160,13 +160,13 @@ def test_checkpoints_by_seconds(alone, tmp_path):
     assert store.steps() == [3]
 
 
-def test_a_run_that_failed_saves_nothing_more(alone, tmp_path):
+def test_a_run_that_failed_saves_what_it_reached(alone, tmp_path):
     session, _, reports = alone(save_checkpoint_steps=2)
     for _ in range(3):
         step(session)
     session.exchange.close("NonFinite: the loss is nan")
 
-    assert Store(tmp_path / "run" / "checkpoints", writable=False).steps() == [2]
+    assert Store(tmp_path / "run" / "checkpoints", writable=False).steps() == [2, 3]
     assert not [report for report in reports if isinstance(report, Finished)]
 
 

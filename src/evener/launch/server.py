@@ -74,9 +74,10 @@ def run_server(  # noqa: PLR0913 - what a task is told, each once
 ) -> None:
     """Serve shard `index` until the run is over. `leader` waits for the address of ps:0."""
     listeners = listen(settings, index)
+    # Told before the state is made: PyTorch's first optimizer imports for a second, in which workers can come.
+    report(Published(f"ps:{index}", listeners[0].address))
     state = State(built.model, built.recipe, built.layout, shard=index)
     links = Links(listeners, built.layout, index, Expected(run=run, recipe=built.fingerprint, evener=VERSION))
-    report(Published(f"ps:{index}", listeners[0].address))
     if index == 0:
         serve(_leader(links, Shard(state), settings, report), stop_asked)
     else:

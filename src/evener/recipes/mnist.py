@@ -14,8 +14,7 @@ from torch.autograd.function import once_differentiable
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LambdaLR
 
-from evener.data import digits as digits_data
-from evener.data import mnist as mnist_data
+from evener.data import digits as digits_data, mnist as mnist_data
 from evener.data.dataset import Data
 from evener.errors import ConfigError
 from evener.recipe import Recipe

@@ -19,6 +19,7 @@ from evener.transport.channel import Channel
 from evener.wire import codec
 from evener.wire.messages import (
     AnyMessage,
+    Contents as Shown,
     Decided,
     End,
     Goodbye,
@@ -34,9 +35,6 @@ from evener.wire.messages import (
     Save,
     Saved,
 )  # fmt: skip
-from evener.wire.messages import (
-    Contents as Shown,
-)
 
 log = logging.getLogger(__name__)
 

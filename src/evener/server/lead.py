@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import logging
 
 from evener import errors
@@ -17,6 +18,7 @@ from evener.server.rounds import Rounds
 from evener.server.shard import Shard
 from evener.wire.messages import (
     AnyMessage,
+    Contents as Shown,
     End,
     Follow,
     Goodbye,
@@ -33,9 +35,6 @@ from evener.wire.messages import (
     Push,
     Save,
     Saved,
-)  # fmt: skip
-from evener.wire.messages import (
-    Contents as Shown,
 )
 
 log = logging.getLogger(__name__)
@@ -121,8 +120,7 @@ class Leader:
             case Push():
                 self._push(seat, message)
             case Pull(_, what):
-                shown = Shown(what, self.shard.state.step)
-                self.links.answer(seat.link, shown, self.shard.parts(what, seat.slot))
+                self.links.answer(seat.link, Shown(what, self.shard.state.step), self.shard.parts(what, seat.slot))
             case Halt(_, reason, complete):
                 self.stop(reason, complete=complete)
             case Goodbye(_, reason):
@@ -137,8 +135,8 @@ class Leader:
                 self.links.answer(seat.link, seat.answer, self.shard.state.parameters.parts)
             return
         if verdict is Verdict.STALE:
-            raise errors.PushRejected(f"{seat.name} pushed a gradient of generation {push.identity.generation}; "
-                                      f"the servers are at {self.setup.generation}.")  # fmt: skip
+            old, now = push.identity.generation, self.setup.generation
+            raise errors.PushRejected(f"{seat.name} pushed a gradient of generation {old}; the servers are at {now}.")
         if not seat.joined or seat.awaits is not None or push.version > self.shard.state.step:
             raise errors.ProtocolError(f"{seat.name} pushed out of turn: version {push.version}, seq {push.seq}.")
         seat.awaits = push.seq
@@ -278,12 +276,17 @@ class Leader:
         contents = state.contents()
         manifest = manifest_of(
             contents, state, book=self.leases.state(), seqs=self.members.seqs, settings=self.settings,
-            evener=self.setup.evener,
-            examples=self.course.tally.examples, dropped=self.course.tally.dropped,
+            evener=self.setup.evener, examples=self.course.tally.examples, dropped=self.course.tally.dropped,
         )  # fmt: skip
         self.setup.saver.start(contents, manifest)
         for link in self.links.followers.values():
             self.links.answer(link, Save(contents.step))
+
+    def rescue(self) -> None:
+        """The run fails: save what was reached, if this shard alone can (the others may be gone)."""
+        if self.course.tally.updates and not self.links.followers and not self.setup.saver.busy:
+            with contextlib.suppress(errors.CheckpointError):
+                self._save_unsaved()
 
     def close(self) -> None:
         self.setup.saver.close()

@@ -5,8 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from evener.policy import policy_for
-from evener.policy.events import Apply, Drop, Event
-from evener.policy.events import Release as ReleaseDecision
+from evener.policy.events import Apply, Drop, Event, Release as ReleaseDecision
 from evener.policy.leases import Leases
 from evener.server.course import Course
 from evener.server.links import Links, Seat

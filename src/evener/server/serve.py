@@ -29,6 +29,8 @@ def serve(server: Leader | Follower, stop_asked: Callable[[], str] = lambda: "")
             server.tick()
     except Exception as error:
         _tell_workers(server, error)
+        if isinstance(server, Leader) and isinstance(error, errors.EvenerError):
+            server.rescue()  # our own errors are raised before anything is changed
         raise
     finally:
         server.links.close()

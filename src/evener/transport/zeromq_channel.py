@@ -45,12 +45,14 @@ RETRY_SECONDS = 0.05
 SILENCE = "no packet came back."
 NOBODY = "no process listens there."
 FOREIGN = "whoever listens there does not speak ZeroMQ."
+BROKEN_OFF = "whoever listens there speaks ZeroMQ and broke off."
+UNPROVEN = "whoever listens there did not prove its key."
 MISMATCH = "one end has keys, the other has none."
 REFUSED = "the server refused our key."
 SLOW = "whoever listens there took the connection and said nothing."
 
-#: So many attempts in a row must break off at once before we say that a server lacks its key: one may have been killed
-#: just then. An attempt that broke off after more seconds than this says nothing of keys: the server is stuck.
+#: So many attempts in a row must break off before we say that a server lacks its key: it may just have been killed.
+#: An attempt that broke off after more seconds than this says nothing of keys: the server is stuck.
 UNPROVEN_ATTEMPTS, UNPROVEN_SECONDS = 3, 3.0
 
 
@@ -156,7 +158,7 @@ def connect(  # noqa: PLR0913 - what a link is made of, each once
     while True:
         wire = Wire(zmq.DEALER, settings, events=EVENTS)
         try:
-            failure = _shake_hands(wire, address, deadline)
+            failure = _shake_hands(wire, address, deadline, curve=keys is not None)
             if not failure:
                 return ZeroMQChannel(address, wire, outbox, inbox, chunk=zeromq_curve.CHUNK if keys else CHUNK)
         except PeerGone as error:
@@ -168,7 +170,7 @@ def connect(  # noqa: PLR0913 - what a link is made of, each once
         if failure == MISMATCH:
             raise zeromq_curve.one_sided(address, keys, server)
         if keys is not None:
-            unproven = unproven + 1 if failure == FOREIGN else 0
+            unproven = unproven + 1 if failure == UNPROVEN else 0
             if failure == REFUSED:
                 raise zeromq_curve.refused(address, keys, server)
             if unproven == UNPROVEN_ATTEMPTS:
@@ -183,7 +185,7 @@ def connect(  # noqa: PLR0913 - what a link is made of, each once
         time.sleep(min(RETRY_SECONDS, max(0.0, deadline - time.monotonic())))
 
 
-def _shake_hands(wire: Wire, address: str, deadline: float) -> str:
+def _shake_hands(wire: Wire, address: str, deadline: float, *, curve: bool) -> str:
     """One attempt to connect; why it failed, or nothing when it did not."""
     parsed = parse(address)
     if parsed is None or not parsed[1]:
@@ -196,23 +198,24 @@ def _shake_hands(wire: Wire, address: str, deadline: float) -> str:
     wire.socket.connect(route(wire.socket, ip, port))
     start = time.monotonic()
     while True:
-        for event, value in wire.news():
-            return _meaning(event, value, time.monotonic() - start)
+        for event, _ in wire.news():
+            if event == zmq.EVENT_HANDSHAKE_SUCCEEDED:
+                return ""
+            if event == zmq.EVENT_HANDSHAKE_FAILED_AUTH:
+                return REFUSED
+            if event == zmq.EVENT_CLOSED:
+                return NOBODY
+            return _broken(ip, port, curve) if time.monotonic() < start + UNPROVEN_SECONDS else SLOW
         wire.has_message()  # takes note of what its descriptor announced, or that would wake us again and again
         if not wire.sleep(deadline):
             return SILENCE
 
 
-def _meaning(event: int, value: int, seconds: float) -> str:
-    """Why a handshake failed, by the first event of its monitor; nothing when it succeeded."""
-    match event:
-        case zmq.EVENT_HANDSHAKE_SUCCEEDED:
-            return ""
-        case zmq.EVENT_CLOSED:
-            return NOBODY
-        case zmq.EVENT_HANDSHAKE_FAILED_AUTH:
-            return REFUSED
-        case zmq.EVENT_HANDSHAKE_FAILED_PROTOCOL if value == zmq.PROTOCOL_ERROR_ZMTP_MECHANISM_MISMATCH:
-            return MISMATCH
-        case _:
-            return FOREIGN if seconds < UNPROVEN_SECONDS else SLOW
+def _broken(ip: str, port: int, curve: bool) -> str:
+    """Why a handshake broke off. ZeroMQ tells only if our end saw first that the two do not match, so we ask again."""
+    spoken = zeromq_curve.mechanism(ip, port)
+    if not spoken:
+        return FOREIGN
+    if spoken != (b"CURVE" if curve else b"NULL"):
+        return MISMATCH
+    return UNPROVEN if curve else BROKEN_OFF

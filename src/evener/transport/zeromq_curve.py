@@ -8,7 +8,9 @@ nobody gets in while nobody answers; without the two, everybody would.
 from __future__ import annotations
 
 import logging
+import socket
 import threading
+import time
 
 import zmq
 from zmq.utils import z85
@@ -94,6 +96,25 @@ class Gatekeeper:
         self._thread.join()
 
 
+def mechanism(ip: str, port: int) -> bytes:
+    """How whoever listens there would have a handshake (b"CURVE", b"NULL"); nothing if it is no ZeroMQ of today.
+
+    We say the first bytes of a greeting (ZMTP 3, RFC 23) and read the 32 that follow on them.
+    """
+    greeting, deadline = b"", time.monotonic() + 1.0
+    try:
+        with socket.create_connection((ip, port), 1.0) as connection:
+            connection.sendall(b"\xff" + bytes(7) + b"\x01\x7f\x03\x00")
+            while len(greeting) < 32:
+                connection.settimeout(max(deadline - time.monotonic(), 0.001))
+                if not (more := connection.recv(32 - len(greeting))):
+                    return b""
+                greeting += more
+    except OSError:
+        return b""
+    return greeting[12:].rstrip(b"\0") if greeting[:1] == b"\xff" and greeting[10] >= 3 else b""
+
+
 def refused(where: str, keys: Keys, server: str) -> AuthError:
     return AuthError(
         f"{said(named(server))} refused the key of {said(keys.name)}; it listens at {where}.",
@@ -106,8 +127,8 @@ def unproven(where: str, keys: Keys, server: str) -> AuthError:
     name = named(server)
     return AuthError(
         f"{said(name)} did not prove the key in the config; {where} was asked.",
-        why=f"whoever listens there has another secret than that of {keys.directory / name}.public, or is no "
-        "evener server: three handshakes in a row broke off.",
+        why=f"whoever listens there has another secret than that of {keys.directory / name}.public: "
+        "three handshakes in a row broke off.",
         fix="check that the address is the server's, and copy the same public keys to all machines.",
     )
 

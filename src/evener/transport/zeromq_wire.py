@@ -10,6 +10,7 @@ from __future__ import annotations
 import select
 import struct
 import time
+import weakref
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
@@ -62,7 +63,8 @@ def check_library(version: tuple[int, ...], *, curve: bool) -> None:
 class Wire:
     """One ZeroMQ socket, its monitor (who connected, who is gone) and one descriptor that stands for both.
 
-    It has its own context, so that `close` returns when no thread, port or memory of it is left.
+    It has its own context, so that `close` returns when no thread, port or memory of it is left. One that is forgotten
+    is closed too: left to the garbage collector, a context may wait for ever for sockets that are garbage beside it.
 
     ZeroMQ's descriptors are edge-triggered: they speak when something changed, and any call on the socket may swallow
     that. Hence the order everywhere: ask `readable`, and only if it says no, wait for the descriptor, then ask again.
@@ -80,6 +82,8 @@ class Wire:
         self._epoll = select.epoll()
         for socket in (self.socket, self._monitor):
             self._epoll.register(socket.fileno(), select.EPOLLIN)
+        self._forgotten = weakref.finalize(self, _close, self._epoll, self.socket, self._monitor)
+        self._forgotten.atexit = False
 
     def fileno(self) -> int:
         return self._epoll.fileno()
@@ -111,12 +115,16 @@ class Wire:
 
     def close(self, linger: int = 0) -> None:
         """Returns when all is gone; waits up to `linger` milliseconds for what was sent and is still on its way."""
-        if not self.context.closed:
-            self._epoll.close()
-            self.socket.disable_monitor()
-            self._monitor.close(0)
-            self.socket.close(linger)
-            self.context.term()
+        if self._forgotten.detach():
+            _close(self._epoll, self.socket, self._monitor, linger)
+
+
+def _close(epoll: select.epoll, socket: zmq.Socket[bytes], monitor: zmq.Socket[bytes], linger: int = 0) -> None:
+    epoll.close()
+    socket.disable_monitor()
+    monitor.close(0)
+    socket.close(linger)
+    socket.context.term()
 
 
 @dataclass(frozen=True, slots=True)

@@ -45,6 +45,7 @@ class Local:
         self._tally = Tally(clock)
         self._stop = ""
         self._complete = True
+        self._whole = True  # no update is half done: the state may be saved
         self._kept: Sequence[bytes] | None = None  # the parameters, while the model shows something else
         self._last_report = clock()
         state.schedule(settings.steps_per_epoch(samples))
@@ -67,8 +68,10 @@ class Local:
                 why="one such gradient would make every parameter NaN; it was not applied.",
                 fix="lower the learning rate, clip the gradient, or look at that batch.",
             )
+        self._whole = False
         self._state.apply(self._gradients)
         self._lease += 1
+        self._whole = True
         self._tally.applied(loss, examples, 0)
         self._tally.updated()
         if self._state.step >= self._train_steps:
@@ -114,10 +117,13 @@ class Local:
         return self._turn()
 
     def close(self, reason: str = "") -> None:
-        """Save what is not saved, if the run ended as it should, and report its figures."""
+        """Save what is not saved, also after an error elsewhere; report the figures of a run that ended well."""
         try:
-            if not reason:
+            if self._kept is not None:
+                self.show("parameters")
+            if self._whole and (not reason or self._tally.updates):
                 self._save_final()
+            if not reason:
                 tally = self._tally
                 self._report(
                     Finished(self._state.step, self._first_step, tally.examples, tally.seconds, tally.loss, 0, 0.0, 0,

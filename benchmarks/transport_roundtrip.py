@@ -6,7 +6,7 @@ server copies its parameters into the answer and does nothing else. Targets: sha
 for 1.6 MB (two workers, DESIGN 5).
 
 zeromq+curve is the same link with keys (encrypted); target: push and release of 1.6 MB within 5x of the plain one.
-`--frames` tries other sizes of its frames, in KB.
+`--frames` tries other sizes of ZeroMQ's frames, in KB.
 
     python benchmarks/transport_roundtrip.py [--rounds 2000] [--kinds shared zeromq zeromq+curve] [--frames 512 1024]
 """
@@ -20,26 +20,23 @@ import time
 from multiprocessing.connection import Connection
 
 from evener import transport
-from evener.transport import keys, zeromq_curve
+from evener.transport import keys, zeromq_wire
 from evener.transport.channel import Arrived, Closed, Memory, Opened, Ranges, wait
-from evener.transport.zeromq_wire import CHUNK
 
 KINDS = ["shared", "zeromq", "zeromq+curve"]
 SIZES = {"318 KB": 4 * 79_510, "1.6 MB": 4 * 397_510}
 
 
-def keys_of(task: str, directory: str, frame: int) -> keys.Keys | None:
+def keys_of(task: str, directory: str) -> keys.Keys | None:
     """The keys of one end, if there is a directory of them."""
-    if not directory:
-        return None
-    zeromq_curve.CHUNK = frame
-    return keys.load(directory, task)
+    return keys.load(directory, task) if directory else None
 
 
 def serve(kind: str, nbytes: int, pipe: Connection, directory: str, frame: int) -> None:
     """Answer every push with the parameters until the worker leaves."""
     parameters = [memoryview(bytearray(nbytes))]
-    listener = transport.listen(kind, keys=keys_of("ps-0", directory, frame))
+    zeromq_wire.CHUNK = frame
+    listener = transport.listen(kind, keys=keys_of("ps-0", directory))
     pipe.send(listener.address)
     while True:
         wait([listener], 10.0)
@@ -66,9 +63,10 @@ def exchange(kind: str, nbytes: int, rounds: int, directory: str, frame: int) ->
     here, there = multiprocessing.Pipe()
     server = multiprocessing.get_context("spawn").Process(target=serve, args=(kind, nbytes, there, directory, frame))
     server.start()
+    zeromq_wire.CHUNK = frame
     memory = Memory(2 * nbytes)
     boxes = Ranges(memory, ((0, nbytes),)), Ranges(memory, ((nbytes, nbytes),))
-    channel = transport.connect(here.recv(), *boxes, keys=keys_of("worker-0", directory, frame))
+    channel = transport.connect(here.recv(), *boxes, keys=keys_of("worker-0", directory))
     channel.send(b"hello")  # so that the server has admitted us before the first payload
     channel.receive(10.0)
     parts = []
@@ -89,14 +87,14 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--rounds", type=int, default=2000)
     parser.add_argument("--kinds", nargs="*", default=KINDS, choices=KINDS)
-    parser.add_argument("--frames", nargs="*", type=int, default=[zeromq_curve.CHUNK >> 10], metavar="KB")
+    parser.add_argument("--frames", nargs="*", type=int, default=[zeromq_wire.CHUNK >> 10], metavar="KB")
     options = parser.parse_args()
     print(f"{'transport':<12} {'frames KB':>9} {'payload':>8} {'mean ms':>9} {'best ms':>9}")
     for kind in options.kinds:
-        for frame in options.frames if "+" in kind else [CHUNK >> 10]:
+        for frame in [0] if kind == "shared" else options.frames:
             for name, nbytes in SIZES.items():
                 parts = measure(kind, nbytes, options.rounds, frame << 10)
-                row = f"{kind:<12} {frame if kind != 'shared' else '-':>9} {name:>8}"
+                row = f"{kind:<12} {frame or '-':>9} {name:>8}"
                 print(f"{row} {1e3 * sum(parts) / len(parts):9.3f} {1e3 * min(parts):9.3f}", flush=True)
 
 

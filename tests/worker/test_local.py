@@ -160,14 +160,37 @@ def test_checkpoints_by_seconds(alone, tmp_path):
     assert store.steps() == [3]
 
 
-def test_a_run_that_failed_saves_what_it_reached(alone, tmp_path):
+def test_a_run_that_failed_saves_what_it_reached_and_does_not_call_itself_finished(alone, tmp_path):
     session, _, reports = alone(save_checkpoint_steps=2)
     for _ in range(3):
         step(session)
-    session.exchange.close("NonFinite: the loss is nan")
+    session.exchange.show("averages")  # it failed while the model showed something else
+    session.exchange.close("ZeroDivisionError: division by zero")
 
-    assert Store(tmp_path / "run" / "checkpoints", writable=False).steps() == [2, 3]
+    store = Store(tmp_path / "run" / "checkpoints", writable=False)
+    assert store.steps() == [2, 3]
+    saved = store.newest()[1].parameters
+    assert all(torch.equal(value, saved[name]) for name, value in session.towers.model.state_dict().items())
     assert not [report for report in reports if isinstance(report, Finished)]
+
+
+def test_an_update_that_failed_half_way_is_not_saved(alone, tmp_path, monkeypatch):
+    session, *_ = alone(save_checkpoint_steps=2)
+    for _ in range(3):
+        step(session)
+    monkeypatch.setattr(session.exchange._state, "apply", lambda gradient: 1 / 0)
+    with pytest.raises(ZeroDivisionError):
+        step(session)
+    session.exchange.close("ZeroDivisionError: division by zero")
+
+    assert Store(tmp_path / "run" / "checkpoints", writable=False).steps() == [2]
+
+
+def test_a_run_that_failed_at_once_leaves_no_checkpoint(alone, tmp_path):
+    session, *_ = alone()
+    session.exchange.close("ConfigError: the recipe's loss is not a scalar")
+
+    assert Store(tmp_path / "run" / "checkpoints", writable=False).steps() == []
 
 
 def test_the_final_checkpoint_that_fails_fails_the_run(alone, monkeypatch):

@@ -28,7 +28,6 @@ from evener.transport.zeromq_address import PREFIX, bind
 from evener.transport.zeromq_channel import connect
 from evener.transport.zeromq_wire import (
     BYE,
-    CHUNK,
     LINGER_MILLISECONDS,
     OPEN,
     PAYLOAD,
@@ -77,7 +76,6 @@ class ZeroMQListener:
     def __init__(self, wire: Wire, address: str, gatekeeper: zeromq_curve.Gatekeeper | None = None) -> None:
         self.address = address
         self._wire, self._gatekeeper = wire, gatekeeper
-        self._chunk = zeromq_curve.CHUNK if gatekeeper else CHUNK
         self._numbers = itertools.count(1)
         self._live: set[int] = set()  # descriptors of all connections, of strangers too
         self._links: dict[bytes, _Link] = {}  # by routing id
@@ -219,7 +217,7 @@ class ZeroMQListener:
         check_sizes(link.sizes, sizes)
         if not link.admitted:
             link.inbox = [memoryview(bytearray(nbytes)) for nbytes in sizes]
-            link.chunks = chunks(link.inbox, self._chunk)
+            link.chunks = chunks(link.inbox)
             link.admitted = True
             self._strangers.discard(peer)
 
@@ -238,7 +236,7 @@ class ZeroMQListener:
         link = self._link(peer)
         frames: list[bytes | memoryview] = [first_frame(PAYLOAD if payload else PLAIN, header)]
         if payload:
-            frames += chunks(flat(payload, link.sizes if link.admitted else ()), self._chunk)
+            frames += chunks(flat(payload, link.sizes if link.admitted else ()))
         try:
             self._transmit(link, frames)
         except zmq.ZMQError as error:

@@ -13,7 +13,6 @@ from evener.transport.keys import Keys
 from evener.transport.zeromq_address import parse, resolve, route
 from evener.transport.zeromq_wire import (
     BYE,
-    CHUNK,
     LINGER_MILLISECONDS,
     OPEN,
     PAYLOAD,
@@ -63,9 +62,9 @@ class ZeroMQChannel:
     all, which is sure when the answer is here.
     """
 
-    def __init__(self, address: str, wire: Wire, outbox: Ranges, inbox: Ranges, *, chunk: int = CHUNK) -> None:
+    def __init__(self, address: str, wire: Wire, outbox: Ranges, inbox: Ranges) -> None:
         self._address, self._wire = address, wire
-        self._outgoing, self._incoming = chunks(outbox.views(), chunk), chunks(inbox.views(), chunk)
+        self._outgoing, self._incoming = chunks(outbox.views()), chunks(inbox.views())
         self._gone: PeerGone | None = None
         self._transmit([first_frame(OPEN, pack_sizes(outbox.sizes()))])
 
@@ -160,7 +159,7 @@ def connect(  # noqa: PLR0913 - what a link is made of, each once
         try:
             failure = _shake_hands(wire, address, deadline, curve=keys is not None)
             if not failure:
-                return ZeroMQChannel(address, wire, outbox, inbox, chunk=zeromq_curve.CHUNK if keys else CHUNK)
+                return ZeroMQChannel(address, wire, outbox, inbox)
         except PeerGone as error:
             failure = str(error)
         except BaseException:

@@ -22,9 +22,6 @@ from evener.transport.keys import Keys, named, said
 DOMAIN = b"evener"
 ENDPOINT = "inproc://zeromq.zap.01"
 
-#: Frames of an encrypted link: smaller ones let the receiver decrypt while the sender encrypts the next.
-CHUNK = 1 << 19
-
 Settings = dict[zmq.SocketOption, int | bytes]
 
 

@@ -1,8 +1,8 @@
 """What both ends of a link between hosts share: the socket with its settings, and the frames that travel on it.
 
 A message is one ZeroMQ message. Its first frame is a small preamble and the header; the payload follows, each range cut
-into frames of at most 1 MB (a larger one would look like death on a slow line: no heartbeat passes it), of less on a
-link with keys. Both ends know the sizes of all frames from the sizes of the link's ranges: all else is refused.
+into frames of at most 1 MB (a larger one would look like death on a slow line: no heartbeat passes it). Both ends know
+the sizes of all frames from the sizes of the link's ranges, so everything else is refused.
 """
 
 from __future__ import annotations
@@ -177,9 +177,9 @@ def unpack_sizes(header: bytes) -> tuple[int, ...]:
     return struct.unpack(f"<{count}Q", header)
 
 
-def chunks(ranges: Sequence[memoryview], nbytes: int) -> list[memoryview]:
-    """The ranges as frames of so many bytes, the last of a range shorter; an empty range needs none."""
-    return [view[at : at + nbytes] for view in ranges for at in range(0, view.nbytes, nbytes)]
+def chunks(ranges: Sequence[memoryview]) -> list[memoryview]:
+    """The ranges as frames: 1 MB each, the last of a range shorter; an empty range needs none."""
+    return [view[at : at + CHUNK] for view in ranges for at in range(0, view.nbytes, CHUNK)]
 
 
 def read_frames(socket: zmq.Socket[bytes], limit: int) -> list[zmq.Frame]:

@@ -58,9 +58,7 @@ def plain_loop(hidden: int, steps: int) -> None:
 def plain(hidden: int, steps: int) -> float:
     """Summed steps/s of two free plain loops."""
     command = [sys.executable, __file__, "--plain-loop", "--hidden", str(hidden), "--steps", str(steps // 2)]
-    children = [
-        subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) for _ in range(2)
-    ]
+    children = [subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) for _ in range(2)]
     for child in children:
         assert child.stdout and child.stdout.readline() == "ready\n"
     for child in children:

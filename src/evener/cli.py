@@ -183,9 +183,9 @@ def run_train(args: argparse.Namespace) -> int:
     if args.json:
         print(json.dumps(result.as_dict()))
     else:
-        from evener.launch.view import summary
+        from evener.launch.view import installed, summary
 
-        print(summary(result))
+        print(summary(result, installed))
     return OK
 
 

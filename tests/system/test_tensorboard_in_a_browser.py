@@ -56,7 +56,7 @@ const text = (node) => node.nodeType === 3 ? node.data.trim() + ' '
 """
 
 
-def eventually(condition, seconds=20.0):
+def eventually(condition, seconds=60.0):
     """The first true answer of `condition`, or its last one when time is over."""
     end = time.monotonic() + seconds
     while not (answer := condition()) and time.monotonic() < end:

@@ -11,7 +11,10 @@ import math
 import os
 import re
 import shlex
+import shutil
+import sys
 from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
 from typing import Protocol, TextIO
 
 from evener.report import AnyReport, Evaluated, Failed, Line, Progress, Status
@@ -222,8 +225,18 @@ def failure_block(failed: Failed, host: str = "", log: str = "") -> str:
     return "\n".join(lines)
 
 
-def summary(result: Result) -> str:
-    """The last thing a person sees of a run that finished: how good, how fast, and what to type next."""
+def installed(name: str) -> str:
+    """How to call a program of this environment from here: its name, or its path where the shell would not find it."""
+    beside = Path(sys.executable).parent / name
+    return name if shutil.which(name) or not beside.exists() else os.path.relpath(beside)
+
+
+def summary(result: Result, program: Callable[[str], str] = str) -> str:
+    """The last thing a person sees of a run that finished: how good, how fast, and what to type next.
+
+    Args:
+        program: "evener" -> how it is called here.
+    """
     rows = _validation_rows(result)
     rows["global step"] = f"{result.global_step}; {result.examples} examples in {result.seconds:.1f} s"
     rows["speed"] = f"{rate(result.steps_per_second)} steps/s, {rate(result.examples_per_second)} examples/s"
@@ -232,10 +245,10 @@ def summary(result: Result) -> str:
         rows["staleness"] = f"mean {result.mean_staleness:.2f}, max {result.max_staleness}"
     if result.checkpoint:
         rows["checkpoint"] = result.checkpoint
-        rows["evaluate it"] = shlex.join(["evener", "eval", result.recipe, "--checkpoint", result.checkpoint])
+        rows["evaluate it"] = shlex.join([program("evener"), "eval", result.recipe, "--checkpoint", result.checkpoint])
     if result.logdir:
         rows["TensorBoard logs"] = result.logdir
-        rows["look at them"] = shlex.join(["tensorboard", "--logdir", result.logdir])
+        rows["look at them"] = shlex.join([program("tensorboard"), "--logdir", result.logdir])
     width = max(len(name) for name in rows)
     return "\n".join([f"{result.recipe}: {result.reason}", *(f"  {n:<{width}}  {text}" for n, text in rows.items())])
 

@@ -228,6 +228,7 @@ def test_what_no_name_leads_to_has_no_reference():
     assert reference_of(resolve("mnist")) is None
 
 
+@pytest.mark.slow
 def test_a_script_leads_back_to_its_file_and_a_console_to_nothing(file):
     question = "\nif __name__ == '__main__':\n    from evener import recipe as r\n"
     question += "    print(r.reference_of(recipe), r.reference_of(narrow))\n"

@@ -44,7 +44,7 @@ def manifest_of(  # noqa: PLR0913 - what a checkpoint says besides tensors, each
         step=contents.step, shards=layout.shards, recipe=settings.recipe,
         options=plain(settings.recipe_options), files={},
         shapes={spec.name: list(spec.shape) for spec in layout.specs}, values={"0": contents.values},
-        next_lease=book.next_lease, unapplied=list(book.unapplied),
+        batch_size=settings.batch_size, next_lease=book.next_lease, unapplied=list(book.unapplied),
         seqs={str(worker): seq for worker, seq in seqs.items()}, examples=examples, dropped=dropped, evener=evener,
     )  # fmt: skip
 

@@ -49,7 +49,7 @@ def _session(built: Built, settings: Settings, report: Callable[[AnyReport], Non
     data = as_data(built.recipe.data())
     store = open_store(settings)
     saver = Saver(store, schedule_of(settings), shards=1, clock=time.monotonic)
-    restored = beginning(store, saver, "worker:0", report)
+    restored = beginning(store, saver, settings, "worker:0", report)
     # uint8 tensors rather than bytearrays: their memory is aligned to cache lines
     parameters, gradients = (torch.zeros(built.layout.nbytes, dtype=torch.uint8).numpy().data for _ in range(2))
     parts = [[block[at : at + nbytes] for at, nbytes in built.layout.ranges(0)] for block in (parameters, gradients)]

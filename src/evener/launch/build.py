@@ -52,7 +52,9 @@ def checkpoints(settings: Settings) -> Path:
     return Path(settings.logdir) / "checkpoints"
 
 
-def beginning(store: Store, saver: Saver, task: str, report: Reporter) -> tuple[Manifest, Contents] | None:
+def beginning(
+    store: Store, saver: Saver, settings: Settings, task: str, report: Reporter
+) -> tuple[Manifest, Contents] | None:
     """The newest good checkpoint, said aloud; None when there is nothing to continue."""
 
     def tell(text: str) -> None:
@@ -66,6 +68,9 @@ def beginning(store: Store, saver: Saver, task: str, report: Reporter) -> tuple[
         saver.resumed(step, path)
         log.info("continues from step %d (%s)", step, path)
         report(Line(task, f"continues from step {step} ({path})"))
+        before, now = restored[0].batch_size, settings.batch_size
+        if before not in (0, now):
+            tell(f"warning: the batch size was {before} and is {now}: some samples come twice or not at all")
     return restored
 
 

@@ -87,7 +87,7 @@ def run_server(  # noqa: PLR0913 - what a task is told, each once
 def _leader(links: Links, shard: Shard, settings: Settings, report: Reporter) -> Leader:
     store = open_store(settings)
     saver = Saver(store, schedule_of(settings), shards=settings.ps, clock=time.monotonic)
-    restored = beginning(store, saver, "ps:0", report)
+    restored = beginning(store, saver, settings, "ps:0", report)
     path = checkpoints(settings) / "grants.json"
     grants = _grants(path)
     grants.generation += 1

@@ -133,7 +133,7 @@ def add_recipe_options(command: argparse.ArgumentParser) -> None:
     add("--data-dir", metavar="DIR", help="mnist: where the IDX files lie")
     add("--download", action="store_true", default=None, help="mnist: fetch the files that are missing")
     add("--optimizer", help="mnist: sgd (default), momentum or adam")
-    add("--learning-rate", "--lr", type=float, metavar="LR", help="mnist: at step 0; default 0.5 for sgd")
+    add("--learning-rate", "--lr", type=float, metavar="LR", help="mnist: at step 0; default 0.1 for sgd")
     add("--hidden", "--hidden-units", type=int, metavar="H", help="mnist: width of the hidden layer; default 500")
 
 

@@ -1,0 +1,98 @@
+"""What the parameters contain: which leases, and which push of each worker came last. Complaints come back as words."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+
+from evener.audit.ranges import Ranges, of, without, words
+from evener.ledger.lines import Cut, Dropped, Entry
+
+Life = tuple[int, int]  # epoch, seq of a worker's push; without ps tasks: step, tower
+
+
+@dataclass(frozen=True, slots=True)
+class Saved:
+    """What a checkpoint's manifest says of batches. `seqs`: worker -> its last push taken up, perhaps not applied."""
+
+    step: int
+    next_lease: int
+    unapplied: Sequence[int]
+    seqs: Mapping[int, Life]
+
+
+class Lineage:
+    """The updates that no roll-back undid, one after the other."""
+
+    def __init__(self) -> None:
+        self.applied = Ranges()  # leases
+        self.blind = True  # lines are missing: the next book is believed instead of checked
+        self._last: dict[int, Life] = {}  # worker -> its newest push
+        self._due: set[int] = set()  # workers that a manifest must know
+
+    def one_process(self) -> None:
+        """A run without ps tasks goes on from here; its manifests know no workers."""
+        self._due.clear()
+
+    def update(self, entries: Sequence[Entry]) -> Iterator[str]:
+        """Each lease once, and each push of a worker's life once."""
+        for lease, *_ in entries:
+            if not self.applied.add(lease):
+                yield f"lease {lease} was applied before"
+        # Within one update the order is that of the leases, so a worker's pushes are put in theirs.
+        for worker, epoch, seq in sorted(entry[1:] for entry in entries) if len(entries) > 1 else (entries[0][1:],):
+            # One process and towers push in epoch 0, and their seq is the step.
+            key, life = (worker, (epoch, seq)) if epoch else (-1, (seq, worker))
+            if life <= self._last.get(key, (0, 0)):
+                yield f"{_push(key, life)} was applied before, or comes after a later one"
+            else:
+                self._last[key] = life
+            if epoch:
+                self._due.add(worker)
+
+    def drop(self, drop: Dropped) -> Iterator[str]:
+        """A gradient that was dropped was not applied, nor was its lease if it went back to the pool."""
+        life = (drop.epoch, drop.seq)
+        if life <= self._last.get(drop.worker, (0, 0)):
+            yield f"{_push(drop.worker, life)} was dropped, after it or a later one was applied"
+        if drop.back:
+            yield from self.back([drop.lease])
+
+    def back(self, leases: Sequence[int]) -> Iterator[str]:
+        """These leases went back to the pool."""
+        for lease in leases:
+            if lease in self.applied:
+                yield f"lease {lease} went back to the pool, but was applied"
+
+    def book(self, next_lease: int, unapplied: Sequence[int]) -> Iterator[str]:
+        """All leases below `next_lease` are applied, but for those listed; none beyond is."""
+        listed, missing, stop = of(unapplied), self.applied.holes(next_lease), self.applied.stop
+        faults = []
+        if lacking := without(missing, listed):
+            faults.append(f"{words('lease', lacking)}: neither applied nor listed as unapplied")
+        if others := without(listed, missing):
+            faults.append(f"{words('lease', others)}: listed as unapplied, but applied or never given out")
+        if len(set(unapplied)) < len(unapplied):
+            faults.append("a lease is listed as unapplied twice")
+        if stop > next_lease:
+            faults.append(f"lease {stop - 1} was applied, though the next to be given out is {next_lease}")
+        if faults:  # go on from what the book says: one fault, one complaint
+            self.applied = Ranges(without([(0, next_lease)], listed))
+        if not self.blind:
+            yield from faults
+        self.blind = False
+
+    def manifest(self, saved: Saved, cut: Cut) -> Iterator[str]:
+        """The checkpoint of this step says the same."""
+        if (saved.next_lease, sorted(saved.unapplied)) != (cut.next_lease, sorted(cut.unapplied)):
+            yield (
+                f"the manifest of step {cut.step} has other leases: next {saved.next_lease}, "
+                f"unapplied {list(saved.unapplied)[:8]}"
+            )
+        for worker in sorted(self._due):
+            if saved.seqs.get(worker, (0, 0)) < self._last[worker]:
+                yield f"the manifest of step {cut.step} lacks {_push(worker, self._last[worker])}"
+
+
+def _push(worker: int, life: Life) -> str:
+    return f"push {life[1]} of worker {worker}, epoch {life[0]}," if worker >= 0 else f"the update of step {life[0]}"

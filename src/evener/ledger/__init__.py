@@ -1,0 +1,9 @@
+"""The account of every batch in `LOGDIR/ledger.jsonl`: its owner writes, `evener.audit` judges."""
+
+from __future__ import annotations
+
+from evener.ledger.lines import Begin
+from evener.ledger.reading import lost, path_of
+from evener.ledger.writing import Ledger
+
+__all__ = ["Begin", "Ledger", "lost", "path_of"]

@@ -84,7 +84,11 @@ def test_without_scikit_learn_the_error_says_so(monkeypatch):
     assert "pip install" in caught.value.fix
 
 
-@pytest.mark.parametrize("content", [b"no gzip", gzip.compress(b"1,2,3\n4,5\n"), gzip.compress(b"1,2\n3,4\n")])
+@pytest.mark.parametrize(
+    "content",
+    [b"no gzip", gzip.compress(b"1,2,3\n4,5\n"), gzip.compress(b"1,2\n3,4\n")],
+    ids=["no gzip", "uneven rows", "rows too short"],  # else a compressed time would stand in the name
+)
 def test_a_damaged_copy_is_named(monkeypatch, tmp_path, content):
     path = tmp_path / "digits.csv.gz"
     path.write_bytes(content)

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from hypothesis import given, settings, strategies as st
 
-from evener.data.order import Order
+from evener.data.order import Order, uniforms
 from evener.errors import ConfigError, InputError
 
 UNHURRIED = settings(deadline=None)  # a busy machine is no failure
@@ -78,3 +78,22 @@ def test_nothing_to_order_and_negative_seeds_are_refused():
 def test_a_stretch_that_is_none_is_our_own_mistake(start, stop):
     with pytest.raises(ValueError, match="not a stretch"):
         Order(5, seed=0).indices(start, stop)
+
+
+@UNHURRIED
+@given(st.integers(0, 2**62), st.integers(0, 10**12), st.integers(0, 20), st.integers(1, 20), st.integers(1, 11))
+def test_a_position_has_its_own_chance_whatever_stretch_it_is_asked_for_with(seed, start, before, length, numbers):
+    alone = uniforms(seed, start + before, start + before + length, numbers)
+    among = uniforms(seed, start, start + before + length + 3, numbers)
+
+    assert alone.shape == (length, numbers)
+    assert (among[before : before + length] == alone).all()
+
+
+def test_the_chance_is_uniform_and_of_no_two_positions_or_seeds_the_same():
+    drawn = uniforms(0, 0, 4000, 5)
+    assert drawn.min() >= 0 and drawn.max() < 1
+    assert abs(drawn.mean(0) - 0.5).max() < 0.02
+    assert abs(np.corrcoef(drawn.T) - np.eye(5)).max() < 0.06
+    assert len(np.unique(drawn)) == drawn.size
+    assert not np.intersect1d(drawn, uniforms(1, 0, 4000, 5)).size

@@ -180,3 +180,34 @@ def test_mnist_is_read_from_its_directory_or_fetched_into_the_cache(monkeypatch,
     mnist(data="mnist", data_dir="/there").data()
     mnist(data="mnist", download=True).data()
     assert asked == [("/there", False), (str(files.default_dir()), True)]
+
+
+def test_the_convolutional_network():
+    torch.manual_seed(0)
+    model = mnist(net="cnn").model()
+    check_model(model)
+
+    assert {name: list(p.shape) for name, p in model.named_parameters() if p.dim() > 1} == {
+        "features.0.0.weight": [32, 1, 5, 5],
+        "features.1.0.weight": [64, 32, 5, 5],
+        "hidden.weight": [500, 3136],
+        "output.weight": [10, 500],
+    }
+    assert model.dropout.p == 0.5
+    assert mnist(net="cnn", dropout=0).model().dropout.p == 0
+    assert model(torch.zeros(3, 784)).shape == (3, 10)
+    assert model.hidden.weight.std().item() == pytest.approx(0.8796 * math.sqrt(2 / 3136), rel=0.02)
+
+
+@pytest.mark.slow
+def test_40_steps_of_the_convolutional_network_learn_the_digits():
+    recipe = mnist(net="cnn", optimizer="momentum", hidden=64)
+    model, data = parameters_after(recipe, 40)
+    model.eval()
+    assert validation_accuracy(recipe, model, data) > 0.7
+
+
+@pytest.mark.parametrize("options", [{"net": "rnn"}, {"net": "cnn", "dropout": 1}, {"dropout": 0.5}])
+def test_options_of_the_convolutional_network_are_checked(options):
+    with pytest.raises(ConfigError, match="option "):
+        mnist(**options)

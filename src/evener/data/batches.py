@@ -6,8 +6,8 @@ from collections.abc import Iterator
 
 import torch
 
-from evener.data.dataset import Batch, Dataset
-from evener.data.order import Order
+from evener.data.dataset import Batch, Dataset, Randomized
+from evener.data.order import Order, uniforms
 from evener.errors import ConfigError
 
 
@@ -22,6 +22,7 @@ class Batches:
         self.dataset = dataset
         self.batch_size = _checked(batch_size)
         self.order = Order(len(dataset), seed)
+        self._randomized = dataset if isinstance(dataset, Randomized) else None
 
     @property
     def steps_per_epoch(self) -> float:
@@ -30,8 +31,12 @@ class Batches:
 
     def batch(self, lease: int) -> Batch:
         """The batch of lease 0, 1, 2, ...: always `batch_size` samples."""
-        indices = self.order.indices(lease * self.batch_size, (lease + 1) * self.batch_size)
-        return self.dataset.batch(torch.from_numpy(indices))
+        start, stop = lease * self.batch_size, (lease + 1) * self.batch_size
+        indices = torch.from_numpy(self.order.indices(start, stop))
+        if self._randomized is None:
+            return self.dataset.batch(indices)
+        chance = uniforms(self.order.seed, start, stop, self._randomized.numbers)
+        return self._randomized.random_batch(indices, torch.from_numpy(chance))
 
 
 def whole(dataset: Dataset, batch_size: int) -> Iterator[Batch]:

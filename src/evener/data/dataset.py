@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
 import torch
@@ -56,6 +56,54 @@ class Tensors:
         inputs = self.inputs.index_select(0, indices)
         target = self.target.index_select(0, indices)
         return (inputs if self.transform is None else self.transform(inputs)), target
+
+
+@runtime_checkable
+class Randomized(Dataset, Protocol):
+    """A data set whose training batches are made with random numbers; `batch` gives them without.
+
+    The numbers follow from the seed and the sample's place in the run (`evener.data.order`), so that batches are
+    reproducible and the halves of a large batch are the same as two small ones.
+    """
+
+    numbers: int  # for one sample
+
+    def random_batch(self, indices: Tensor, uniform: Tensor) -> Batch:
+        """The samples `indices` (int64 [B]); `uniform` (float64 [B, numbers], each 0 <= u < 1) is their chance."""
+        ...
+
+
+class Augmented(Tensors):
+    """Samples in memory, distorted at random while they are trained on.
+
+    Args:
+        transform: (inputs) -> what the model takes, for evaluation.
+        augment: (inputs, uniform float64 [B, numbers]) -> what the model takes, for training. All its chance comes from
+            `uniform`; it runs in another thread while the batch before is computed.
+        numbers: random numbers that one sample needs.
+
+    >>> jittered = Augmented(torch.zeros(3), torch.arange(3), augment=lambda x, u: x + u[:, 0] / 10, numbers=1)
+    >>> jittered.batch(torch.tensor([2]))
+    (tensor([0.]), tensor([2]))
+    """
+
+    thread_safe = True  # see `evener.data.prefetch`
+
+    def __init__(
+        self,
+        inputs: Tensor,
+        target: Tensor,
+        *,
+        transform: Callable[[Tensor], Any] | None = None,
+        augment: Callable[[Tensor, Tensor], Any],
+        numbers: int,
+    ) -> None:
+        super().__init__(inputs, target, transform=transform)
+        self.augment = augment
+        self.numbers = numbers
+
+    def random_batch(self, indices: Tensor, uniform: Tensor) -> Batch:
+        return self.augment(self.inputs.index_select(0, indices), uniform), self.target.index_select(0, indices)
 
 
 class MapStyle:

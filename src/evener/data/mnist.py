@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import sys
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -26,8 +24,6 @@ FILES = {
     "t10k-images-idx3-ubyte": "8d422c7b0a1c1c79245a5bcf07fe86e33eeafee792b84584aec276f5a2dbc4e6",
     "t10k-labels-idx1-ubyte": "f7ae60f92e00ec6debd23a6088c31dbd2371eca3ffa0defaefb259924204aec6",
 }
-
-Progress = Callable[[int, int | None], None]
 
 
 def default_dir() -> Path:
@@ -75,13 +71,13 @@ def download(data_dir: str | Path, mirrors: Sequence[str] = MIRRORS, *, timeout:
     Raises:
         InputError: no mirror gave a file with the right checksum.
     """
-    from evener.data.download import fetch  # urllib costs 30 ms that most runs need not pay
+    from evener.data.download import fetch, shown  # urllib costs 30 ms that most runs need not pay
 
     directory = Path(data_dir).expanduser()
     for name, sha256 in FILES.items():
         if _find(directory, name) is None:
             target = directory / f"{name}.gz"
-            with _shown(target.name) as progress:
+            with shown(target.name) as progress:
                 fetch(
                     [f"{base}{target.name}" for base in mirrors],
                     target,
@@ -118,19 +114,3 @@ def _part(directory: Path, prefix: str) -> Tensors:
 
 
 _download = download  # `load` has an option of the same name
-
-
-@contextmanager
-def _shown(name: str) -> Iterator[Progress | None]:
-    """A progress bar for people in front of a terminal, one line for everybody else."""
-    if not sys.stderr.isatty():
-        sys.stderr.write(f"downloading {name}\n")
-        yield None
-        return
-    from rich.console import Console
-    from rich.progress import BarColumn, DownloadColumn, Progress as Bar, TimeRemainingColumn, TransferSpeedColumn
-
-    columns = ("{task.description}", BarColumn(), DownloadColumn(), TransferSpeedColumn(), TimeRemainingColumn())
-    with Bar(*columns, console=Console(stderr=True)) as bar:
-        task = bar.add_task(name, total=None)
-        yield lambda done, total: bar.update(task, completed=done, total=total)

@@ -4,4 +4,5 @@ from __future__ import annotations
 
 RECIPES: dict[str, str] = {
     "mnist": "evener.recipes.mnist:mnist",
+    "cifar10": "evener.recipes.cifar10:cifar10",
 }

@@ -1,4 +1,4 @@
-"""Handwritten digits with one hidden layer: the network of the TensorFlow 1 tutorials, 784-H-10 with ReLU."""
+"""Handwritten digits: the network of the TensorFlow 1 tutorials, 784-H-10 with ReLU, or a convolutional one."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import math
 from collections import OrderedDict
 from collections.abc import Callable
 from functools import partial
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -18,6 +18,9 @@ from evener.data import digits as digits_data, mnist as mnist_data
 from evener.data.dataset import Data
 from evener.errors import ConfigError
 from evener.recipe import Recipe
+from evener.recipes.checks import Ranges, check, check_ranges
+
+Begun = TypeVar("Begun", nn.Linear, nn.Conv2d)
 
 #: name -> (model, learning rate, momentum) -> optimizer
 OPTIMIZERS: dict[str, Callable[[nn.Module, float, float], Optimizer]] = {
@@ -29,20 +32,22 @@ OPTIMIZERS: dict[str, Callable[[nn.Module, float, float], Optimizer]] = {
 #: What each optimizer learns with here also when gradients are stale. Alone, sgd likes 0.5; Adam learns nothing there.
 LEARNING_RATES = {"sgd": 0.1, "momentum": 0.02, "adam": 0.001}
 
-#: option -> (does a value fit?, what fits)
-RANGES: dict[str, tuple[Callable[[float], bool], str]] = {
+RANGES: Ranges = {
     "hidden": (lambda value: value >= 1, "1 or more"),
     "learning_rate": (lambda value: 0 < value < math.inf, "above 0"),
     "decay": (lambda value: 0 < value <= 1, "above 0 and at most 1"),
     "l2": (lambda value: 0 <= value < math.inf, "0 or more"),
     "ema_decay": (lambda value: 0 <= value < 1, "at least 0 (no average) and below 1"),
     "momentum": (lambda value: 0 <= value < 1, "at least 0 and below 1"),
+    "dropout": (lambda value: 0 <= value < 1, "at least 0 and below 1"),
 }
 
 
 def mnist(  # noqa: PLR0913  # a recipe's parameters are its options, all by keyword
     *,
+    net: str = "mlp",
     hidden: int = 500,
+    dropout: float | None = None,
     learning_rate: float | None = None,
     decay: float = 0.99,
     staircase: bool = False,
@@ -53,44 +58,84 @@ def mnist(  # noqa: PLR0913  # a recipe's parameters are its options, all by key
     data: str = "digits",
     data_dir: str = "",
     download: bool = False,
+    skip_bad_records: bool = False,
 ) -> Recipe:
     """The recipe `mnist`; refuses options that cannot work with a ConfigError.
 
     Args:
+        net: mlp (one hidden layer), or cnn (two convolutions 5x5 of 32 and 64 channels before it).
         hidden: width H of the hidden layer.
+        dropout: cnn: the share of the hidden layer that is left out at each step; default 0.5.
         learning_rate: at step 0; by default 0.1 for sgd, 0.02 for momentum, 0.001 for adam.
         decay, staircase: the learning rate is multiplied by `decay` an epoch, smoothly or in one stair at its end.
         l2: adds l2 / 2 times the sum of the squared weights to the loss; biases are free.
         ema_decay: average of the parameters for evaluation; 0 for none.
         optimizer, momentum: sgd, momentum (with this coefficient) or adam.
-        data: digits (1,797 images that come with scikit-learn) or mnist (70,000, IDX files).
-        data_dir, download: where the IDX files lie; fetch missing ones (without data_dir into the user's cache).
+        data: digits (1,797 images that come with scikit-learn), mnist (70,000, IDX files), or tfrecord: either of them
+            as written by `evener data convert`, or other files of its schema.
+        data_dir, download: where the files lie; fetch missing IDX files (without data_dir into the user's cache).
+        skip_bad_records: tfrecord: leave damaged records out, and say how many.
     """
-    _check("optimizer", optimizer, optimizer in OPTIMIZERS, "one of " + ", ".join(OPTIMIZERS))
+    check("optimizer", optimizer, optimizer in OPTIMIZERS, "one of " + ", ".join(OPTIMIZERS))
+    check("net", net, net in ("mlp", "cnn"), "one of mlp, cnn")
+    check("dropout", dropout, dropout is None or net == "cnn", "an option of net=cnn")
+    dropout = 0.5 if dropout is None else dropout
     if learning_rate is None:
         learning_rate = LEARNING_RATES[optimizer]
-    _check_ranges(
-        hidden=hidden, learning_rate=learning_rate, decay=decay, l2=l2, ema_decay=ema_decay, momentum=momentum
-    )
+    check_ranges(
+        RANGES, hidden=hidden, learning_rate=learning_rate, decay=decay, l2=l2, ema_decay=ema_decay, momentum=momentum,
+        dropout=dropout,
+    )  # fmt: skip
     return Recipe(
-        model=lambda: network(hidden),
-        data=_source(data, data_dir, download),
+        model=lambda: network(hidden) if net == "mlp" else convolutional(hidden, dropout),
+        data=_source(data, data_dir, download, skip_bad_records),
         optimizer=lambda model: OPTIMIZERS[optimizer](model, learning_rate, momentum),
         penalty=(lambda model: l2_loss(model, l2)) if l2 else None,
         lr_scheduler=lambda made, steps_per_epoch: LambdaLR(made, partial(_decayed, decay, staircase, steps_per_epoch)),
         ema_decay=ema_decay or None,
+        split_points=("output",),
         name="mnist",
     )
 
 
 def network(hidden: int) -> nn.Module:
     """Images float32 [B, 784] -> scores [B, 10]. Weights are truncated normal (stddev 0.1), biases zero."""
-    first, last = nn.Linear(784, hidden), nn.Linear(hidden, 10)
-    for layer in (first, last):
-        # TensorFlow's truncated_normal: what lies beyond two standard deviations is drawn again.
-        nn.init.trunc_normal_(layer.weight, std=0.1, a=-0.2, b=0.2)
-        nn.init.zeros_(layer.bias)
+    first, last = _begun(nn.Linear(784, hidden)), _begun(nn.Linear(hidden, 10))
     return nn.Sequential(OrderedDict(hidden=first, relu=nn.ReLU(), output=last))
+
+
+def convolutional(hidden: int, dropout: float) -> nn.Module:
+    """Images float32 [B, 784] -> scores [B, 10]: the network of TensorFlow's second MNIST tutorial.
+
+    Its weights begin with the deviation sqrt(2 / inputs) (He et al., 2015). The tutorial's 0.1 is five times that for
+    the 3,136 inputs of the hidden layer: after 1,200 steps, test accuracy was 0.9861.
+    """
+
+    def block(channels: int, made: int) -> nn.Module:
+        return nn.Sequential(_begun_he(nn.Conv2d(channels, made, 5, padding=2)), nn.MaxPool2d(2), nn.ReLU())
+
+    return nn.Sequential(
+        OrderedDict(
+            image=nn.Unflatten(1, (1, 28, 28)),
+            features=nn.Sequential(block(1, 32), block(32, 64), nn.Flatten()),
+            hidden=_begun_he(nn.Linear(7 * 7 * 64, hidden)),
+            relu=nn.ReLU(),
+            dropout=nn.Dropout(dropout),
+            output=_begun_he(nn.Linear(hidden, 10)),
+        )
+    )
+
+
+def _begun_he(layer: Begun) -> Begun:
+    return _begun(layer, stddev=math.sqrt(2 / layer.weight[0].numel()))
+
+
+def _begun(layer: Begun, stddev: float = 0.1) -> Begun:
+    # TensorFlow's truncated_normal: what lies beyond two standard deviations is drawn again.
+    nn.init.trunc_normal_(layer.weight, std=stddev, a=-2 * stddev, b=2 * stddev)
+    assert layer.bias is not None
+    nn.init.zeros_(layer.bias)
+    return layer
 
 
 def l2_loss(model: nn.Module, scale: float) -> Tensor:
@@ -135,10 +180,15 @@ def _decayed(decay: float, staircase: bool, steps_per_epoch: float, step: int) -
     return float(decay ** (math.floor(epochs) if staircase else epochs))
 
 
-def _source(data: str, data_dir: str, download: bool) -> Callable[[], Data]:
-    _check("data", data, data in ("digits", "mnist"), "one of digits, mnist")
+def _source(data: str, data_dir: str, download: bool, skip_bad_records: bool) -> Callable[[], Data]:
+    check("data", data, data in ("digits", "mnist", "tfrecord"), "one of digits, mnist, tfrecord")
+    check("skip_bad_records", skip_bad_records, not skip_bad_records or data == "tfrecord", "for data=tfrecord only")
     if data == "digits":
         return digits_data.load
+    if data == "tfrecord":
+        if not data_dir:
+            raise ConfigError("data=tfrecord needs the directory of the TFRecord files.", fix="add --data-dir DIR.")
+        return lambda: _from_tfrecords(data_dir, skip_bad_records)
     if not data_dir and not download:
         raise ConfigError(
             "data=mnist needs the directory of the IDX files.",
@@ -148,16 +198,7 @@ def _source(data: str, data_dir: str, download: bool) -> Callable[[], Data]:
     return lambda: mnist_data.load(data_dir or mnist_data.default_dir(), download=download)
 
 
-def _check_ranges(**numbers: float) -> None:
-    for name, value in numbers.items():
-        fits, expected = RANGES[name]
-        _check(name, value, fits(value), expected)
+def _from_tfrecords(data_dir: str, skip_bad_records: bool) -> Data:
+    from evener.data.tfrecord import images
 
-
-def _check(name: str, value: object, fits: bool, expected: str) -> None:
-    if not fits:
-        raise ConfigError(
-            f"option {name}={value!r} cannot be used.",
-            why=f"{name} is {expected}.",
-            fix=f"set {name} to a value that is.",
-        )
+    return images.load(data_dir, pixels=28 * 28, skip_bad_records=skip_bad_records)

@@ -1,0 +1,82 @@
+"""The next batch is prepared while this one is computed."""
+
+from __future__ import annotations
+
+import queue
+import threading
+import time
+from collections.abc import Callable
+from concurrent.futures import Future
+
+from evener.data.batches import Batches
+from evener.data.dataset import Batch
+
+#: Seconds that `close` waits for a batch under way. The thread is a daemon: who hangs longer is left behind.
+PATIENCE = 5.0
+
+
+class Prefetch:
+    """Gives batches and prepares the one that is known to come next in a thread of its own.
+
+    A data set has its batches prepared so if it says ``thread_safe = True``: its `batch` may run in another thread
+    than training and validation, and takes no random numbers from PyTorch's global generator, which the model uses at
+    the same time. `Augmented` says so. Other batches are made when they are needed, as ever.
+
+    The thread begins with the first `prepare` and ends with `close`. What a batch raises there is raised by `batch`, in
+    the step that needs it and with its traceback; a batch that nobody asks for raises nothing.
+
+    Args:
+        batches: lease -> batch.
+        clock: seconds; for `waited`.
+    """
+
+    def __init__(self, batches: Batches, clock: Callable[[], float] = time.monotonic) -> None:
+        self._batches = batches
+        self._clock = clock
+        self._useful = bool(getattr(batches.dataset, "thread_safe", False))
+        self._ahead: tuple[int, Future[Batch]] | None = None
+        self._orders: queue.SimpleQueue[tuple[int, Future[Batch]] | None] = queue.SimpleQueue()
+        self._thread: threading.Thread | None = None
+        #: Seconds that the last call of `batch` took: what training waited for data.
+        self.waited = 0.0
+
+    def batch(self, lease: int) -> Batch:
+        """The batch of a lease, prepared or not."""
+        since = self._clock()
+        try:
+            ahead, self._ahead = self._ahead, None
+            if ahead is not None:
+                if ahead[0] == lease:
+                    return ahead[1].result()
+                ahead[1].exception()  # only ends the wait: a data set makes one batch at a time
+            return self._batches.batch(lease)
+        finally:
+            self.waited = self._clock() - since
+
+    def prepare(self, lease: int) -> None:
+        """Begin with the batch that `batch` will be asked for next; -1 if that is not known or there is none."""
+        if lease < 0 or not self._useful:
+            return
+        if self._thread is None:
+            self._thread = threading.Thread(target=_work, args=(self._orders, self._batches), daemon=True)
+            self._thread.name = "prefetch"
+            self._thread.start()
+        self._ahead = (lease, Future())
+        self._orders.put(self._ahead)
+
+    def close(self) -> None:
+        """End the thread, after the batch under way."""
+        thread, self._thread, self._ahead = self._thread, None, None
+        if thread is not None:
+            self._orders.put(None)
+            thread.join(PATIENCE)
+
+
+def _work(orders: queue.SimpleQueue[tuple[int, Future[Batch]] | None], batches: Batches) -> None:
+    while (order := orders.get()) is not None:
+        lease, future = order
+        try:
+            future.set_result(batches.batch(lease))
+        except BaseException as error:
+            future.set_exception(error)
+        del order, future  # else the batch would stay in memory until the next

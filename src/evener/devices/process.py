@@ -1,4 +1,4 @@
-"""What this process may use of its machine."""
+"""What this process may use of its machine: threads, pages, a share of a GPU's memory."""
 
 from __future__ import annotations
 
@@ -24,3 +24,12 @@ def prepare_process(threads: int) -> None:
             libc.mallopt(_M_MMAP_THRESHOLD, 1 << 30)
             libc.mallopt(_M_TRIM_THRESHOLD, (1 << 31) - 1)
             libc.mallopt(_M_TOP_PAD, 64 << 20)
+
+
+def limit_memory(fraction: float | None, device: torch.device) -> None:
+    """Let this process take at most this share of a GPU's memory: more is an out-of-memory error of PyTorch.
+
+    Nothing happens for a processor, or without a fraction.
+    """
+    if fraction is not None and device.type == "cuda":
+        torch.cuda.set_per_process_memory_fraction(fraction, device)

@@ -1,11 +1,14 @@
-"""Sync with N workers at batch B is one process at batch N*B: the same parameters, averages and schedule.
+"""N workers in sync, or N towers, at batch B are one process at batch N*B: the same parameters, averages and schedule.
+
+Towers and ps tasks sum gradients in the order of their leases, so they give each other's bits (Gloo's ring sums three
+or more in another order; `test_process_group.py` compares its bits for two).
 
 The measure is ||a - b|| / ||b|| with 2-norms, of each parameter tensor by itself; the worst tensor counts. float64
 models are also compared element by element, |a - b| / max(|b|, root mean square of the tensor), lest an element that
 happens to be 1e-17 decides. float32 is held to the norm alone: Adam divides by the root of a mean square, so where a
 gradient is rounding noise the noise may become a whole step of that element.
 
-Worst values measured over 50 steps; P = 1 and P = 3 give the same bits:
+Worst values measured over 50 steps; P = 1, P = 3 and towers give the same bits:
 
 | model, optimizer | float32, norm | float64, norm | float64, element |
 |------------------|---------------|---------------|------------------|
@@ -35,6 +38,7 @@ from evener.recipe import Recipe
 from evener.recipes.mnist import OPTIMIZERS, l2_loss, mnist, network
 
 sys.path.append(str(Path(__file__).parents[1] / "server"))
+import towers_in_one_process as in_threads
 from cluster_in_one_process import Cluster, Trainer, differences, finished, one_process, same_bits, train
 
 STEPS, BATCH = 50, 8
@@ -91,6 +95,14 @@ def together(recipe: Recipe, directory: Path, *, chance: Random | None = None, s
         return cluster.parameters(), cluster.parameters("averages"), rates.pop()
 
 
+def as_towers(recipe: Recipe, directory: Path, count: int, **options):
+    """The same of so many towers."""
+    sessions = in_threads.towers(recipe, directory, count, train_steps=STEPS, **options)
+    assert in_threads.run(sessions) == [f"reached step {STEPS}"] * count
+    last = sessions[-1]
+    return in_threads.named(last), in_threads.named(last, "averages"), last.turn.learning_rate
+
+
 def elementwise(left, right):
     """The largest difference of two elements, over the larger of the element and its tensor's root mean square."""
     worst = 0.0
@@ -114,14 +126,18 @@ CASES = [Case(m, o, d) for m in MODELS for o in OPTIMIZERS for d in (torch.float
 
 
 @pytest.mark.parametrize("case", CASES, ids=str)
-def test_sync_with_two_workers_is_one_process_at_twice_the_batch(case, tmp_path):
+def test_two_workers_in_sync_and_two_towers_are_one_process_at_twice_the_batch(case, tmp_path):
     recipe = recipe_of(case.model, case.optimizer, case.dtype)
     expected = alone(recipe, tmp_path / "alone", batch_size=2 * BATCH)
     several = {
         shards: together(recipe, tmp_path / str(shards), ps=shards, workers=2, batch_size=BATCH) for shards in (1, 3)
     }
 
+    several[0] = as_towers(recipe, tmp_path / "towers", 2, batch_size=BATCH)
+
     assert same_bits(several[1][0], several[3][0])
+    assert same_bits(several[1][0], several[0][0])
+    assert same_bits(several[1][1], several[0][1])
     for parameters, averages, rate in several.values():
         assert max(differences(parameters, expected[0])) <= 1e-6
         assert max(differences(averages, expected[1])) <= 1e-6
@@ -138,6 +154,7 @@ def test_three_workers_too(tmp_path):
 
     assert max(differences(parameters, expected[0])) <= 1e-6
     assert max(differences(averages, expected[1])) <= 1e-6
+    assert same_bits(as_towers(recipe, tmp_path / "towers", 3, batch_size=BATCH)[0], parameters)
 
 
 def test_two_workers_that_accumulate_four_gradients_are_one_process_at_four_batches(tmp_path):

@@ -2,16 +2,17 @@
 
 import sys
 import threading
+import time
 from pathlib import Path
 
 import pytest
 import torch
 from torch import nn
 
-from evener import errors
+from evener import errors, transport
 from evener.data.dataset import Data, Tensors
 from evener.recipe import Recipe
-from evener.report import Status
+from evener.report import Line, Status
 from evener.server.serve import serve
 from evener.tensors import whole_views
 from evener.transport.channel import Memory
@@ -30,7 +31,6 @@ from evener.wire.messages import (
     Refused,
     Release,
 )
-from evener.worker import servers
 from evener.worker.servers import Servers
 
 sys.path.append(str(Path(__file__).parents[1] / "server"))
@@ -67,19 +67,19 @@ class Script:
 
 
 class World:
-    """A worker with two scripted servers."""
+    """A worker with two scripted servers. A link that is opened when none is left finds nobody."""
 
-    def __init__(self, monkeypatch, shards=2):
+    def __init__(self, shards=2):
         self.clock, self.reports, self.said = Clock(), [], []
         self.links = [Script(shard, self.clock, self.said) for shard in range(shards)]
-        free = iter(self.links)
-        monkeypatch.setattr(servers, "connect", lambda address, outbox, inbox, timeout: next(free))
+        self.free = list(self.links)
         layout = Layout([Spec("row", (64,), "float32", True)], shards=shards)
         hello = Hello(Identity(3), RUN, EVENER, "2", "row", layout.fingerprint, b"", 40, "here", 812)
         self.exchange = Servers(
-            [f"memory:{shard}" for shard in range(shards)], hello, layout,
+            lambda: [f"memory:{shard}" for shard in range(shards)], hello, layout,
             gradients=Memory(layout.nbytes), parameters=Memory(layout.nbytes),
-            report=self.reports.append, clock=self.clock, patience=30.0,
+            connect=self.dial, report=self.reports.append, clock=self.clock,
+            sleep=self.clock.advance, patience=30.0,
         )  # fmt: skip
 
     def started(self, **release):
@@ -87,13 +87,19 @@ class World:
             link.answers += [Granted(Identity(3, 5, 2)), Release(seq=0, version=7, lease=21, **release)]
         return self.exchange.start()
 
+    def dial(self, shard, address, outbox, inbox, timeout):
+        if not self.free:
+            self.clock.advance(timeout)
+            raise errors.Unavailable(f"{address} has not answered.", why="nobody listens there.", fix="start it")
+        return self.free.pop(0)
+
     def told(self):
         return [report.waiting_for for report in self.reports]
 
 
 @pytest.fixture
-def world(monkeypatch):
-    return World(monkeypatch)
+def world():
+    return World()
 
 
 def update(world):
@@ -169,24 +175,109 @@ def test_the_hello_too_is_waited_for_aloud(world):
     assert world.told()[0] == "ps:0 to admit worker:3 (1 s)"
 
 
+# --- links that break
+
+
+def again(world, *, epoch, generation, version, shards=2):
+    """New links on which the servers take the worker in once more."""
+    links = [Script(shard, world.clock, world.said) for shard in range(shards)]
+    for link in links:
+        link.answers += [Granted(Identity(3, epoch, generation)), Release(seq=0, version=version, lease=40)]
+    world.free += links
+    return links
+
+
 @pytest.mark.parametrize("shard", [0, 1])
-def test_a_server_that_is_gone_is_named_with_its_address(world, shard):
+def test_a_worker_whose_link_breaks_comes_back_as_a_new_life_and_sends_nothing_again(world, shard):
     world.started()
     for link in world.links:
         link.answers.append(GONE if link.shard == shard else Release(seq=1, version=8, lease=22))
+    again(world, epoch=6, generation=3, version=4)
+    said = len(world.said)
+    turn = update(world)
 
-    with pytest.raises(errors.PeerGone) as ended:
-        update(world)
-    assert ended.value.what.startswith(f"ps:{shard} (memory:{shard}) is gone while worker:3 waited for ps:{shard} to")
-    assert ended.value.fix == f"look at the log of ps:{shard}."
+    assert (turn.version, turn.lease) == (4, 40)
+    assert turn.rejected == "a link broke while it was on its way"
+    assert all(link.closed for link in world.links)
+    assert [(at, type(message), message.identity) for at, message, _ in world.said[said + 2 :]] == [
+        (0, Hello, Identity(3, 5, 2)),
+        (1, Hello, Identity(3, 6, 3)),
+        (0, Join, Identity(3, 6, 3)),
+        (1, Join, Identity(3, 6, 3)),
+    ]
+    line = next(report.text for report in world.reports if isinstance(report, Line))
+    assert line.startswith(f"ps:{shard} (memory:{shard}) is gone while worker:3 waited for ps:{shard} to release")
 
 
-def test_a_server_that_is_gone_before_the_push_is_named_too(world):
+def test_the_first_push_of_a_new_life_is_numbered_on_and_names_the_new_version(world):
+    world.started()
+    world.links[1].broken = True
+    for link in again(world, epoch=6, generation=3, version=4):
+        link.answers.append(Release(seq=2, version=5, lease=41))
+    update(world)
+    update(world)
+
+    assert world.said[-1][1] == Push(Identity(3, 6, 3), seq=2, version=4, lease=40, loss=0.5, examples=10, seconds=0.1)
+
+
+def test_a_server_that_does_not_come_back_is_named_when_patience_ends(world):
     world.started()
     world.links[1].broken = True
 
-    with pytest.raises(errors.PeerGone, match=r"ps:1 \(memory:1\) is gone"):
+    with pytest.raises(errors.Unavailable) as ended:
         update(world)
+    assert ended.value.what.startswith("worker:3 has waited 31 s for ps:0 to listen at memory:0: nobody listens there")
+    assert ended.value.fix == "start it"
+
+
+def test_a_shard_that_lives_in_an_older_generation_is_asked_again(world):
+    world.links[0].answers.append(Granted(Identity(3, 5, 2)))
+    world.links[1].answers.append(Granted(Identity(3, 5, 1)))
+    again(world, epoch=6, generation=2, version=7)
+
+    assert world.exchange.start().version == 7
+    assert world.told()[0].startswith("ps:1 to hear of the generation that ps:0 has begun (0 s of 30 s)")
+
+
+def test_a_link_that_breaks_while_something_is_shown_costs_the_gradient_of_that_step(world):
+    world.started()
+    world.links[1].answers.append(GONE)
+    world.links[0].answers.append(Contents("averages", 7))
+    for link in again(world, epoch=6, generation=3, version=4):
+        link.answers.append(Contents("averages", 4))
+    assert world.exchange.show("averages") == 4
+
+    said = len(world.said)
+    assert update(world).lease == 40
+    assert len(world.said) == said
+    assert world.exchange.returned() is None
+
+
+def test_a_halt_reaches_the_leader_after_its_link_broke(world):
+    world.started()
+    world.links[0].broken = True
+    again(world, epoch=6, generation=3, version=4)
+    world.exchange.stop("enough")
+
+    assert world.said[-1] == (0, Halt(Identity(3, 6, 3), "enough", complete=True), False)
+
+
+def test_a_halt_is_said_until_the_leader_has_it(world):
+    """A ps task that is lost in each of two generations."""
+    world.started()
+    world.links[0].broken = True
+    link = again(world, epoch=6, generation=3, version=4)[0]
+    deliver = link.send
+
+    def send(header, *, payload=False):
+        link.broken = isinstance(codec.decode(header), Halt)
+        deliver(header, payload=payload)
+
+    link.send = send
+    again(world, epoch=7, generation=4, version=2)
+    world.exchange.stop("enough")
+
+    assert world.said[-1] == (0, Halt(Identity(3, 7, 4), "enough", complete=True), False)
 
 
 def test_why_a_server_closed_the_link_is_told_rather_than_that_it_did(world):
@@ -223,8 +314,8 @@ def test_a_refusal_of_an_unknown_kind_is_a_protocol_error(world):
         ([Granted(Identity(3, 5, 2)), Granted(Identity(3, 5, 2))], "answered a Push with Granted"),
     ],
 )
-def test_an_answer_to_another_question_is_an_error(monkeypatch, answers, what):
-    world = World(monkeypatch, shards=1)
+def test_an_answer_to_another_question_is_an_error(answers, what):
+    world = World(shards=1)
     world.links[0].answers += answers
 
     with pytest.raises(errors.ProtocolError, match=what):
@@ -265,7 +356,7 @@ def test_close_says_goodbye_to_all_that_are_there(world):
     world.exchange.close("it raised")
     world.exchange.close()
 
-    assert world.said[-1] == (1, Goodbye(Identity(3, 5, 2), "it raised"), False)
+    assert world.said[-1] == (1, Goodbye(Identity(3, 5, 2), "it raised", failed=True), False)
     assert all(link.closed for link in world.links)
 
 
@@ -298,6 +389,10 @@ class Serving:
             assert not thread.is_alive(), "a server did not end"
 
 
+def in_memory(shard, address, outbox, inbox, timeout):
+    return transport.connect(address, outbox, inbox, timeout=timeout)
+
+
 def connected(cluster, index):
     """The exchange of one worker, and its memory as tensors."""
     built, layout = cluster.built, cluster.built.layout
@@ -307,8 +402,9 @@ def connected(cluster, index):
         cluster.samples, "here", 812,
     )  # fmt: skip
     exchange = Servers(
-        [listener.address for listener in cluster.listeners], hello, layout, gradients=gradients,
-        parameters=parameters, report=lambda report: None, clock=Clock(), patience=30.0,
+        lambda: [listener.address for listener in cluster.listeners], hello, layout, gradients=gradients,
+        parameters=parameters, connect=in_memory, report=lambda report: None, clock=Clock(), sleep=time.sleep,
+        patience=30.0,
     )  # fmt: skip
     return exchange, whole_views(layout, gradients.view), whole_views(layout, parameters.view)
 
@@ -368,13 +464,11 @@ def test_batchnorm_statistics_travel_through_the_servers(tmp_path):
         exchange.close()
 
 
-def test_a_server_that_does_not_listen_yet_is_waited_for_aloud_and_named_when_patience_ends(world, monkeypatch):
-    def nobody(address, outbox, inbox, timeout):
-        world.clock.advance(timeout)
-        raise errors.Unavailable(f"{address} has not answered for {timeout:g} s.", fix="start it")
-
-    monkeypatch.setattr(servers, "connect", nobody)
-    with pytest.raises(errors.Unavailable, match=r"^ps:0 \(memory:0\) has not answered for 32 s") as ended:
+def test_a_server_that_does_not_listen_yet_is_waited_for_aloud_and_named_when_patience_ends(world):
+    world.free.clear()
+    with pytest.raises(errors.Unavailable) as ended:
         world.exchange.start()
+    what = "ps:0 to listen at memory:0: nobody listens there"
+    assert ended.value.what == f"worker:3 has waited 31 s for {what}."
     assert ended.value.fix == "start it"
-    assert world.told()[:2] == ["ps:0 to listen at memory:0 (2 s)", "ps:0 to listen at memory:0 (4 s)"]
+    assert world.told()[:2] == [f"{what} (2 s of 30 s)", f"{what} (4 s of 30 s)"]

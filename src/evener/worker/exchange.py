@@ -3,7 +3,12 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Protocol
+from typing import TYPE_CHECKING, Protocol
+
+if TYPE_CHECKING:
+    from torch import nn
+
+    from evener.data.dataset import Batch
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -12,12 +17,24 @@ class Turn:
 
     version: int  # global step of the parameters that the model holds now
     lease: int  # the batch; -1 when the run ends
+    upcoming: int = -1  # the lease of the next turn, where it is known; -1 where it is not or there is none
     stop: str = ""  # why the run ends, when it does
     chief: bool = False
     rejected: str = ""  # why the last gradient was dropped, when it was
     staleness: int = 0  # of the last gradient
     dropped: int = 0  # gradients dropped so far, of all workers
     learning_rate: float = 0.0
+    failed: bool = False  # `stop` is another task's failure
+
+
+class Computes(Protocol):
+    """A model and its gradients, wherever they are computed."""
+
+    model: nn.Module
+
+    def gradients(self, batch: Batch, lease: int) -> float:
+        """Forward and backward of one batch; returns its loss. The gradients are where the exchange finds them."""
+        ...
 
 
 class Exchange(Protocol):
@@ -41,6 +58,10 @@ class Exchange(Protocol):
 
         Whoever asked for something else must ask for "parameters" again before the next batch.
         """
+        ...
+
+    def returned(self) -> Turn | None:
+        """A turn that came without an update: the links broke while something was shown, and were made anew."""
         ...
 
     def stop(self, reason: str, *, complete: bool = True) -> Turn | None:

@@ -5,12 +5,13 @@ from __future__ import annotations
 import contextlib
 import logging
 from collections.abc import Callable, Sequence
+from dataclasses import replace
+from typing import Protocol
 
 import msgspec
 
-from evener import errors
-from evener.report import Reporter, Status
-from evener.transport import connect
+from evener import chaos, errors
+from evener.report import Line, Reporter, Status
 from evener.transport.channel import Channel, Memory, Ranges
 from evener.wire import codec
 from evener.wire.layout import Layout
@@ -33,13 +34,24 @@ log = logging.getLogger(__name__)
 
 #: A wait longer than this many seconds is told.
 SILENCE = 1.0
+#: Seconds of one attempt to reach a shard, and of the pause before the next.
+ATTEMPT, PAUSE = 2.0, 0.1
+
+
+class Connect(Protocol):
+    """Opens a link to one shard; `launch.wiring.Dialer` is the one of every run."""
+
+    def __call__(self, shard: int, address: str, outbox: Ranges, inbox: Ranges, timeout: float) -> Channel: ...
 
 
 class Servers:
-    """A worker's links to all shards.
+    """A worker's links to all shards. When one breaks, the worker comes back to all of them as a new life.
+
+    A gradient that was on its way then is not sent again: either it was applied, or its lease went back to the pool
+    with the old life, so nothing is lost and nothing comes twice.
 
     Args:
-        addresses: of ps:0, ps:1, ...
+        addresses: of ps:0, ps:1, ...; asked again at each attempt, since a restarted one may have another.
         hello: what to say first; its identity has epoch 0.
         gradients, parameters: memory blocks of the layout; shard s owns the ranges `layout.ranges(s)` of each.
         patience: seconds to wait for an answer in the worst case; the servers' own limit is shorter.
@@ -47,17 +59,20 @@ class Servers:
 
     def __init__(  # noqa: PLR0913 - what a link needs, each once
         self,
-        addresses: Sequence[str],
+        addresses: Callable[[], Sequence[str]],
         hello: Hello,
         layout: Layout,
         *,
         gradients: Memory,
         parameters: Memory,
+        connect: Connect,
         report: Reporter,
         clock: Callable[[], float],
+        sleep: Callable[[float], None],
         patience: float,
     ) -> None:
-        self._addresses = list(addresses)
+        self._find, self._connect, self._sleep = addresses, connect, sleep
+        self._addresses: list[str] = []
         self._hello = hello
         self._identity = hello.identity
         self._layout = layout
@@ -67,48 +82,105 @@ class Servers:
         self._seq = 0
         self._version = 0
         self._lease = -1
+        self._found: Turn | None = None  # what a return brought while no update was asked for
 
     @property
     def name(self) -> str:
         return f"worker:{self._identity.worker}"
 
+    # --- coming and coming back
+
     def start(self) -> Turn:
+        return self._enter("")
+
+    def _enter(self, lost: str) -> Turn:
+        """Link up with all shards, whenever they are there: tasks of a cluster are started in any order."""
+        since, told = self._clock(), False
+        while True:
+            try:
+                turn = self._link_up()
+                if lost:
+                    log.info("%s is back after %.1f s, at step %d", self.name, self._clock() - since, turn.version)
+                if told or lost:
+                    self._report(Status(self.name, "training"))
+                return turn
+            except (errors.Unavailable, errors.PeerGone) as error:
+                self._hang_up()
+                waited = self._clock() - since
+                what = error.what.rstrip(".")
+                if isinstance(error, errors.PeerGone):
+                    what = f"its ps tasks ({what})"
+                if waited > self._patience:
+                    raise errors.Unavailable(
+                        f"{self.name} has waited {waited:.0f} s for {what}.",
+                        fix=error.fix or "start it, or look at its log.",
+                    ) from None
+                wait = f"{what} ({waited:.0f} s of {self._patience:.0f} s)"
+                if not told:
+                    log.warning("%s waits: %s", self.name, wait)
+                told = True
+                self._report(Status(self.name, "waiting", waiting_for=wait))
+                self._sleep(PAUSE)
+
+    def _link_up(self) -> Turn:
+        self._addresses = list(self._find())
+        chaos.point("worker.hello")
         for shard, address in enumerate(self._addresses):
-            channel = self._connect(shard, address)
+            ranges = self._layout.ranges(shard)
+            try:
+                channel = self._connect(
+                    shard, address, Ranges(self._gradients, ranges), Ranges(self._parameters, ranges), ATTEMPT
+                )
+            except errors.Unavailable as error:
+                raise errors.Unavailable(
+                    f"ps:{shard} to listen at {address}: {error.why or error.what}", fix=error.fix
+                ) from None
             self._channels.append(channel)
-            # ps:0 grants the epoch that the other shards are told
+            # ps:0 grants the epoch that the other shards are told; an epoch of ours tells it that we come back
             self._send(shard, msgspec.structs.replace(self._hello, identity=self._identity))
             granted = self._receive(shard, f"ps:{shard} to admit {self.name}")
             if not isinstance(granted, Granted):
                 raise errors.ProtocolError(f"ps:{shard} answered a Hello with {type(granted).__name__}.")
+            if shard and granted.identity.generation != self._identity.generation:
+                raise errors.Unavailable(f"ps:{shard} to hear of the generation that ps:0 has begun.")
             self._identity = granted.identity
         for shard in range(len(self._channels)):
             self._send(shard, Join(self._identity))
+        chaos.point("worker.joined")
         return self._turn()
 
-    def _connect(self, shard: int, address: str) -> Channel:
-        """A link to one shard, whenever it is there: tasks of a cluster are started in any order."""
-        ranges = self._layout.ranges(shard)
-        since = self._clock()
-        while True:
-            try:
-                return connect(address, Ranges(self._gradients, ranges), Ranges(self._parameters, ranges), timeout=2.0)
-            except errors.Unavailable as error:
-                waited = self._clock() - since
-                if waited > self._patience:
-                    raise errors.Unavailable(
-                        f"ps:{shard} ({address}) has not answered for {waited:.0f} s.", why=error.what, fix=error.fix
-                    ) from None
-                wait = f"ps:{shard} to listen at {address} ({waited:.0f} s)"
-                self._report(Status(self.name, "waiting", waiting_for=wait))
+    def _return(self, gone: errors.PeerGone) -> Turn:
+        """A link broke: come back. The gradient that was on its way is not ours any more."""
+        log.warning("%s %s", gone.what, gone.why)
+        self._report(Line(self.name, f"{gone.what.rstrip('.')}: {gone.why.rstrip('.')}; it links up again by itself"))
+        self._hang_up()
+        return replace(self._enter(gone.what), rejected="a link broke while it was on its way")
+
+    def _hang_up(self) -> None:
+        for channel in self._channels:
+            channel.close()
+        self._channels = []
+
+    def returned(self) -> Turn | None:
+        turn, self._found = self._found, None
+        return turn
+
+    # --- training
 
     def update(self, *, loss: float, examples: int, seconds: float) -> Turn:
+        if (turn := self.returned()) is not None:
+            return turn  # the gradient was computed for a life that has ended
         self._seq += 1
         push = Push(self._identity, self._seq, self._version, self._lease, loss, examples, seconds)
-        # The leader last: when it looks at the push, the other shards have it too.
-        for shard in reversed(range(len(self._channels))):
-            self._send(shard, push, payload=True)
-        return self._turn()
+        try:
+            # The leader last: when it looks at the push, the other shards have it too.
+            for shard in reversed(range(len(self._channels))):
+                chaos.point("worker.pushing")
+                self._send(shard, push, payload=True)
+            chaos.point("worker.pushed")
+            return self._turn()
+        except errors.PeerGone as gone:
+            return self._return(gone)
 
     def _turn(self) -> Turn:
         """Wait for every shard's release; all carry the same version, since the leader decided for all."""
@@ -121,6 +193,7 @@ class Servers:
         return Turn(
             version=answer.version, lease=answer.lease, stop=answer.stop, chief=answer.chief, rejected=answer.rejected,
             staleness=answer.staleness, dropped=answer.dropped, learning_rate=answer.learning_rate,
+            failed=answer.failed,
         )  # fmt: skip
 
     def _release(self, shard: int) -> Release:
@@ -130,6 +203,14 @@ class Servers:
         return answer
 
     def show(self, what: str) -> int:
+        while True:
+            try:
+                return self._show(what)
+            except errors.PeerGone as gone:
+                self._found = self._return(gone)
+
+    def _show(self, what: str) -> int:
+        chaos.point("worker.showing")
         for shard in range(len(self._channels)):
             self._send(shard, Pull(self._identity, what))
         versions = []
@@ -142,22 +223,29 @@ class Servers:
         return min(versions)
 
     def stop(self, reason: str, *, complete: bool = True) -> Turn | None:
-        self._send(0, Halt(self._identity, reason, complete))
-        return None
+        reason = codec.cut(reason, 8000)
+        while True:
+            try:
+                self._send(0, Halt(self._identity, reason, complete))
+                return None
+            except errors.PeerGone as gone:
+                self._found = self._return(gone)
 
     def close(self, reason: str = "") -> None:
-        for shard, channel in enumerate(self._channels):
+        chaos.point("worker.closing")
+        failed = bool(reason) and not reason.startswith("KeyboardInterrupt")  # who was sent away has not failed
+        for shard in range(len(self._channels)):
             with contextlib.suppress(errors.WireError):
-                self._send(shard, Goodbye(self._identity, reason))
-            channel.close()
-        self._channels = []
+                self._send(shard, Goodbye(self._identity, reason, failed))
+        self._hang_up()
+        chaos.point("worker.left")
 
     def _send(self, shard: int, message: AnyMessage, *, payload: bool = False) -> None:
         try:
             self._channels[shard].send(codec.encode(message), payload=payload)
-        except errors.PeerGone:
+        except errors.PeerGone as gone:
             self._explain_loss(shard)
-            raise self._gone(shard, f"had a {type(message).__name__} for it") from None
+            raise self._gone(shard, f"had a {type(message).__name__} for it", gone) from None
 
     def _receive(self, shard: int, what: str) -> AnyMessage:
         """The next message of a shard. Says aloud for whom it waits; gives up after `patience`."""
@@ -166,8 +254,8 @@ class Servers:
         while True:
             try:
                 header = self._channels[shard].receive(SILENCE)
-            except errors.PeerGone:
-                raise self._gone(shard, f"waited for {what}") from None
+            except errors.PeerGone as gone:
+                raise self._gone(shard, f"waited for {what}", gone) from None
             if header is not None:
                 answer = codec.decode(header)
                 if isinstance(answer, Refused):
@@ -183,10 +271,10 @@ class Servers:
             told = True
             self._report(Status(self.name, "waiting", waiting_for=f"{what} ({waited:.0f} s)"))
 
-    def _gone(self, shard: int, meanwhile: str) -> errors.PeerGone:
+    def _gone(self, shard: int, meanwhile: str, seen: errors.PeerGone) -> errors.PeerGone:
         return errors.PeerGone(
             f"ps:{shard} ({self._addresses[shard]}) is gone while {self.name} {meanwhile}.",
-            why="its process ended or the link broke.",
+            why=seen.what,
             fix=f"look at the log of ps:{shard}.",
         )
 

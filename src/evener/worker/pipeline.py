@@ -1,0 +1,277 @@
+"""One model over several processes: stage 0 runs the training loop and orders, the others do their part.
+
+Each stage owns its parameters, their optimizer and averages, as a ps task owns its shard: the layout puts the tensors
+of stage i on shard i. Activations and their gradients travel by `torch.distributed.pipelining`.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+
+import msgspec
+import torch
+from torch import Tensor, nn
+from torch.distributed.pipelining import Schedule1F1B, ScheduleGPipe
+
+from evener import errors
+from evener.atomic import Record
+from evener.checkpoint import Manifest, Store
+from evener.data.batches import Batches
+from evener.data.dataset import Batch
+from evener.recipe import Recipe
+from evener.saver import Saver
+from evener.state import Contents, State
+from evener.tensors import CPU, Slot
+from evener.worker.exchange import Turn
+from evener.worker.local import Local
+from evener.worker.splitting import Cut, Foreign
+from evener.worker.stage_group import WHAT, Ask, StageGroup
+from evener.worker.towers import check_scalar
+
+SCHEDULES = {"gpipe": ScheduleGPipe, "1f1b": Schedule1F1B}
+
+#: Relative difference that sums in another order may make between a penalty and the sum of its parts.
+ROUNDING = 1e-4
+
+
+class Part:
+    """One stage: its part of the model, and the gradients of that.
+
+    Args:
+        model: the whole model; the tensors of this stage live in the memory that travels.
+        gradients: this stage's shard, which `compute` fills.
+        microbatches: into how many a batch is cut.
+        seed: of the run; see `Towers`. A stage's random numbers follow from (seed, lease, stage).
+    """
+
+    def __init__(  # noqa: PLR0913 - a model and its place
+        self,
+        model: nn.Module,
+        recipe: Recipe,
+        made: Cut,
+        group: StageGroup,
+        gradients: Slot,
+        *,
+        schedule: str,
+        microbatches: int,
+        seed: int,
+    ) -> None:
+        self.model, self.recipe, self.slot = model, recipe, gradients
+        self.group, self._seed = group, seed
+        self._last = group.stage == group.stages - 1
+        runner = made.pipe.build_stage(group.stage, CPU)
+        self._schedule = SCHEDULES[schedule](runner, microbatches, loss_fn=self._loss)
+        others = [name for name, stage in made.homes.items() if stage != group.stage]
+        self.foreign = Foreign(model, others, {spec.name for spec in gradients.layout.specs})
+        tensors = dict([*model.named_parameters(), *model.named_buffers()])
+        self._own = [(tensors[piece.spec.name], view, piece.spec.trained) for piece, view in gradients.named()]
+        #: The stages whose last gradient is not finite.
+        self.bad: list[int] = []
+
+    def gradients(self, batch: Batch, lease: int) -> float:
+        """Stage 0: let all stages compute this lease; returns its loss. Each then has its own gradients."""
+        self.group.give(Ask.COMPUTE, lease)
+        return self.compute(batch, lease)
+
+    def compute(self, batch: Batch | None, lease: int) -> float:
+        """Forward and backward of the microbatches; the loss, penalties of all stages included.
+
+        Args:
+            batch: needed by the first stage, which takes the inputs, and by the last, which takes the target.
+        """
+        try:
+            return self._compute(batch, lease)
+        except BaseException:
+            self.group.broken = True  # the others may be in the middle of it: nobody can be asked for anything now
+            raise
+
+    def _compute(self, batch: Batch | None, lease: int) -> float:
+        self.foreign.hide()
+        torch.manual_seed((self._seed * 1_000_003 + lease + self.group.stage * 2_147_483_647) % 2**63)
+        for tensor, _, _ in self._own:
+            tensor.grad = None
+        losses: list[Tensor] = []
+        with self.group.guarded(f"the activations and gradients of lease {lease}"):
+            if self.group.stage == 0:
+                assert batch is not None
+                self._schedule.step(batch[0])
+            elif self._last:
+                assert batch is not None
+                self._schedule.step(target=batch[1], losses=losses)
+            else:
+                self._schedule.step()
+        loss = float(torch.stack([loss.detach() for loss in losses]).mean()) if losses else 0.0
+        penalty = self._penalty()
+        self._collect()
+        flags = [0.0] * self.group.stages
+        flags[self.group.stage] = float(bool(self.slot.first_non_finite()))
+        total, *flags = self.group.total([loss + penalty, *flags])
+        self.bad = [stage for stage, flag in enumerate(flags) if flag]
+        return total
+
+    def _loss(self, output: Tensor, target: Tensor) -> Tensor:
+        loss = self.recipe.loss(output, target)
+        check_scalar(loss)
+        return loss
+
+    def _penalty(self) -> float:
+        """Adds the gradient of this stage's share of the penalty; the others' parameters are hidden."""
+        if self.recipe.penalty is None:
+            return 0.0
+        penalty = self.recipe.penalty(self.model)
+        if penalty.requires_grad:
+            penalty.backward()  # type: ignore[no-untyped-call]
+        return float(penalty.detach())
+
+    def _collect(self) -> None:
+        for tensor, travelling, trained in self._own:
+            if not trained:
+                travelling.copy_(tensor)
+            elif tensor.grad is None:
+                travelling.zero_()
+            else:
+                travelling.copy_(tensor.grad)
+
+    def check_penalty(self) -> None:
+        """Is the penalty the sum of what it is for each stage alone? On all stages, before the first batch.
+
+        Raises:
+            ConfigError: it is not, so no stage could know its gradient.
+        """
+        if self.recipe.penalty is None:
+            return
+        with torch.no_grad():
+            whole = float(self.recipe.penalty(self.model))
+            try:
+                with self.foreign.hidden():
+                    mine = float(self.recipe.penalty(self.model))
+            except Exception:  # whatever a function of the user raises for parameters that are not there
+                mine = math.nan
+        (total,) = self.group.total([mine], starting=True)
+        if not math.isclose(total, whole, rel_tol=ROUNDING, abs_tol=1e-12):
+            raise errors.ConfigError(
+                f"the recipe's penalty is {whole:.6g}, but {total:.6g} as the sum over the stages.",
+                why="each stage knows its own parameters only, and finds the others empty.",
+                fix="write it as a sum over parameters or modules, such as L2, or train without --pipeline-stages.",
+            )
+
+
+class Saved(msgspec.Struct, frozen=True):
+    """What a stage tells of its part of a checkpoint."""
+
+    files: dict[str, Record]
+    values: bytes
+    error: str = ""
+
+
+class StagesSaver(Saver):
+    """Saves of all stages: each writes its own files while this one does."""
+
+    others = "worker"
+    group: StageGroup  # set before the first save
+
+    def start(self, contents: Contents, manifest: Manifest) -> None:
+        if self.group.broken:
+            raise errors.PeerGone("the other stages cannot save.", why="one of them failed before.")
+        super().start(contents, manifest)
+        self.group.give(Ask.SAVE, contents.step)
+        for stage in range(1, self.group.stages):
+            saved = msgspec.json.decode(self.group.receive_text(stage), type=Saved)
+            self.add(stage, saved.files, saved.values, saved.error)
+
+
+class Conductor:
+    """Stage 0's exchange: what it does with its own part, the others are asked to do with theirs.
+
+    Args:
+        local: owns this stage's parameters, counts leases, saves.
+        stop_asked: a reason when the launcher wants the run to end.
+    """
+
+    def __init__(self, local: Local, part: Part, group: StageGroup, stop_asked: Callable[[], str]) -> None:
+        self._local, self._part, self._group, self._stop_asked = local, part, group, stop_asked
+
+    def start(self) -> Turn:
+        return self._heeding(self._local.start())
+
+    def update(self, *, loss: float, examples: int, seconds: float) -> Turn:
+        if self._part.bad:
+            stages = ", ".join(f"worker:{stage}" for stage in self._part.bad)
+            raise errors.NonFinite(
+                f"the gradient of {stages} is not finite (loss {loss:.6g}).",
+                why="one such gradient would make every parameter NaN; it was not applied, by no stage.",
+                fix="lower the learning rate, clip the gradient, or look at that batch.",
+            )
+        self._group.give(Ask.APPLY)
+        return self._heeding(self._local.update(loss=loss, examples=examples, seconds=seconds))
+
+    def _heeding(self, turn: Turn) -> Turn:
+        if not turn.stop and (reason := self._stop_asked()):
+            return self._local.stop(reason, complete=False) or turn
+        return turn
+
+    def show(self, what: str) -> int:
+        step = self._local.show(what)
+        self._group.give(Ask.SHOW, WHAT.index(what))
+        values: dict[str, Tensor] = {}
+        for stage in range(1, self._group.stages):
+            slot = Slot(self._part.slot.layout, stage)
+            self._group.receive(slot.flats, stage)
+            values |= {piece.spec.name: view for piece, view in slot.named()}
+        self._part.foreign.fill(values)
+        return step
+
+    def returned(self) -> Turn | None:
+        return None
+
+    def stop(self, reason: str, *, complete: bool = True) -> Turn | None:
+        return self._local.stop(reason, complete=complete)
+
+    def close(self, reason: str = "") -> None:
+        try:
+            self._local.close(reason)
+            if not self._group.broken:
+                self._group.give(Ask.END)
+        finally:
+            self._group.close()
+
+
+def follow(part: Part, state: State, *, store: Store, batches: Batches, busy: Callable[[str, int], None]) -> None:
+    """Do what stage 0 asks, until it says END.
+
+    Args:
+        busy: is told what this stage does, or waits for, and at which step.
+    """
+    group = part.group
+    last = group.stage == group.stages - 1
+    while True:
+        busy("an order of worker:0, which computes, evaluates or saves", state.step)
+        ask, number = group.take()
+        match ask:
+            case Ask.COMPUTE:
+                busy(f"its part of lease {number}", state.step)
+                part.compute(batches.batch(number) if last else None, number)
+            case Ask.APPLY:
+                state.apply(part.slot)
+            case Ask.SHOW:
+                group.send(_shown(state, part.slot, WHAT[number]))
+            case Ask.SAVE:
+                busy(f"its part of the checkpoint of step {number}", state.step)
+                group.send_text(msgspec.json.encode(_save(state, store, group.stage)))
+            case _:
+                return
+
+
+def _shown(state: State, gradients: Slot, what: str) -> Sequence[Tensor]:
+    if what == "averages" and state.averages is not None:
+        return state.averages.flats
+    return (gradients if what == "gradients" else state.parameters).flats
+
+
+def _save(state: State, store: Store, stage: int) -> Saved:
+    contents = state.contents()
+    try:
+        return Saved(store.write_shard(contents, stage), msgspec.json.encode(contents.values))
+    except (OSError, errors.EvenerError) as error:  # stage 0 tells it; training goes on
+        return Saved({}, b"", str(error) or type(error).__name__)

@@ -19,12 +19,14 @@ def test_each_life_of_a_worker_gets_the_next_epoch():
     assert members.epochs == {0: 2, 7: 1}
 
 
-def test_a_process_that_reconnects_keeps_its_epoch():
+def test_a_process_that_reconnects_begins_a_new_life():
     members = Members(generation=2, epochs={0: 3})
 
-    assert members.grant(0, 3, alive=False) == 3
-    assert members.grant(0, 3, alive=True) == 3  # the live peer is itself, on a link that we have not seen break
-    assert members.epochs == {0: 3}
+    assert members.grant(0, 3, alive=False) == 4
+    assert members.grant(0, 4, alive=True) == 5  # the live peer is itself, on a link that we have not seen break
+    assert members.epochs == {0: 5}
+    with pytest.raises(Fenced, match="replaced by epoch 5"):
+        members.grant(0, 3, alive=False)
 
 
 def test_a_second_process_is_refused_while_the_first_is_alive():
@@ -44,6 +46,40 @@ def test_a_process_that_was_replaced_is_fenced_when_it_wakes():
         members.check(0, 2, generation=1, seq=9)
     with pytest.raises(Fenced, match=sentence):
         members.grant(0, 2, alive=True)
+
+
+def test_a_process_whose_answer_was_lost_is_not_fenced_by_its_own_grant():
+    """Granted and on disk, but ps:0 died, or the link broke, before the answer was there."""
+    members = Members(generation=1)
+    assert members.grant(4, 0, alive=False, process="p") == 1
+    members.grant(4, 1, alive=False, process="p")  # the answer is lost
+    restarted = Members(generation=2, epochs=members.epochs, holders=members.holders)
+
+    assert restarted.grant(4, 1, alive=False, process="p") == 3
+    with pytest.raises(Fenced):
+        restarted.grant(4, 1, alive=False, process="q")
+    with pytest.raises(ProtocolError):
+        restarted.grant(4, 9, alive=False, process="p")
+
+
+def test_a_new_process_whose_first_answer_was_lost_is_not_taken_for_a_second_one():
+    members = Members(generation=1)
+    members.grant(4, 0, alive=False, process="p")
+
+    assert members.grant(4, 0, alive=True, process="p") == 2  # its first link is not known to be broken yet
+    with pytest.raises(DuplicateTask):
+        members.grant(4, 0, alive=True, process="q")
+    with pytest.raises(DuplicateTask):
+        members.grant(4, 0, alive=True)
+
+
+def test_who_replaced_a_process_is_not_held_for_it():
+    members = Members(generation=1)
+    members.grant(4, 0, alive=False, process="p")
+    members.grant(4, 0, alive=False, process="q")
+
+    with pytest.raises(Fenced):
+        members.grant(4, 1, alive=False, process="p")
 
 
 @pytest.mark.parametrize("epoch", [9, -1])

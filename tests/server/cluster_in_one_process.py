@@ -25,6 +25,7 @@ from evener.data.batches import Batches
 from evener.data.dataset import Data, Tensors, as_data
 from evener.errors import EvenerError, PeerGone
 from evener.launch.build import build
+from evener.ledger import Begin, Ledger, path_of
 from evener.recipe import Recipe
 from evener.report import AnyReport
 from evener.saver import Saver, Schedule
@@ -151,6 +152,7 @@ class Cluster:
         self.reports: list[AnyReport] = []
         self.generation = before.generation + 1 if before else 1
         self.epochs: dict[int, int] = dict(before.epochs) if before else {}
+        self.holders: dict[int, str] = dict(before.holders) if before else {}
         self.built = build(self.settings, recipe)
         self.samples = len(as_data(recipe.data()).train)
         self.listeners = [transport.listen("memory") for _ in range(self.settings.ps)]
@@ -180,11 +182,18 @@ class Cluster:
         saver = Saver(store, schedule, shards=settings.ps, clock=self.clock)
         if restored := store.newest():
             saver.resumed(restored[0].step, str(store.path(restored[0].step)))
+        about = Begin(generation=self.generation, mode=settings.mode, batch_size=settings.batch_size)
+        ledger = Ledger(path_of(Path(settings.logdir)), about)
         setup = Setup(
-            settings=settings, saver=saver, report=self.reports.append, clock=self.clock, restored=restored,
-            generation=self.generation, epochs=dict(self.epochs), keep_epochs=self.epochs.update, evener=EVENER,
+            settings=settings, saver=saver, ledger=ledger, report=self.reports.append, clock=self.clock,
+            restored=restored, generation=self.generation, epochs=dict(self.epochs), holders=dict(self.holders),
+            keep_grants=self._keep, evener=EVENER,
         )  # fmt: skip
         return Leader(*self._parts(0), setup)
+
+    def _keep(self, epochs: dict[int, int], holders: dict[int, str]) -> None:
+        self.epochs.update(epochs)
+        self.holders.update(holders)
 
     def _follow(self, index: int, kind: type[Follower]) -> Follower:
         nothing = Ranges(Memory(0), ())
@@ -279,6 +288,8 @@ class Cluster:
         for server in self.servers:
             server.links.close()
             server.close()
+        for listener in self.listeners:
+            listener.close()
 
     def __enter__(self) -> Cluster:
         return self
@@ -477,9 +488,10 @@ def one_process(
     parts = [[block[at : at + nbytes] for at, nbytes in built.layout.ranges(0)] for block in blocks]
     state = State(built.model, recipe, built.layout, slot=Slot(built.layout, 0, parts[0]))
     towers = Towers(built.model, recipe, built.layout, parameters=blocks[0], gradients=blocks[1], seed=settings.seed)
+    ledger = Ledger(path_of(Path(settings.logdir)), Begin(mode="single", batch_size=settings.batch_size))
     exchange = Local(
         state, Slot(built.layout, 0, parts[1]), settings=settings, samples=len(data.train), saver=saver,
-        restored=restored, report=reports.append, clock=clock, evener=EVENER,
+        ledger=ledger, restored=restored, report=reports.append, clock=clock, evener=EVENER,
     )  # fmt: skip
     batches = Batches(data.train, batch_size=settings.batch_size, seed=settings.seed)
     session = Session(

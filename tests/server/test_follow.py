@@ -149,6 +149,7 @@ class Story:
         for _ in range(2000):
             if all(server.done for server in self.cluster.servers):
                 return
+            self.cluster.clock.advance(0.1)  # a chief that died is not waited for for ever
             for worker in self.now:
                 self._go_on(worker)
             for shard in range(len(self.cluster.servers)):
@@ -441,6 +442,8 @@ def test_a_push_sent_again_while_it_waits_changes_nothing(cluster):
         (errors.ProtocolError, {"identity": Identity(0, 2, 1)}),
         (errors.ProtocolError, {"identity": Identity(1, 1, 1)}),
         (errors.ProtocolError, {"seq": 2}),
+        (errors.ProtocolError, {"seq": 2, "lease": 7}),
+        (errors.ProtocolError, {"seq": 2, "version": 1}),
     ],
 )
 def test_a_follower_refuses_a_push_of_another_life_or_out_of_turn(cluster, kind, changes):

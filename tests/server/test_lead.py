@@ -259,6 +259,40 @@ def test_the_final_chief_has_as_long_for_its_evaluation_as_a_stalled_run(cluster
     assert run.leader.done
 
 
+def test_a_chief_that_dies_in_the_final_evaluation_has_a_successor(cluster):
+    run = cluster(train_steps=1)
+    chief, other = run.started(0, 1)
+    chief.push(1.0)
+    assert (other.listen().stop, other.turn.chief) == ("reached step 1", False)
+    other.leave()
+    chief.die()
+    run.settle()
+    run.tick(9.0)
+    assert run.leader.waiting_for().startswith("a worker to evaluate the final parameters")
+    assert not run.leader.done
+
+    (again,) = run.started(0)
+    assert (again.turn.stop, again.turn.chief, again.turn.version) == ("reached step 1", True, 1)
+    run.tick(20.0)  # it takes its time
+    assert not run.leader.done
+    again.leave()
+    run.finish()
+
+
+def test_a_run_whose_chief_died_at_the_end_does_not_wait_for_ever(cluster):
+    run = cluster(train_steps=1, workers=1)
+    (chief,) = run.started(0)
+    chief.push(1.0)
+    run.tick(60.0)
+    chief.die()
+    run.settle()
+    run.tick(9.0)
+    assert not run.leader.done
+
+    run.tick(2.0)
+    assert run.leader.done
+
+
 def test_a_run_that_has_nothing_left_to_do_says_so_to_everyone(cluster):
     first = cluster(train_steps=1, workers=1)
     (worker,) = first.started(0)
@@ -318,7 +352,7 @@ def test_who_comes_back_gets_a_new_life_and_the_old_one_is_fenced(cluster):
     wakes.identity = old.identity
     error = wakes.refused(wakes.hello())
     assert isinstance(error, errors.Fenced)
-    assert error.what == "worker:0 was replaced by epoch 2; this process has epoch 1."
+    assert error.what == "worker:0 was replaced by epoch 2; this process has epoch 1; the newer one is at here pid 812."
     assert new.push(1.0).version == 1
 
 
@@ -378,9 +412,9 @@ def test_a_stranger_cannot_speak_as_a_follower(cluster):
     stranger = run.worker(1)
 
     for words in (
-        Lost(1, 0, member.identity.epoch),
-        Held(1, 0, member.identity.epoch, 1),
-        Saved(1, 0, {}, b"", "no space"),
+        *(Lost(shard, 0, member.identity.epoch) for shard in (0, 1)),  # 0: of no follower, as every worker's link
+        *(Held(shard, 0, member.identity.epoch, 1) for shard in (0, 1)),
+        *(Saved(shard, 0, {}, b"", "no space") for shard in (0, 1)),
     ):
         assert isinstance(stranger.refused(words), errors.ProtocolError)
     assert member.push(1.0).version == 1
@@ -450,6 +484,8 @@ def test_a_second_join_is_refused(cluster):
         (errors.ProtocolError, {"identity": Identity(0, 2, 1)}),  # of an epoch that was never granted
         (errors.ProtocolError, {"identity": Identity(1, 1, 1)}),  # of another worker
         (errors.ProtocolError, {"version": 1}),  # from the future
+        (errors.ProtocolError, {"lease": 1}),  # of a batch that is not its own
+        (errors.ProtocolError, {"lease": -1}),
     ],
 )
 def test_a_push_of_another_life_or_from_the_future_is_refused(cluster, kind, changes):
@@ -746,6 +782,20 @@ def test_a_lost_link_of_a_follower_ends_the_run_by_name(cluster):
 
     with pytest.raises(errors.TaskFailed, match="ps:1 is gone"):
         run.look(0)
+
+
+def test_who_comes_in_the_moment_a_follower_is_lost_is_sent_away_to_come_again(cluster):
+    """It would wait for ever else: its arrival was in the batch of news that the lost follower ended."""
+    run = cluster(ps=2, train_steps=99)
+    run.servers[1].leader.close()
+    worker = run.worker(0)
+    worker.say(0, worker.hello())
+
+    with pytest.raises(errors.ServerLost):
+        run.look(0)
+    run.leader.links.close()
+    with pytest.raises(errors.PeerGone):
+        worker.channels[0].receive(0.0)
 
 
 def test_the_followers_are_told_the_generation_and_where_to_begin(cluster):

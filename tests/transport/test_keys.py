@@ -86,7 +86,7 @@ def test_a_cluster_has_a_pair_for_each_task_and_only_the_owner_reads_a_secret(tm
     finally:
         os.umask(umask)
     modes = {path.name: path.stat().st_mode & 0o777 for path in (tmp_path / "a" / "keys").iterdir()}
-    names = ("ps-0", "worker-0", "worker-1")
+    names = ("ps-0", "worker-0", "worker-1", "client")
     assert modes == {f"{n}.public": 0o644 for n in names} | {f"{n}.secret": 0o600 for n in names}
     mine = load(tmp_path / "a" / "keys", "worker:1")
     assert mine.name == "worker-1" and set(mine.public) == set(names)
@@ -186,10 +186,10 @@ def test_the_command_makes_keys_says_who_gets_which_and_shows_no_secret(
     assert cli.main(command) == 0
     out, err = capsys.readouterr()
     assert "ps-0, ps-1, worker-0, worker-1, worker-2" in out and "*.secret" in out and not err
-    assert len(list((tmp_path / "k").iterdir())) == 10
+    assert len(list((tmp_path / "k").iterdir())) == 12
     for path in (tmp_path / "k").iterdir():
         assert path.read_text().strip() not in out
-    assert cli.main(command) == 1
+    assert cli.main(command) == 2
     assert "exists already" in capsys.readouterr().err
     assert cli.main(["keys", "new", str(tmp_path / "none"), "--ps", "0"]) == 2
     assert cli.main(["keys"]) == 2

@@ -28,11 +28,21 @@ PLAIN = {
 }
 
 
+def bounded(kind, meta):
+    """Values of a field that the wire bounds."""
+    if kind is str:
+        return st.text(max_size=20)
+    lowest = meta.ge if meta.gt is None else meta.gt + 1
+    return st.integers(lowest, meta.lt - 1)
+
+
 def values(kind):
     """A strategy for a field's type, down to nested messages."""
     if kind in PLAIN:
         return PLAIN[kind]
     origin, arguments = typing.get_origin(kind), typing.get_args(kind)
+    if origin is typing.Annotated:
+        return bounded(*arguments)
     if origin is list:
         return st.lists(values(arguments[0]), max_size=4)
     if origin is dict:
@@ -42,7 +52,9 @@ def values(kind):
     if origin in (typing.Union, types.UnionType):
         return st.one_of([st.none() if entry is type(None) else values(entry) for entry in arguments])
     assert issubclass(kind, msgspec.Struct), kind
-    return st.builds(kind, **{name: values(hint) for name, hint in typing.get_type_hints(kind).items()})
+    return st.builds(
+        kind, **{name: values(hint) for name, hint in typing.get_type_hints(kind, include_extras=True).items()}
+    )
 
 
 def specs():

@@ -278,3 +278,13 @@ def test_an_unknown_placement_is_refused_with_the_known_ones():
     with pytest.raises(ConfigError, match=r"unknown placement 'evenly'") as refused:
         Layout(MLP, placement="evenly")
     assert refused.value.fix == "use one of: even, round_robin, greedy."
+
+
+def test_stages_of_a_pipeline_are_shards_of_whole_tensors_where_the_cut_puts_them():
+    stages = {"hidden.weight": 0, "hidden.bias": 0, "output.weight": 1, "output.bias": 1}
+
+    layout = Layout(MLP, shards=2, stages=stages)
+
+    assert shard_of(layout) == stages
+    assert all(piece.whole for piece in layout.pieces)
+    assert layout.fingerprint != Layout(MLP, shards=2, stages={**stages, "hidden.bias": 1}).fingerprint

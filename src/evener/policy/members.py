@@ -14,6 +14,7 @@ from types import MappingProxyType
 from evener.errors import DuplicateTask, Fenced, ProtocolError
 
 _NOBODY: Mapping[int, int] = MappingProxyType({})
+_NO_ONE: Mapping[int, str] = MappingProxyType({})
 _NOTHING: Mapping[int, tuple[int, int]] = MappingProxyType({})
 
 
@@ -34,6 +35,7 @@ class Members:
     Args:
         generation: the life of this server; greater than that of any life before it.
         epochs: worker -> its newest epoch, as stored. Epochs count from 1; 0 means none.
+        holders: worker -> the process to which that epoch was granted, as stored.
         seqs: worker -> (epoch, seq) of its last push that the restored parameters contain.
     """
 
@@ -42,38 +44,44 @@ class Members:
         *,
         generation: int,
         epochs: Mapping[int, int] = _NOBODY,
+        holders: Mapping[int, str] = _NO_ONE,
         seqs: Mapping[int, tuple[int, int]] = _NOTHING,
     ) -> None:
         self.generation = generation
         self.epochs = dict(epochs)
+        self.holders = dict(holders)
         self.seqs = dict(seqs)
         for worker, (epoch, _) in self.seqs.items():
             assert epoch <= self.epochs.get(worker, 0), f"worker {worker} pushed in epoch {epoch}, never granted"
 
-    def grant(self, worker: int, epoch: int, *, alive: bool) -> int:
+    def grant(self, worker: int, epoch: int, *, alive: bool, process: str = "") -> int:
         """Answer a hello: the epoch under which this process may push.
 
         Args:
             worker: the index that the process asks for.
-            epoch: 0 from a new process; from a process that reconnects, the epoch it was granted.
+            epoch: 0 from a new process; from a process that reconnects, the epoch it was granted. Its new link is
+                a new life too: what the old link still held is dropped, so nothing has to be told apart.
             alive: whether a live peer holds this index now; only the caller can know.
+            process: a name that no other process has; empty: not told. The one that holds the newest epoch is not
+                fenced by it, nor taken for a second one: it says an older epoch when the answer to its last hello
+                was lost, with its link or with the server.
 
         Raises:
             DuplicateTask: a new process asks for an index whose holder is alive.
             Fenced: the process was replaced while it was away.
             ProtocolError: it claims an epoch that was never granted.
         """
-        if epoch != 0:
-            self._identify(worker, epoch)
-            return epoch
         current = self.epochs.get(worker, 0)
-        if alive:
+        known = process != "" and self.holders.get(worker) == process
+        if epoch != 0 and not (known and 0 < epoch <= current):
+            self._identify(worker, epoch)
+        if epoch == 0 and alive and not known:
             raise DuplicateTask(
                 f"worker:{worker} is already running (epoch {current}); a new process asked to be worker:{worker} too.",
                 why="one index is one worker: two would push under one name.",
                 fix="stop the other process, or start this one with a free index.",
             )
-        self.epochs[worker] = current + 1
+        self.epochs[worker], self.holders[worker] = current + 1, process
         return current + 1
 
     def check(self, worker: int, epoch: int, generation: int, seq: int) -> Verdict:

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 
 from evener import errors
 from evener.checkpoint import Manifest
+from evener.ledger import Ledger
 from evener.report import Finished, Progress, Reporter
 from evener.saver import Saver
 from evener.settings import Settings
@@ -23,12 +24,14 @@ class Setup:
 
     settings: Settings
     saver: Saver
+    ledger: Ledger
     report: Reporter
     clock: Callable[[], float]
     restored: tuple[Manifest, Contents] | None
     generation: int
     epochs: dict[int, int]
-    keep_epochs: Callable[[dict[int, int]], None]  # durable before it returns
+    holders: dict[int, str]
+    keep_grants: Callable[[dict[int, int], dict[int, str]], None]  # epochs and holders: durable before it returns
     evener: str
 
 
@@ -42,6 +45,7 @@ class Course:
         self.train_steps: int | None = None  # known with the first worker, who knows the data
         self.stopping = ""  # why the run ends, once it does
         self.complete = True  # whether it ended by itself, so that it is worth an evaluation
+        self.failed = False  # whether it ends because a worker failed
         self._samples = 0
         self._last_move = self._last_report = setup.clock()
         self._stop_time = 0.0
@@ -52,17 +56,21 @@ class Course:
         Raises:
             ModelMismatch: another worker has another amount of data.
         """
+        self.check(samples)
         if self.train_steps is not None:
-            if samples != self._samples:
-                raise errors.ModelMismatch(
-                    f"this worker has {samples} training samples, the run has {self._samples}.",
-                    why="leases name samples by number, so every worker must have the same data.",
-                )
             return False
         self._samples = samples
         self.train_steps = self.settings.steps(samples)
         self.tally.started = self._last_move = self.setup.clock()
         return True
+
+    def check(self, samples: int) -> None:
+        """Raise ModelMismatch if the run has another amount of data."""
+        if self.train_steps is not None and samples != self._samples:
+            raise errors.ModelMismatch(
+                f"this worker has {samples} training samples, the run has {self._samples}.",
+                why="leases name samples by number, so every worker must have the same data.",
+            )
 
     def over(self, step: int) -> bool:
         """Is this the last global step, or beyond it?"""
@@ -73,8 +81,12 @@ class Course:
         self.tally.updated()
         self._last_move = self.setup.clock()
 
-    def stop(self, reason: str, complete: bool) -> None:
-        self.stopping, self.complete = reason, complete
+    def stop(self, reason: str, *, complete: bool, failed: bool) -> None:
+        self.stopping, self.complete, self.failed = reason, complete, failed
+        self._stop_time = self.setup.clock()
+
+    def wait_anew(self) -> None:
+        """Somebody else has to do what the run's end waits for: its time limit counts from now."""
         self._stop_time = self.setup.clock()
 
     def late(self, *, evaluating: bool = False) -> bool:

@@ -9,7 +9,8 @@ from concurrent.futures import Future, ThreadPoolExecutor
 import msgspec
 
 from evener import errors
-from evener.checkpoint import Record, Store
+from evener.atomic import Record
+from evener.checkpoint import Store
 from evener.report import Reporter, Status
 from evener.server.links import Link, Links, Seat
 from evener.server.shard import Shard
@@ -32,6 +33,7 @@ from evener.wire.messages import (
     Lost,
     Pull,
     Push,
+    Refused,
     Save,
     Saved,
 )  # fmt: skip
@@ -77,10 +79,7 @@ class Follower:
             return
         if not isinstance(message, Join | Push | Pull | Goodbye):
             raise errors.ProtocolError(f"{link.description} sent a {type(message).__name__} to a following ps.")
-        seat = link.seat
-        identity = message.identity
-        if seat is None or (seat.worker, seat.epoch) != (identity.worker, identity.epoch):
-            raise errors.ProtocolError(f"{link.description} speaks as worker:{identity.worker} without a Hello.")
+        seat = self.links.seat_of(link, message.identity)
         match message:
             case Join():
                 if seat.joined:
@@ -95,7 +94,7 @@ class Follower:
                 self.links.dismiss(seat)
 
     def _hello(self, link: Link, hello: Hello) -> None:
-        self.links.check(hello, link)
+        self.links.check(hello, link, workers=self.settings.workers)
         worker, epoch = hello.identity.worker, hello.identity.epoch
         old = self.links.seats.get(worker)
         if old is not None and epoch < old.epoch:
@@ -117,7 +116,7 @@ class Follower:
         if push.seq <= answered or push.seq == seat.awaits:  # sent again
             if push.seq == answered and seat.answer is not None:
                 self.links.answer(seat.link, seat.answer, self.shard.state.parameters.parts)
-        elif seat.joined and seat.awaits is None:
+        elif seat.may_push(push):
             self._keys[seat.worker, seat.epoch, push.seq] = self.shard.hold(push, seat.slot)
             self._holds(seat, push.seq)
         else:
@@ -132,7 +131,7 @@ class Follower:
         if link.seat is not None:
             seat = link.seat
             self.links.dismiss(seat)
-            self._tell(Lost(self.index, seat.worker, seat.epoch))
+            self._tell(Lost(self.index, seat.worker, seat.epoch, link.ended[:1024]))
 
     # --- from the leader
 
@@ -144,9 +143,13 @@ class Follower:
                     self._follow(decided)
                 case Save():
                     self._save()
-                case End():
+                case End(reason, failed):
                     self.done = True
+                    if failed:
+                        raise errors.TaskFailed(f"the run ended: {reason}.")
                     return
+                case Refused() as refused:
+                    raise codec.raised(refused)
                 case other:
                     raise errors.ProtocolError(f"ps:0 sent a {type(other).__name__}.")
 
@@ -154,7 +157,7 @@ class Follower:
         try:
             header = self.leader.receive(0.0)
         except errors.PeerGone as error:
-            raise errors.TaskFailed("ps:0 is gone.", why=f"its link to ps:{self.index} broke.") from error
+            raise errors.ServerLost("ps:0 is gone.", why=f"its link to ps:{self.index} broke.") from error
         return None if header is None else codec.decode(header)
 
     def _follow(self, decided: Decided) -> None:
@@ -206,7 +209,7 @@ class Follower:
         try:
             self.leader.send(codec.encode(message))
         except errors.PeerGone as error:
-            raise errors.TaskFailed("ps:0 is gone.", why=f"ps:{self.index} could not reach it.") from error
+            raise errors.ServerLost("ps:0 is gone.", why=f"ps:{self.index} could not reach it.") from error
 
     def close(self) -> None:
         self._thread.shutdown(wait=True)

@@ -5,16 +5,17 @@ from __future__ import annotations
 import contextlib
 import logging
 
-from evener import errors
-from evener.checkpoint import Record
+from evener import chaos, errors
+from evener.atomic import Record
 from evener.policy.events import Event, Joined, Left, Pushed
 from evener.policy.follow import Whole
 from evener.policy.leases import Leases
 from evener.policy.members import Members, Verdict
-from evener.saver import manifest_of
+from evener.report import Line
 from evener.server.course import Course, Setup
 from evener.server.links import Link, Links, Seat
 from evener.server.rounds import Rounds
+from evener.server.saves import Saves
 from evener.server.shard import Shard
 from evener.wire.messages import (
     AnyMessage,
@@ -33,7 +34,6 @@ from evener.wire.messages import (
     Lost,
     Pull,
     Push,
-    Save,
     Saved,
 )
 
@@ -50,9 +50,10 @@ class Leader:
         shard.state.step = self.course.first_step  # the first worker's Hello restores the rest
         manifest = setup.restored[0] if setup.restored else None
         seqs = {int(worker): seq for worker, seq in manifest.seqs.items()} if manifest else {}
-        self.members = Members(generation=setup.generation, epochs=setup.epochs, seqs=seqs)
+        self.members = Members(generation=setup.generation, epochs=setup.epochs, holders=setup.holders, seqs=seqs)
         self.leases = Leases(next_lease=manifest.next_lease, returned=manifest.unapplied) if manifest else Leases()
         self.rounds = Rounds(links, shard, self.course, self.leases)
+        self.saves = Saves(links, shard, self.course, self.leases, self.members)
         self.whole = Whole(self.settings.ps)
         self.done = False
 
@@ -65,47 +66,50 @@ class Leader:
                 self._hello(link, message)
             case Follow():
                 self._follow(link, message)
-            case Held(shard, worker, epoch, seq) if shard == link.follower:
+            case Held(shard, worker, epoch, seq) if 0 < shard == link.follower:
                 self._held((worker, epoch, seq), shard)
-            case Lost(shard, worker, epoch) if shard == link.follower:
+            case Lost(shard, worker, epoch, reason) if 0 < shard == link.follower:
                 seat = self.links.seats.get(worker)
                 if seat is not None and seat.epoch == epoch:
-                    self._leave(seat)
-            case Saved(shard, _, files, values, error) if shard == link.follower:
+                    self._lose(seat, f"to ps:{shard}, {reason}")
+            case Saved(shard, _, files, values, error) if 0 < shard == link.follower:
                 self.setup.saver.add(shard, {name: Record(*file) for name, file in files.items()}, values, error)
             case Join() | Push() | Pull() | Goodbye() | Halt():
-                self._from_worker(_seat(link, message.identity), message)
+                self._from_worker(self.links.seat_of(link, message.identity), message)
             case _:
                 raise errors.ProtocolError(f"{link.description} sent a {type(message).__name__} to the leading ps.")
 
     def _hello(self, link: Link, hello: Hello) -> None:
-        self.links.check(hello, link)
+        self.links.check(hello, link, workers=self.settings.workers)
+        self.course.check(hello.samples)
         worker = hello.identity.worker
         old = self.links.seats.get(worker)
-        try:
-            epoch = self.members.grant(worker, hello.identity.epoch, alive=old is not None)
-        except errors.DuplicateTask as error:
-            where = f"{old.host} pid {old.pid}" if old else "elsewhere"
-            raise errors.DuplicateTask(f"worker:{worker} is already running at {where}.", fix=error.fix) from None
-        self.setup.keep_epochs(dict(self.members.epochs))
+        epoch = self.links.grant(hello, self.members)
+        self.links.accept_payloads(link)  # the last that may refuse it: nothing was changed so far
+        self.setup.keep_grants(dict(self.members.epochs), dict(self.members.holders))
+        chaos.point("server.granting")
         self._start(hello.samples)
         if old is not None:
             self._leave(old)
         seat = self.links.admit(link, hello, epoch)
         self.links.answer(link, Granted(Identity(worker, epoch, self.setup.generation)))
         log.info("%s joined: pid %d on %s, epoch %d", seat.name, seat.pid, seat.host, epoch)
+        if hello.identity.epoch:
+            self._tell(f"{seat.name} is back (epoch {epoch})")
 
     def _start(self, samples: int) -> None:
         """The first worker knows how much data there is; the schedule and the end of the run follow from it."""
         if not self.course.begin(samples):
             return
         first, last = self.course.first_step, self.course.train_steps or 0
+        self.setup.ledger.begin(first, samples, self.leases.state())
         if self.settings.mode != "sync":  # every update uses one lease: exactly those that are left
             unapplied = len(self.leases.state().unapplied)
             self.leases.limit = self.leases.next_lease - unapplied + max(0, last - first)
         self.shard.state.schedule(self.settings.steps_per_epoch(samples))
         if self.setup.restored is not None:
-            self.shard.state.restore(self.setup.restored[1])
+            for difference in self.shard.state.restore(self.setup.restored[1]):
+                self.setup.report(Line("ps:0", f"warning: {difference}"))
         if first >= last:
             self.stop(f"already at step {first} of {last}: nothing to do")
 
@@ -123,10 +127,12 @@ class Leader:
                 self.links.answer(seat.link, Shown(what, self.shard.state.step), self.shard.parts(what, seat.slot))
             case Halt(_, reason, complete):
                 self.stop(reason, complete=complete)
-            case Goodbye(_, reason):
-                if reason:
-                    log.warning("%s leaves: %s", seat.name, reason)
+            case Goodbye(_, reason, failed):
+                if reason and not self.course.stopping:  # else it tells us our own reason
+                    self._tell(f"{seat.name} {'failed' if failed else 'leaves'}: {reason}")
                 self._leave(seat)
+                if failed:
+                    self.stop(f"{seat.name} failed: {reason}", complete=False, failed=True)
 
     def _push(self, seat: Seat, push: Push) -> None:
         verdict = self.members.check(seat.worker, seat.epoch, push.identity.generation, push.seq)
@@ -137,7 +143,7 @@ class Leader:
         if verdict is Verdict.STALE:
             old, now = push.identity.generation, self.setup.generation
             raise errors.PushRejected(f"{seat.name} pushed a gradient of generation {old}; the servers are at {now}.")
-        if not seat.joined or seat.awaits is not None or push.version > self.shard.state.step:
+        if not seat.may_push(push):
             raise errors.ProtocolError(f"{seat.name} pushed out of turn: version {push.version}, seq {push.seq}.")
         seat.awaits = push.seq
         self.members.record(seat.worker, seat.epoch, push.seq)
@@ -183,24 +189,30 @@ class Leader:
         if self.course.over(self.shard.state.step) and not self.course.stopping:
             self.stop(f"reached step {self.course.train_steps}")
         self.rounds.tell_followers()
-        self._save_if_due()
+        self.saves.begin_if_due()
 
     # --- coming and going
 
     def _follow(self, link: Link, message: Follow) -> None:
-        self.links.check_follower(message)
+        self.links.check_follower(message, link)
         link.listener.admit(link.peer, [])
         link.follower = message.shard
         self.links.followers[message.shard] = link
         self.links.answer(link, Lead(self.setup.generation, self.course.first_step))
 
     def gone(self, link: Link) -> None:
-        """A link broke."""
+        """A link broke. Without a follower's shard there is no model: raises ServerLost."""
         if link.follower and not self.done:
-            raise errors.TaskFailed(f"ps:{link.follower} is gone.", why="its link to ps:0 broke.")
+            raise errors.ServerLost(f"ps:{link.follower} is gone ({link.description}: {link.ended}).")
         if link.seat is not None:
-            log.warning("%s is gone: its link broke", link.seat.name)
-            self._leave(link.seat)
+            self._lose(link.seat, link.ended)
+
+    def _lose(self, seat: Seat, reason: str) -> None:
+        leases = sum(owner == (seat.worker, seat.epoch) for owner in self.leases.outstanding().values())
+        returns = f"; {leases} lease returns" if leases == 1 else ""
+        self._tell(f"{seat.name} is gone ({seat.link.description}: {reason}){returns}")
+        self.rounds.lost(seat)
+        self._leave(seat)
 
     def _leave(self, seat: Seat) -> None:
         self.links.dismiss(seat)
@@ -210,25 +222,29 @@ class Leader:
         else:
             self.rounds.tell_followers()
 
-    def stop(self, reason: str, *, complete: bool = True) -> None:
+    def stop(self, reason: str, *, complete: bool = True, failed: bool = False) -> None:
         """End the run after the update in hand: whoever waits is told, the state is saved."""
         if self.course.stopping:
             return
-        self.course.stop(reason, complete)
+        self.course.stop(reason, complete=complete, failed=failed)
+        chaos.point("server.draining")
         for seat in sorted(self.links.seats.values(), key=lambda seat: seat.worker):
             if seat.whole:  # else it is answered when its request has come to all shards
                 self.rounds.answer(seat)
         self.rounds.tell_followers()
         if not self.setup.saver.busy:
-            self._save_unsaved()
+            self.saves.begin_final()
+
+    def _tell(self, text: str) -> None:
+        log.warning("%s", text)
+        self.setup.report(Line("ps:0", text))
 
     # --- time
 
     def tick(self) -> None:
         """Called between messages, at least every 0.2 s."""
-        if self.setup.saver.poll():
-            log.info("checkpoint saved: %s", self.setup.saver.newest)
-        self._save_if_due()
+        self.saves.poll()
+        self.saves.begin_if_due()
         self.course.watch(self.shard.state.step, self.waiting_for)
         if self.course.stopping:
             self._end_if_possible()
@@ -236,65 +252,35 @@ class Leader:
     def waiting_for(self) -> str:
         """One sentence: what must happen before the run moves on. Empty while it moves."""
         if self.course.stopping:
-            seats = sorted(seat.name for seat in self.links.seats.values())
-            return f"{', '.join(seats)} to say goodbye" if seats else "the final checkpoint"
+            return self.rounds.waiting_at_end() or "the final checkpoint"
+        if absent := sorted(set(range(1, self.settings.ps)) - set(self.links.followers)):
+            return ", ".join(f"ps:{shard}" for shard in absent) + " to follow ps:0"
         if not self.links.seats:
             return ", ".join(f"worker:{worker}" for worker in range(self.settings.workers)) + " to join"
         return self.whole.waiting_for() or self.rounds.policy.waiting_for()
 
     def _end_if_possible(self) -> None:
-        if self.links.seats and not self.course.late(evaluating=self.rounds.final_chief in self.links.seats):
+        if self.rounds.waiting_at_end() and not self.course.late(evaluating=self.rounds.evaluating):
             return
         for seat in list(self.links.seats.values()):
             log.warning("%s did not say goodbye in time; the run ends without it", seat.name)
             self.links.dismiss(seat)
-        if self.setup.saver.busy or self._save_unsaved():
+        if self.setup.saver.busy or self.saves.begin_final():
             return
+        chaos.point("server.ending")
         for link in self.links.followers.values():
-            self.links.answer(link, End(self.course.stopping))
+            self.links.answer(link, End(self.course.stopping, self.course.failed))
+        chaos.point("server.ended")
         self.done = True
+        self.setup.ledger.end(self.shard.state.step, self.course.stopping, self.leases.state())
         self.course.finish(self.shard.state.step)
-
-    # --- checkpoints
-
-    def _save_if_due(self) -> None:
-        if not self.course.stopping and self.course.train_steps and self.setup.saver.due(self.shard.state.step):
-            self._save()
-
-    def _save_unsaved(self) -> bool:
-        """Begin the final save unless this step is saved. Raises CheckpointError when it failed before."""
-        saver = self.setup.saver
-        if self.course.train_steps is None or saver.saved(self.shard.state.step):
-            return False
-        if self.course.late() and saver.failure is not None:
-            raise errors.CheckpointError(f"the final checkpoint was not saved: {saver.failure}")
-        self._save()
-        return True
-
-    def _save(self) -> None:
-        state = self.shard.state
-        contents = state.contents()
-        manifest = manifest_of(
-            contents, state, book=self.leases.state(), seqs=self.members.seqs, settings=self.settings,
-            evener=self.setup.evener, examples=self.course.tally.examples, dropped=self.course.tally.dropped,
-        )  # fmt: skip
-        self.setup.saver.start(contents, manifest)
-        for link in self.links.followers.values():
-            self.links.answer(link, Save(contents.step))
 
     def rescue(self) -> None:
         """The run fails: save what was reached, if this shard alone can (the others may be gone)."""
         if self.course.tally.updates and not self.links.followers and not self.setup.saver.busy:
             with contextlib.suppress(errors.CheckpointError):
-                self._save_unsaved()
+                self.saves.begin_final()
 
     def close(self) -> None:
         self.setup.saver.close()
-
-
-def _seat(link: Link, identity: Identity) -> Seat:
-    """The seat of this link, if the message is from its worker in its present life."""
-    seat = link.seat
-    if seat is None or seat.worker != identity.worker or seat.epoch != identity.epoch:
-        raise errors.ProtocolError(f"{link.description} speaks as worker:{identity.worker} without a Hello.")
-    return seat
+        self.setup.ledger.close()

@@ -4,17 +4,21 @@ from __future__ import annotations
 
 import contextlib
 import logging
+from collections import deque
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 from evener import errors
+from evener.policy.members import Members
 from evener.tensors import Slot
-from evener.transport.channel import Arrived, Closed, Listener, Opened, Source, wait
+from evener.transport import user
+from evener.transport.channel import Arrived, Closed, Complaints, Incoming, Listener, Opened, Source, wait
 from evener.wire import codec
 from evener.wire.layout import Layout
-from evener.wire.messages import AnyMessage, Follow, Hello, Release
+from evener.wire.messages import AnyMessage, Follow, Hello, Identity, Pong, Push, Release
 
-log = logging.getLogger(__name__)
+#: A link on which so many messages were refused is cut: whoever is there does not listen.
+MAX_REFUSALS = 8
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -35,6 +39,8 @@ class Link:
     description: str
     seat: Seat | None = None
     follower: int = 0  # the shard of a following server
+    ended: str = ""  # why the connection is gone, once it is
+    refusals: int = 0
 
 
 @dataclass(slots=True, eq=False)
@@ -56,6 +62,13 @@ class Seat:
     def name(self) -> str:
         return f"worker:{self.worker}"
 
+    def may_push(self, push: Push) -> bool:
+        """Is it this worker's turn, and the gradient the one that its last release asked for?"""
+        asked = self.answer
+        if asked is None or asked.stop or not self.joined or self.awaits is not None:
+            return False
+        return (push.version, push.lease) == (asked.version, asked.lease)
+
 
 class Links:
     """The connections of one server, over all its listeners."""
@@ -68,6 +81,9 @@ class Links:
         self._shard = shard
         self._expected = expected
         self._links: dict[tuple[int, int], Link] = {}
+        self._unread: tuple[Listener, deque[Incoming]] = (listeners[0], deque())
+        self._hopeless: list[Link] = []
+        self._complaints = Complaints(logging.getLogger(__name__))
 
     def poll(
         self, sources: Sequence[Source], timeout: float
@@ -78,30 +94,49 @@ class Links:
                 yield source, None, None
                 continue
             listener = next(one for one in self.listeners if one is source)
-            for incoming in listener.receive():
-                match incoming:
+            self._unread = (listener, deque(listener.receive()))
+            while self._unread[1]:
+                match self._unread[1].popleft():
                     case Opened(peer, description):
                         self._links[id(listener), peer] = Link(listener, peer, description)
-                    case Closed(peer, _):
+                    case Closed(peer, reason):
                         if link := self._links.pop((id(listener), peer), None):
+                            link.ended = reason
                             yield source, link, None
                     case Arrived(peer, header, _):
                         link = self._links.get((id(listener), peer))
                         if link is not None and (message := self._decode(link, header)) is not None:
                             yield source, link, message
+            while self._hopeless:  # refused once too often: gone, as if its connection had broken
+                link = self._hopeless.pop()
+                if self._links.pop((id(link.listener), link.peer), None) is not None:
+                    link.listener.disconnect(link.peer)
+                    yield source, link, None
 
     def _decode(self, link: Link, header: bytes) -> AnyMessage | None:
         try:
             return codec.decode(header)
         except errors.WireError as error:
-            log.warning("%s: %s", link.description, error.what)
             self.refuse(link, error)
             return None
 
-    def check(self, hello: Hello, link: Link) -> None:
-        """Raise the error that tells a stranger why it does not belong."""
+    def seat_of(self, link: Link, identity: Identity) -> Seat:
+        """The seat of a link, if its message is from its worker in its present life. Raises ProtocolError."""
+        seat = link.seat
+        if seat is None or (seat.worker, seat.epoch) != (identity.worker, identity.epoch):
+            raise errors.ProtocolError(f"{link.description} speaks as worker:{identity.worker} without a Hello.")
+        return seat
+
+    def check(self, hello: Hello, link: Link, *, workers: int) -> None:
+        """Raise the error that tells a stranger why it does not belong to a run of so many workers."""
         name, mine = f"worker:{hello.identity.worker}", f"ps:{self._shard}"
+        self._check_link(link, name)
         self._check_run(hello.run, name)
+        if hello.identity.worker >= workers:
+            raise errors.ClusterMismatch(
+                f"{name} asked to join, but this run has {workers} workers (0..{workers - 1}).",
+                fix="start every task with the same number of workers.",
+            )
         if hello.evener != self._expected.evener:
             raise errors.VersionError(
                 f"{name} runs evener {hello.evener}, {mine} runs {self._expected.evener}.",
@@ -121,9 +156,10 @@ class Links:
                 fix="start all tasks with the same recipe and options.",
             )
 
-    def check_follower(self, follow: Follow) -> None:
+    def check_follower(self, follow: Follow, link: Link) -> None:
         """Raise the error that tells a server why it may not follow."""
         name, mine = f"ps:{follow.shard}", f"ps:{self._shard}"
+        self._check_link(link, name)
         self._check_run(follow.run, name)
         if not 0 < follow.shard < self._layout.shards:
             raise errors.ProtocolError(f"{name} wants to follow, but there are {self._layout.shards} ps tasks.")
@@ -136,6 +172,18 @@ class Links:
         if follow.shard in self.followers:
             raise errors.DuplicateTask(f"{name} follows already.", fix="stop the other process.")
 
+    def _check_link(self, link: Link, name: str) -> None:
+        """One link is one task for life, and between hosts the task whose key the peer has proven."""
+        if link.seat is not None or link.follower:
+            raise errors.ProtocolError(f"{link.description} says who it is again, now {name}.")
+        proven = user(link.listener, link.peer)
+        if proven and proven != name.replace(":", "-"):
+            raise errors.AuthError(
+                f"this key may act as {proven.replace('-', ':')}, not as {name}.",
+                why="each task has a key of its own, so that none can speak as another.",
+                fix=f"start {name} with {name.replace(':', '-')}.secret.",
+            )
+
     def _check_run(self, run: str, name: str) -> None:
         if run != self._expected.run:
             raise errors.ClusterMismatch(
@@ -143,11 +191,32 @@ class Links:
                 fix="check the address that this task was given.",
             )
 
+    def grant(self, hello: Hello, members: Members) -> int:
+        """The epoch of a worker that asks to come in.
+
+        Raises:
+            DuplicateTask, Fenced: somebody else has its index, and that is named here.
+        """
+        worker = hello.identity.worker
+        seat = self.seats.get(worker)
+        where = f"{seat.host} pid {seat.pid}" if seat is not None else ""
+        try:
+            return members.grant(worker, hello.identity.epoch, alive=seat is not None, process=hello.process)
+        except errors.DuplicateTask as error:
+            raise errors.DuplicateTask(f"worker:{worker} is already running at {where}.", fix=error.fix) from None
+        except errors.Fenced as error:
+            what = error.what.rstrip(".") + (f"; the newer one is at {where}." if where else ".")
+            raise errors.Fenced(what, why=error.why, fix=error.fix) from None
+
+    def accept_payloads(self, link: Link) -> None:
+        """From now on this peer may push. Raises ProtocolError when its payloads have other sizes than our shard."""
+        link.listener.admit(link.peer, [nbytes for _, nbytes in self._layout.ranges(self._shard)])
+
     def admit(self, link: Link, hello: Hello, epoch: int) -> Seat:
         """Give a checked worker its seat; an older life of it loses its own."""
+        self.accept_payloads(link)
         if old := self.seats.get(hello.identity.worker):
             self.dismiss(old)
-        link.listener.admit(link.peer, [nbytes for _, nbytes in self._layout.ranges(self._shard)])
         slot = Slot(self._layout, self._shard, link.listener.inbox(link.peer))
         seat = Seat(hello.identity.worker, epoch, link, slot, hello.host, hello.pid)
         link.seat = self.seats[seat.worker] = seat
@@ -161,6 +230,12 @@ class Links:
         self._links.pop((id(seat.link.listener), seat.link.peer), None)
         seat.link.listener.disconnect(seat.link.peer)
 
+    def pong(self, step: int) -> Pong:
+        """Who we are, for a peer that asks before any Hello."""
+        expected = self._expected
+        name = f"ps:{self._shard}"
+        return Pong(name, expected.evener, False, expected.run, expected.recipe, step, sorted(self.seats))
+
     def answer(self, link: Link, message: AnyMessage, payload: Sequence[memoryview] = ()) -> bool:
         """Send; False when the peer is gone (its `Closed` will come)."""
         try:
@@ -170,10 +245,31 @@ class Links:
         return True
 
     def refuse(self, link: Link, error: errors.EvenerError) -> None:
-        """Tell a peer what it did wrong. The link stays open: closing it could overtake the words."""
+        """Tell a peer what it did wrong; its first refusal is logged. One that goes on and on is cut off."""
+        link.refusals += 1
+        if link.refusals == 1:
+            self._complaints.say(f"refused {link.description}: {codec.cut(error.what, 300)}")
+        if link.refusals == MAX_REFUSALS:
+            self._hopeless.append(link)
+        self.tell(link, error)
+
+    def tell(self, link: Link, error: errors.EvenerError) -> None:
+        """An error as an answer. The link stays open: closing it could overtake the words."""
         with contextlib.suppress(errors.PeerGone):
             link.listener.send(link.peer, codec.encode(codec.refusal(error)))
 
     def close(self) -> None:
-        for listener in self.listeners:
-            listener.close()
+        """Hang up on everybody. The listeners stay: whoever made them closes them, or serves anew.
+
+        Also on those whose arrival nobody has looked at, because an error came first: they would wait for ever.
+        """
+        listener, unread = self._unread
+        for incoming in unread:
+            if isinstance(incoming, Opened):
+                listener.disconnect(incoming.peer)
+        unread.clear()
+        for link in list(self._links.values()):
+            link.listener.disconnect(link.peer)
+        self._links.clear()
+        self.seats.clear()
+        self.followers.clear()

@@ -18,12 +18,14 @@ class Rounds:
 
     def __init__(self, links: Links, shard: Shard, course: Course, leases: Leases) -> None:
         self.links, self.shard, self.course, self.leases = links, shard, course, leases
+        self.ledger = course.setup.ledger
         settings = course.settings
         self.policy = policy_for(
             settings.mode, replicas_to_aggregate=settings.aggregate, accumulate=settings.accumulate,
             elastic=settings.elastic, staleness=settings.staleness, version=course.first_step,
         )  # fmt: skip
         self.final_chief: int | None = None  # who evaluates at the end; -1: nobody
+        self.vacant = False  # that one was lost, and nobody came yet who can do it
         self._parked: list[int] = []  # released, but no lease is left unless somebody leaves
         self._outcome: dict[tuple[int, int], tuple[str, int]] = {}  # life -> (why dropped, staleness) of its last push
         self._decided = Decisions()
@@ -34,9 +36,30 @@ class Rounds:
         for key in partial:
             self._decided.drop.append(key)
             for handle in [h for h, gradient in self.shard.held.items() if gradient.key == key]:
-                self.shard.drop(handle)
+                push = self.shard.drop(handle)
+                self.ledger.drop((push.lease, *key), "not on all shards when its worker left", back=False)
         self._decided.gone.append((seat.worker, seat.epoch))
-        self.leases.leave((seat.worker, seat.epoch))
+        self.ledger.returned(seat.worker, seat.epoch, self.leases.leave((seat.worker, seat.epoch)))
+
+    def lost(self, seat: Seat) -> None:
+        """A worker is gone without a goodbye. If it was to evaluate at the end, whoever comes next does it."""
+        if seat.worker == self.final_chief:
+            self.final_chief, self.vacant = None, True
+            self.course.wait_anew()
+
+    @property
+    def evaluating(self) -> bool:
+        """Whether the chief is about the final evaluation."""
+        return self.final_chief in self.links.seats
+
+    def waiting_at_end(self) -> str:
+        """For whom a run that is over waits still; empty: for nobody."""
+        if self.evaluating:
+            return f"worker:{self.final_chief} to evaluate the final parameters"
+        if self.vacant:
+            return "a worker to evaluate the final parameters, since the chief died before it had"
+        seats = sorted(seat.name for seat in self.links.seats.values())
+        return f"{', '.join(seats)} to say goodbye" if seats else ""
 
     def decide(self, event: Event) -> None:
         """Ask the policy and do what it says."""
@@ -52,7 +75,11 @@ class Rounds:
 
     def _apply(self, handles: tuple[int, ...]) -> None:
         version = self.shard.state.step
-        for push in self.shard.apply(handles):
+        pushes = self.shard.apply(handles)
+        self.ledger.update(
+            self.shard.state.step, [(p.lease, p.identity.worker, p.identity.epoch, p.seq) for p in pushes]
+        )
+        for push in pushes:
             worker, epoch = push.identity.worker, push.identity.epoch
             self.leases.finish(push.lease, (worker, epoch))
             staleness = version - push.version
@@ -74,7 +101,8 @@ class Rounds:
         """Forget a gradient; its batch goes back to the pool, its worker will be told why."""
         push = self.shard.drop(handle)
         worker, epoch = push.identity.worker, push.identity.epoch
-        self.leases.give_back(push.lease, (worker, epoch))
+        back = self.leases.give_back(push.lease, (worker, epoch))
+        self.ledger.drop((push.lease, worker, epoch, push.seq), reason, back=back)
         self.course.tally.dropped += 1
         self._outcome[worker, epoch] = (reason, self.shard.state.step - push.version)
         self._decided.drop.append((worker, epoch, push.seq))
@@ -105,6 +133,7 @@ class Rounds:
             seq=seat.awaits or 0, version=self.shard.state.step, lease=lease, stop=self.course.stopping,
             chief=seat.worker == self._chief(), rejected=rejected, staleness=staleness,
             dropped=self.course.tally.dropped, learning_rate=self.shard.state.learning_rate,
+            failed=self.course.failed,
         )  # fmt: skip
         seat.awaits, seat.whole, seat.answer = None, False, answer
         self.links.answer(seat.link, answer, self.shard.state.parameters.parts)
@@ -117,6 +146,7 @@ class Rounds:
         if self.final_chief is None:
             here = [seat.worker for seat in self.links.seats.values() if seat.whole]
             self.final_chief = min(here) if self.course.complete else -1
+            self.vacant = False
         return self.final_chief
 
     def tell_followers(self) -> None:

@@ -9,7 +9,7 @@ from evener.server.follow import Follower
 from evener.server.lead import Leader
 from evener.server.links import Link
 from evener.transport.channel import Source
-from evener.wire.messages import AnyMessage
+from evener.wire.messages import AnyMessage, Ping
 
 #: Longest time in seconds that a server looks at nothing but its sockets.
 TICK = 0.1
@@ -19,7 +19,10 @@ def serve(server: Leader | Follower, stop_asked: Callable[[], str] = lambda: "")
     """Serve until the run is over, or until `stop_asked` gives a reason to end it early.
 
     An error that a peer caused is told to that peer and forgotten here; any other error ends the run, after every
-    worker was told why.
+    peer was told why.
+
+    Raises:
+        ServerLost: another ps task is gone. Peers find their links closed and come back for a new generation.
     """
     try:
         while not server.done:
@@ -27,8 +30,10 @@ def serve(server: Leader | Follower, stop_asked: Callable[[], str] = lambda: "")
             if reason := stop_asked():
                 server.stop(reason, complete=False)
             server.tick()
+    except errors.ServerLost:
+        raise
     except Exception as error:
-        _tell_workers(server, error)
+        _tell_peers(server, error)
         if isinstance(server, Leader) and isinstance(error, errors.EvenerError):
             server.rescue()  # our own errors are raised before anything is changed
         raise
@@ -53,6 +58,8 @@ def _guarded(server: Leader | Follower, link: Link, message: AnyMessage | None) 
     try:
         if message is None:
             server.gone(link)
+        elif isinstance(message, Ping):
+            server.links.answer(link, server.links.pong(server.shard.state.step))
         else:
             server.handle(link, message)
     except errors.PeerGone:
@@ -61,7 +68,8 @@ def _guarded(server: Leader | Follower, link: Link, message: AnyMessage | None) 
         server.links.refuse(link, error)
 
 
-def _tell_workers(server: Leader | Follower, error: Exception) -> None:
+def _tell_peers(server: Leader | Follower, error: Exception) -> None:
     failure = errors.TaskFailed(f"the run ended because a ps task failed: {error}".splitlines()[0])
-    for seat in list(server.links.seats.values()):
-        server.links.refuse(seat.link, failure)
+    links = [seat.link for seat in server.links.seats.values()] + list(server.links.followers.values())
+    for link in links:
+        server.links.tell(link, failure)

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import count
 
+from evener import chaos
 from evener.errors import NonFinite
 from evener.state import State
 from evener.tensors import Slot
@@ -50,6 +51,7 @@ class Shard:
             )
         handle = next(self._handles)
         self.held[handle] = Gradient(push, slot)
+        chaos.point("server.held")
         return handle
 
     def detach(self, worker: int) -> None:
@@ -67,7 +69,9 @@ class Shard:
         Returns their pushes, in that order.
         """
         gradients = sorted((self.held.pop(handle) for handle in handles), key=lambda gradient: gradient.push.lease)
+        chaos.point("server.applying")
         self.state.apply(self.state.mean([gradient.slot for gradient in gradients]))
+        chaos.point("server.applied")
         self._mean_is_last = len(gradients) > 1
         return [gradient.push for gradient in gradients]
 

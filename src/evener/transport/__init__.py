@@ -46,7 +46,9 @@ def user(listener: Listener, peer: int) -> str:
     return listener.user(peer) if isinstance(listener, KnowsUsers) else ""
 
 
-def listen(kind: str, address: str = "", *, keys: Keys | None = None, insecure: bool = False) -> Listener:
+def listen(
+    kind: str, address: str = "", *, keys: Keys | None = None, insecure: bool = False, heartbeat: float = 6.0
+) -> Listener:
     """Listen with one kind of transport, by default at an address that is free (then published by `Listener.address`).
 
     Args:
@@ -54,6 +56,7 @@ def listen(kind: str, address: str = "", *, keys: Keys | None = None, insecure: 
         address: where, in the words of that transport.
         keys: between hosts: let only tasks of this cluster in. Within one host the kernel vouches for its peers.
         insecure: between hosts: listen beyond this machine without keys.
+        heartbeat: between hosts: after so many seconds of silence a peer counts as gone.
 
     Raises:
         ConfigError: there is no such kind, or the address is not one of its addresses.
@@ -70,7 +73,7 @@ def listen(kind: str, address: str = "", *, keys: Keys | None = None, insecure: 
     if kind == "zeromq":
         from evener.transport import zeromq
 
-        return zeromq.listen(address, keys=keys, insecure=insecure)
+        return zeromq.listen(address, keys=keys, insecure=insecure, heartbeat=heartbeat)
     return _load(module).listen(address)
 
 
@@ -82,11 +85,13 @@ def connect(  # noqa: PLR0913 - what a link is made of, each once
     timeout: float = 10.0,
     keys: Keys | None = None,
     server: str = "ps-0",
+    heartbeat: float = 6.0,
 ) -> Channel:
     """Connect to the listener at `address`, trying for up to `timeout` seconds: the server may start later than we do.
 
     Returns without waiting for the server to notice; one that refuses us closes the link (PeerGone at `receive`).
-    Between hosts `keys` say who we are, and that `server` is the task which must answer.
+    Between hosts `keys` say who we are, and that `server` is the task which must answer; one that is silent for
+    `heartbeat` seconds counts as gone.
 
     Raises:
         ConfigError: the address belongs to no transport, or the ranges cannot be a payload.
@@ -99,7 +104,9 @@ def connect(  # noqa: PLR0913 - what a link is made of, each once
             if kind == "zeromq":
                 from evener.transport import zeromq
 
-                return zeromq.connect(address, outbox, inbox, timeout=timeout, keys=keys, server=server)
+                return zeromq.connect(
+                    address, outbox, inbox, timeout=timeout, keys=keys, server=server, heartbeat=heartbeat
+                )
             return _load(module).connect(address, outbox, inbox, timeout=timeout)
     raise ConfigError(
         f"'{address}' is not an address of any transport.",

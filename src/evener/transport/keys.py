@@ -38,16 +38,17 @@ class Keys:
 
 
 def names(ps: int, workers: int) -> list[str]:
-    """The tasks of a cluster as keys name them.
+    """The tasks of a cluster as keys name them, and the client that gives jobs to its standing servers.
 
     >>> names(1, 2)
-    ['ps-0', 'worker-0', 'worker-1']
+    ['ps-0', 'worker-0', 'worker-1', 'client']
     """
     if ps < 1 or workers < 1:
         raise ConfigError(
             f"keys for {ps} ps and {workers} worker tasks.", why="links with keys join at least one of each."
         )
-    return [f"{job}-{index}" for job, count in (("ps", ps), ("worker", workers)) for index in range(count)]
+    tasks = [f"{job}-{index}" for job, count in (("ps", ps), ("worker", workers)) for index in range(count)]
+    return [*tasks, "client"]
 
 
 def named(task: str) -> str:

@@ -21,6 +21,7 @@ from evener.transport.zeromq_wire import (
     chunks,
     fill,
     first_frame,
+    heartbeats,
     pack_sizes,
     read_first,
     read_frames,
@@ -114,7 +115,7 @@ class ZeroMQChannel:
     def _notice(self) -> None:
         for event, _ in self._wire.news():
             if event == zmq.EVENT_DISCONNECTED and self._gone is None:
-                self._gone = PeerGone(f"the connection to {self._address} broke.")
+                self._gone = PeerGone(f"the connection to {self._address} {self._wire.broke}.")
 
     def _read(self) -> bytes | None:
         """The next header; None for a message that ends the link."""
@@ -146,13 +147,14 @@ def connect(  # noqa: PLR0913 - what a link is made of, each once
     timeout: float = 10.0,
     keys: Keys | None = None,
     server: str = "ps-0",
+    heartbeat: float = 6.0,
 ) -> ZeroMQChannel:
     """Connect to a listener on any host; each attempt is a new socket, for ZeroMQ gives up one that was refused.
 
     With keys, `server` is the task whose key whoever listens there must prove.
     """
     check_ranges(outbox, inbox)
-    settings = SETTINGS | (zeromq_curve.client_settings(keys, server) if keys else {})
+    settings = SETTINGS | heartbeats(heartbeat) | (zeromq_curve.client_settings(keys, server) if keys else {})
     deadline, why, unproven = time.monotonic() + timeout, "", 0
     while True:
         wire = Wire(zmq.DEALER, settings, events=EVENTS)

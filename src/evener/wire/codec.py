@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import zlib
 from collections.abc import Iterable
+from typing import Annotated
 
 import msgspec
+from msgspec import Meta
 
 from evener import errors
 from evener.wire.layout import Spec
@@ -14,10 +16,18 @@ from evener.wire.messages import PROTOCOL, AnyMessage, Refused
 MAGIC = b"evnr"
 PREFIX = MAGIC + bytes([PROTOCOL])
 MAX_SPECS = 16 * 1024 * 1024  # bytes a description of a model may unpack to
+MAX_SENTENCE = 8000  # characters of one sentence of a refusal: three of the longest fit in a header
+
+#: Without these bounds 64 KB from the wire would become three million empty tensors, half a gigabyte of them.
+_Shape = Annotated[tuple[int, ...], Meta(max_length=64)]
+_Specs = Annotated[list[tuple[Annotated[str, Meta(max_length=4096)], _Shape, str, bool]], Meta(max_length=100_000)]
+
+#: What a decoder raises at bytes of a peer. RecursionError: lists in lists in lists, in fields that we do not know.
+_UNREADABLE = (msgspec.MsgspecError, UnicodeDecodeError, RecursionError)
 
 _encoder = msgspec.msgpack.Encoder()
 _decoder = msgspec.msgpack.Decoder(AnyMessage)
-_specs_decoder = msgspec.msgpack.Decoder(list[tuple[str, tuple[int, ...], str, bool]])
+_specs_decoder = msgspec.msgpack.Decoder(_Specs)
 
 
 def encode(message: AnyMessage) -> bytes:
@@ -46,8 +56,8 @@ def decode(header: bytes) -> AnyMessage:
     try:
         message: AnyMessage = _decoder.decode(memoryview(header)[5:])
         return message
-    except (msgspec.MsgspecError, UnicodeDecodeError) as error:
-        raise errors.ProtocolError(f"a peer sent a message that cannot be read: {error}.") from error
+    except _UNREADABLE as error:  # it quotes what it could not read
+        raise errors.ProtocolError(f"a peer sent a message that cannot be read: {cut(str(error), 200)}.") from error
 
 
 def pack_specs(specs: Iterable[Spec]) -> bytes:
@@ -63,13 +73,18 @@ def unpack_specs(packed: bytes) -> list[Spec]:
         if unpacker.unconsumed_tail:
             raise errors.ProtocolError("a peer's model description is larger than 16 MB.")
         return [Spec(*row) for row in _specs_decoder.decode(plain)]
-    except (zlib.error, msgspec.MsgspecError, UnicodeDecodeError) as error:
-        raise errors.ProtocolError(f"a peer's model description cannot be read: {error}.") from error
+    except (zlib.error, *_UNREADABLE) as error:
+        raise errors.ProtocolError(f"a peer's model description cannot be read: {cut(str(error), 200)}.") from error
+
+
+def cut(text: str, limit: int) -> str:
+    """The text, or its beginning and how much is missing."""
+    return text if len(text) <= limit else f"{text[:limit]}... ({len(text) - limit} more characters)"
 
 
 def refusal(error: errors.EvenerError) -> Refused:
-    """An error as an answer."""
-    return Refused(type(error).__name__, error.what, error.why, error.fix)
+    """An error as an answer. It fits in a header, also where the error quotes what a peer sent."""
+    return Refused(type(error).__name__, *(cut(text, MAX_SENTENCE) for text in (error.what, error.why, error.fix)))
 
 
 def raised(refused: Refused) -> errors.EvenerError:

@@ -7,7 +7,7 @@ All offsets are in elements of the tensor's dtype unless a name says ``nbytes``.
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from itertools import groupby
@@ -123,13 +123,22 @@ class Layout:
             shard are one contiguous run.
         shards: how many ps tasks there are; at least 1.
         placement: "even" (equal bytes, large tensors split; the default), "round_robin" or "greedy" (whole tensors).
+        stages: tensor -> shard, instead of a placement: where shards are the stages of a pipeline.
 
     Raises:
         ConfigError: a dtype that cannot travel, or an unknown placement.
     """
 
-    def __init__(self, specs: Iterable[Spec], *, shards: int = 1, placement: str = "even") -> None:
+    def __init__(
+        self,
+        specs: Iterable[Spec],
+        *,
+        shards: int = 1,
+        placement: str = "even",
+        stages: Mapping[str, int] | None = None,
+    ) -> None:
         self.specs = tuple(specs)
+        self._stages = stages
         self.shards = shards
         self.placement = placement
         if placement not in PLACEMENTS:
@@ -147,7 +156,14 @@ class Layout:
         segments: list[Segment] = []
         pieces: list[Piece] = []
         nbytes = 0
-        placed = PLACEMENTS[self.placement](self.specs, self.shards)
+        if self._stages is None:
+            placed = PLACEMENTS[self.placement](self.specs, self.shards)
+        else:
+            homes = self._stages
+            placed = [
+                [(spec, 0, spec.numel) for spec in self.specs if homes[spec.name] == shard]
+                for shard in range(self.shards)
+            ]
         for dtype in sorted({spec.dtype for spec in self.specs}):
             bounds, at = [0], 0
             for shard, shares in enumerate(placed):
@@ -186,6 +202,8 @@ class Layout:
     def fingerprint(self) -> str:
         """Equal for two tasks exactly if they place the same tensors on the same shards."""
         text = repr((self.specs, self.shards, self.placement))
+        if self._stages is not None:
+            text += repr(sorted(self._stages.items()))
         return hashlib.sha256(text.encode()).hexdigest()[:16]
 
     def difference(self, other: Iterable[Spec], *, here: str, there: str) -> str:

@@ -8,9 +8,19 @@ Shard 0 leads; the other shards tell it what they hold and do what it decides, i
 
 from __future__ import annotations
 
+from typing import Annotated
+
 import msgspec
+from msgspec import Meta
 
 PROTOCOL = 1
+
+#: Bounds that hold before anybody computes with what a peer said. 2**53: sums of such counts stay far below the 64 bits
+#: that JSON and msgpack can write, and a float holds each exactly.
+Count = Annotated[int, Meta(ge=0, lt=2**53)]
+Index = Annotated[int, Meta(ge=0, lt=2**20)]  # of a task
+Lease = Annotated[int, Meta(ge=-1, lt=2**53)]
+Word = Annotated[str, Meta(max_length=1024)]
 
 
 class Message(msgspec.Struct, frozen=True, array_like=True, tag=True):
@@ -20,9 +30,9 @@ class Message(msgspec.Struct, frozen=True, array_like=True, tag=True):
 class Identity(msgspec.Struct, frozen=True, array_like=True):
     """One life of one worker, as seen by one generation of the servers."""
 
-    worker: int
-    epoch: int = 0  # granted by shard 0; a worker that comes back under its index gets the next one
-    generation: int = 0  # counts restores: a gradient of an older generation was computed on lost parameters
+    worker: Index
+    epoch: Count = 0  # granted by shard 0; a worker that comes back under its index gets the next one
+    generation: Count = 0  # counts restores: a gradient of an older generation was computed on lost parameters
 
 
 # --- worker -> server
@@ -32,15 +42,16 @@ class Hello(Message, frozen=True):
     """A new link. Everything that must agree between two tasks is in it."""
 
     identity: Identity
-    run: str  # random, from the launcher: two runs on one host never mix
-    evener: str
-    torch: str
-    recipe: str
-    layout: str  # fingerprint
+    run: Word  # random, from the launcher: two runs on one host never mix
+    evener: Word
+    torch: Word
+    recipe: Word
+    layout: Word  # fingerprint
     specs: bytes  # zlib(msgpack([name, shape, dtype, trained], ...)): names the difference when the fingerprint differs
-    samples: int  # of training data; the schedule counts epochs with it
-    host: str
-    pid: int
+    samples: Annotated[int, Meta(gt=0, lt=2**53)]  # of training data; the schedule counts epochs with it
+    host: Word
+    pid: Count
+    process: Word = ""  # random, of this process alone: pids come again
 
 
 class Join(Message, frozen=True):
@@ -53,11 +64,11 @@ class Push(Message, frozen=True):
     """One gradient; the payload is the shard's slice of it."""
 
     identity: Identity
-    seq: int  # counts this life's pushes from 1: a resend carries the same number and is never applied twice
-    version: int  # of the parameters it was computed on
-    lease: int
+    seq: Count  # counts this life's pushes from 1: a resend carries the same number and is never applied twice
+    version: Count  # of the parameters it was computed on
+    lease: Lease
     loss: float
-    examples: int
+    examples: Annotated[int, Meta(ge=0, lt=2**31)]
     seconds: float  # of computing
 
 
@@ -65,7 +76,7 @@ class Pull(Message, frozen=True):
     """Show me tensors, change nothing. The answer is `Contents`."""
 
     identity: Identity
-    what: str  # "parameters", "averages" (EMA), "gradients" (of the last update, averaged)
+    what: Word  # "parameters", "averages" (EMA), "gradients" (of the last update, averaged)
 
 
 class Goodbye(Message, frozen=True):
@@ -73,13 +84,14 @@ class Goodbye(Message, frozen=True):
 
     identity: Identity
     reason: str = ""
+    failed: bool = False  # by an error of its own, which would meet the next worker too: the run ends
 
 
 class Halt(Message, frozen=True):
     """A hook of this worker ends the whole run."""
 
     identity: Identity
-    reason: str
+    reason: Annotated[str, Meta(max_length=8192)]  # every worker is told
     complete: bool = True  # False: it was cut short, so nobody evaluates
 
 
@@ -104,6 +116,7 @@ class Release(Message, frozen=True):
     staleness: int = 0  # of the push
     dropped: int = 0  # gradients dropped so far, of all workers
     learning_rate: float = 0.0
+    failed: bool = False  # `stop` is another task's failure
 
 
 class Contents(Message, frozen=True):
@@ -128,9 +141,9 @@ class Refused(Message, frozen=True):
 class Follow(Message, frozen=True):
     """A follower's first words to the leader."""
 
-    shard: int
-    run: str
-    layout: str
+    shard: Index
+    run: Word
+    layout: Word
 
 
 class Lead(Message, frozen=True):
@@ -143,18 +156,19 @@ class Lead(Message, frozen=True):
 class Held(Message, frozen=True):
     """A follower holds this push (seq 0: this `Join`); the leader decides over it once every shard holds it."""
 
-    shard: int
-    worker: int
-    epoch: int
-    seq: int
+    shard: Index
+    worker: Index
+    epoch: Count
+    seq: Count
 
 
 class Lost(Message, frozen=True):
     """A follower's link to this worker broke."""
 
-    shard: int
-    worker: int
-    epoch: int
+    shard: Index
+    worker: Index
+    epoch: Count
+    reason: Word = ""
 
 
 Key = tuple[int, int, int]  # worker, epoch, seq
@@ -179,8 +193,8 @@ class Save(Message, frozen=True):
 class Saved(Message, frozen=True):
     """A follower's files of a checkpoint, or why there are none."""
 
-    shard: int
-    version: int
+    shard: Index
+    version: Count
     files: dict[str, tuple[int, str]]  # name -> nbytes, sha256
     values: bytes = b""  # JSON: its `Contents.values`
     error: str = ""
@@ -190,9 +204,69 @@ class End(Message, frozen=True):
     """The run is over; followers close."""
 
     reason: str
+    failed: bool = False
+
+
+# --- anybody of the cluster -> a task that listens
+
+
+class Ping(Message, frozen=True):
+    """Who are you, and how far? Asked before any Hello; changes nothing."""
+
+    evener: str
+
+
+class Pong(Message, frozen=True):
+    """Who I am: a ps task of a run, or a standing server."""
+
+    task: str  # "ps:0"
+    evener: str
+    standing: bool
+    run: str = ""  # empty: a standing server without a job
+    recipe: str = ""
+    step: int = 0
+    workers: list[int] = []  # that have joined
+    busy: str = ""  # a standing server: with what, since when, for whom
+
+
+# --- a client and a standing server
+
+
+class Reserve(Message, frozen=True):
+    """Work for me until this link ends. Refused while another client is served."""
+
+    task: str  # whom we take you for
+    evener: str
+    recipe: str
+    host: str
+    pid: int
+
+
+class Reserved(Message, frozen=True):
+    """The server is yours; what its task writes is on `host`, relative paths begin at `directory`."""
+
+    host: str
+    directory: str
+
+
+class Relay(Message, frozen=True):
+    """A piece of the stream between a launcher and its task (`launch.control`): orders one way, reports the other."""
+
+    data: bytes
+
+
+class Dismiss(Message, frozen=True):
+    """End your task at once."""
+
+
+class Ended(Message, frozen=True):
+    """The task's process has ended: as it should (""), or how."""
+
+    how: str
 
 
 AnyMessage = (
     Hello | Join | Push | Pull | Goodbye | Halt | Granted | Release | Contents | Refused
     | Follow | Lead | Held | Lost | Decided | Save | Saved | End
+    | Ping | Pong | Reserve | Reserved | Relay | Dismiss | Ended
 )  # fmt: skip

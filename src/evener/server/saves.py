@@ -1,0 +1,57 @@
+"""When shard 0 has a checkpoint written: one cut through all shards, noted in the ledger."""
+
+from __future__ import annotations
+
+import logging
+
+from evener import errors
+from evener.policy.leases import Leases
+from evener.policy.members import Members
+from evener.saver import manifest_of
+from evener.server.course import Course
+from evener.server.links import Links
+from evener.server.shard import Shard
+from evener.wire.messages import Save
+
+log = logging.getLogger(__name__)
+
+
+class Saves:
+    """Begins saves between two updates; the saver's thread and the followers write them."""
+
+    def __init__(self, links: Links, shard: Shard, course: Course, leases: Leases, members: Members) -> None:
+        self._links, self._shard, self._course = links, shard, course
+        self._leases, self._members = leases, members
+        self._saver, self._ledger = course.setup.saver, course.setup.ledger
+
+    def poll(self) -> None:
+        """Notice a save that is complete."""
+        if self._saver.poll():
+            self._ledger.complete()
+            log.info("checkpoint saved: %s", self._saver.newest)
+
+    def begin_if_due(self) -> None:
+        course = self._course
+        if not course.stopping and course.train_steps and self._saver.due(self._shard.state.step):
+            self._begin()
+
+    def begin_final(self) -> bool:
+        """Begin the final save unless this step is saved. Raises CheckpointError when it failed before."""
+        if self._course.train_steps is None or self._saver.saved(self._shard.state.step):
+            return False
+        if self._course.late() and self._saver.failure is not None:
+            raise errors.CheckpointError(f"the final checkpoint was not saved: {self._saver.failure}")
+        self._begin()
+        return True
+
+    def _begin(self) -> None:
+        state, course = self._shard.state, self._course
+        contents, book = state.contents(), self._leases.state()
+        manifest = manifest_of(
+            contents, state, book=book, seqs=self._members.seqs, settings=course.settings,
+            evener=course.setup.evener, examples=course.tally.examples, dropped=course.tally.dropped,
+        )  # fmt: skip
+        self._ledger.cut(contents.step, book)
+        self._saver.start(contents, manifest)
+        for link in self._links.followers.values():
+            self._links.answer(link, Save(contents.step))

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from evener.api import evaluate, run
     from evener.data.dataset import Data, MapStyle, Tensors
+    from evener.devices.marks import device
     from evener.errors import EvenerError
     from evener.recipe import Recipe
     from evener.result import Result
@@ -17,12 +18,12 @@ _HOMES = {
     "run": "evener.api", "evaluate": "evener.api", "Recipe": "evener.recipe", "Result": "evener.result",
     "Settings": "evener.settings", "EvenerError": "evener.errors", "Hook": "evener.session.hooks",
     "StopAtStep": "evener.session.hooks", "Data": "evener.data.dataset", "Tensors": "evener.data.dataset",
-    "MapStyle": "evener.data.dataset",
+    "MapStyle": "evener.data.dataset", "device": "evener.devices.marks",
 }  # fmt: skip
 
 __all__ = [
-    "Data", "EvenerError", "Hook", "MapStyle", "Recipe", "Result", "Settings", "StopAtStep", "Tensors", "evaluate",
-    "run",
+    "Data", "EvenerError", "Hook", "MapStyle", "Recipe", "Result", "Settings", "StopAtStep", "Tensors", "device",
+    "evaluate", "run",
 ]  # fmt: skip
 
 

@@ -12,15 +12,22 @@ from typing import TYPE_CHECKING, Any, TextIO
 
 from evener import settings as settings_module
 from evener.errors import ConfigError, EvenerError
-from evener.launch.environment import Flags, explain, find
-from evener.launch.local import LocalRun, process_seconds
+from evener.launch.environment import Flags, Rank, explain, find, on_this_machine, rank_here, seeing_devices
+from evener.launch.local import LocalRun
+from evener.launch.preparation import as_rank, download, how, make_logdir, options_there, settings_of
+from evener.launch.proc import process_seconds
+from evener.launch.towers_run import TowersRun
 from evener.launch.view import make_view
 from evener.references import importing
 from evener.report import AnyReport, Progress
 from evener.result import Outcome, Result
-from evener.settings import Settings
+from evener.settings import Settings, check_gpus
 
 if TYPE_CHECKING:
+    from evener.audit import Account
+    from evener.cluster import Cluster
+    from evener.data.tfrecord.writer import Written
+    from evener.launch.process import Starter
     from evener.recipe import Recipe
 
 
@@ -29,17 +36,20 @@ def run(
     *,
     stream: TextIO | None = None,
     quiet: bool = False,
+    existing_servers: Cluster | None = None,
     **options: Any,
 ) -> Result:
     """Train a recipe and return its figures.
 
     Args:
         recipe: a shipped recipe's name ("mnist"), "module:attribute", "file.py:attribute", or a `Recipe` or a
-            function that returns one. With `ps` > 0 other processes must be able to find it, so it stands at the top
-            level of a module, and the script that calls this guards the call by `if __name__ == "__main__":`.
+            function that returns one. With `ps` or `towers` other processes must be able to find it, so it stands at
+            the top level of a module, and the script that calls this guards the call by
+            `if __name__ == "__main__":`. Under torchrun, without `ps`, this process is one of its towers.
         stream: where progress is shown; standard output if None.
         quiet: show nothing.
-        **options: see `evener.Settings`: mode, ps, workers, train_steps, batch_size, logdir, recipe_options, ...
+        existing_servers: run on these standing servers (`evener server`), and leave them waiting for the next run.
+        **options: see `evener.Settings`: mode, ps, workers, towers, train_steps, logdir, recipe_options, ...
 
     Raises:
         ConfigError: an option or recipe that cannot work.
@@ -55,15 +65,24 @@ def run(
             why="every task imports the file of its recipe, and would start another run there.",
             fix='put the call of evener.run under: if __name__ == "__main__":',
         )
-    settings, made = _settings(recipe, options)
-    _make_logdir(Path(settings.logdir))
-    if settings.ps and settings.recipe_options.get("download"):
-        _download(settings)
+    if existing_servers is not None:
+        options = options_there(recipe, existing_servers, options)
+    rank = None if options.get("ps") or options.get("pipeline_stages", 1) != 1 else rank_here()
+    leads = rank is None or rank.rank == 0
+    settings, made = settings_of(recipe, as_rank(options, rank), elsewhere=rank is None, fresh_logdir=leads)
+    check_gpus(settings, rank.local_size if rank else settings.processes)
+    if settings.logdir and leads and existing_servers is None:
+        make_logdir(Path(settings.logdir))
+    apart = rank is None and settings.way != "single"  # in processes that this one starts
+    if apart and existing_servers is None and settings.recipe_options.get("download"):
+        download(settings)
     outcome = Outcome()
     started, began = time.monotonic(), process_seconds()
     first_step: list[float] = []
-    tasks = [f"ps:{i}" for i in range(settings.ps)] + [f"worker:{i}" for i in range(settings.workers)]
-    title = f"{settings.recipe}: {settings.mode if settings.ps else 'one process'}, logs in {settings.logdir}"
+    workers = settings.processes if rank is None else settings.workers
+    tasks = [f"ps:{i}" for i in range(settings.ps)] + [f"worker:{i}" for i in range(workers)]
+    title = f"{settings.recipe}: {how(settings)}, logs in {settings.logdir}"
+    quiet = quiet or not leads
     view = make_view(stream=io.StringIO() if quiet else stream or sys.stdout, tasks=tasks, title=title,
                      clock=time.monotonic)  # fmt: skip
 
@@ -74,18 +93,30 @@ def run(
         view.hear(report)
 
     try:
-        if settings.ps == 0:
-            from evener.launch.alone import run_alone
-
-            cut_short = run_alone(settings, made, hear) == "interrupted"
+        if not apart:
+            cut_short = _here(settings, made, rank, hear) == "interrupted"
+        elif settings.way == "towers":
+            cut_short = bool(TowersRun(settings, hear=hear, say=view.say, clock=time.monotonic).run())
         else:
-            cut_short = bool(LocalRun(settings, hear=hear, say=view.say, clock=time.monotonic).run())
+            starter = None if existing_servers is None else _reserved(existing_servers, settings, view.say)
+            clock = time.monotonic
+            cut_short = bool(LocalRun(settings, hear=hear, say=view.say, clock=clock, starter=starter).run())
     finally:
         view.close()
     if cut_short:
         at = f" at step {outcome.finished.global_step}" if outcome.finished else ""
-        raise KeyboardInterrupt(f"interrupted{at}; the same command continues from {settings.logdir}")
-    return outcome.result(settings, first_step_seconds=first_step[0] if first_step else None)
+        raise KeyboardInterrupt(f"interrupted{at}; the same command with --logdir {settings.logdir} continues")
+    result = outcome.result(settings, first_step_seconds=first_step[0] if first_step else None)
+    return replace(result, leads=leads)
+
+
+def _here(settings: Settings, made: Recipe | None, rank: Rank | None, hear: Callable[[AnyReport], None]) -> str:
+    """Train in this process: alone, or as the tower that torchrun made it."""
+    from evener.launch.alone import run_alone
+    from evener.launch.tower import tower_of
+
+    with seeing_devices(settings, "worker"), on_this_machine(rank is not None and rank.one_machine):
+        return run_alone(settings, made, hear, tower_of(rank, settings, hear) if rank else None)
 
 
 def evaluate(
@@ -101,13 +132,48 @@ def evaluate(
     return assess(recipe, Path(checkpoint), recipe_options or {})
 
 
+def audit(logdir: str | Path) -> Account:
+    """Was every sample of every epoch applied exactly once, or named as not applied? What the logdir's ledger shows.
+
+    Raises:
+        CheckpointError: there is no ledger in it.
+    """
+    from evener.launch.account import account
+
+    return account(Path(logdir))
+
+
+def convert(
+    recipe: str | Recipe, directory: str | Path, *, shards: int = 1, recipe_options: Mapping[str, Any] | None = None
+) -> list[Written]:
+    """Write a recipe's images as TFRecord files: `evener data convert`. Files that exist are never replaced.
+
+    Args:
+        directory: gets train-00000-of-0000N.tfrecord, ..., and the same for validation.
+        shards: N.
+    """
+    from evener.data.dataset import as_data
+    from evener.data.tfrecord import images
+    from evener.recipe import from_object, resolve
+
+    made = (resolve if isinstance(recipe, str) else from_object)(recipe, recipe_options or {})  # type: ignore[arg-type]
+    return images.convert(as_data(made.data()), directory, shards=shards, name=made.name)
+
+
 def be_task(
-    recipe: str, flags: Flags, *, download_only: bool = False, stream: TextIO | None = None, **options: Any
-) -> None:
-    """Be one task of a cluster until the run is over: `evener task`.
+    recipe: str,
+    flags: Flags,
+    *,
+    download_only: bool = False,
+    rendezvous: str = "",
+    stream: TextIO | None = None,
+    **options: Any,
+) -> Result | None:
+    """Be one task of a cluster until the run is over: `evener task`. The figures of the run, at ps:0 alone.
 
     Args:
         flags: what the command line says of the cluster; else TF_CONFIG, torchrun's or Slurm's variables do.
+        rendezvous: a directory that all tasks share, where ps tasks with port 0 say which they got.
         download_only: only load the recipe's data, so that it is there when the tasks start.
     """
     from evener.launch.member import run_member, settings_for
@@ -115,16 +181,35 @@ def be_task(
 
     if download_only:
         resolve(recipe, options.get("recipe_options") or {}).data()
-        return
+        return None
     found = find(flags)
-    settings = settings_for(found.cluster, _settings(recipe, options)[0])
-    _make_logdir(Path(settings.logdir))
+    settings = settings_for(found.cluster, settings_of(recipe, options)[0])
+    make_logdir(Path(settings.logdir))
     title = f"{settings.recipe}: {found.task}, {settings.mode}, logs in {settings.logdir}"
     view = make_view(stream=stream or sys.stdout, tasks=[str(found.task)], title=title, clock=time.monotonic)
+    outcome = Outcome()
+
+    def hear(report: AnyReport) -> None:
+        outcome.hear(report)
+        view.hear(report)
+
     try:
-        run_member(found, settings, view.hear)
+        run_member(found, settings, hear, rendezvous=rendezvous)
     finally:
         view.close()
+    return outcome.result(settings, first_step_seconds=None) if outcome.finished else None
+
+
+def stand_by(flags: Flags, say: Callable[[str], None], **given: Any) -> None:
+    """Be a standing server until SIGTERM or Ctrl-C: `evener server`.
+
+    Args:
+        flags: as for `be_task`.
+        **given: the server's own settings: keys, insecure, heartbeat_timeout.
+    """
+    from evener.launch.stand_by import stand
+
+    stand(find(flags), settings_module.make(given), say)
 
 
 def explain_task(flags: Flags) -> str:
@@ -132,57 +217,12 @@ def explain_task(flags: Flags) -> str:
     return explain(find(flags))
 
 
-def _settings(recipe: object, options: Mapping[str, Any]) -> tuple[Settings, Recipe | None]:
-    given = {**options}
-    made: Recipe | None = None
-    if isinstance(recipe, str):
-        given["recipe"] = recipe
-    elif given.get("ps"):
-        from evener.recipe import reference_of
+def _reserved(servers: Cluster, settings: Settings, say: Callable[[str], None]) -> Starter:
+    from evener.launch.remote import StandingServers
 
-        reference = reference_of(recipe)
-        if reference is None:
-            raise ConfigError(
-                f"other processes cannot find the recipe {recipe!r}.",
-                why="with ps > 0 every task imports it by name.",
-                fix="assign it to a name at the top level of a module, and pass that.",
-            )
-        given["recipe"] = reference
-    else:
-        from evener.recipe import from_object, reference_of
-
-        made = from_object(recipe, given.get("recipe_options") or {})
-        given["recipe"] = reference_of(recipe) or made.name
-    if "logdir" in given:
-        given["logdir"] = str(given["logdir"])
-    settings = settings_module.make(given)
-    return (settings if settings.logdir else replace(settings, logdir=_fresh_logdir(settings.recipe))), made
+    standing = StandingServers(servers, settings)
+    standing.reserve(say)
+    return standing
 
 
-def _download(settings: Settings) -> None:
-    """Once, here, where its progress can be seen: tasks would wait for each other and write bars into logs."""
-    from evener.recipe import resolve
-
-    resolve(settings.recipe, settings.recipe_options).data()
-
-
-def _fresh_logdir(recipe: str) -> str:
-    name = recipe.rpartition(":")[2] or "run"
-    base = Path("evener-runs") / f"{name}-{time.strftime('%Y%m%d-%H%M%S')}"
-    taken = (base.with_name(f"{base.name}-{n}") if n else base for n in range(1000))
-    return str(next(path for path in taken if not path.exists()))
-
-
-def _make_logdir(logdir: Path) -> None:
-    try:
-        (logdir / "logs").mkdir(parents=True, exist_ok=True)
-        probe = logdir / "logs" / ".probe"
-        probe.touch()
-        probe.unlink()
-    except OSError as error:
-        raise ConfigError(
-            f"the logdir {logdir} cannot be written ({error.strerror}).", fix="choose another --logdir."
-        ) from error
-
-
-__all__ = ["EvenerError", "evaluate", "run"]
+__all__ = ["EvenerError", "audit", "evaluate", "run"]

@@ -17,7 +17,7 @@ import hashlib
 import logging
 import os
 import shutil
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -27,6 +27,8 @@ from safetensors import SafetensorError
 from safetensors.torch import load as load_safetensors, save as save_safetensors
 from torch import Tensor
 
+from evener import chaos
+from evener.atomic import Record, atomic_write, sync_directory
 from evener.errors import CheckpointError, NonFinite, VersionError
 from evener.parts import join, join_numbers
 from evener.state import Contents
@@ -36,13 +38,6 @@ log = logging.getLogger(__name__)
 FORMAT = 1
 MANIFEST = "manifest.json"
 KINDS = ("parameters", "averages", "optimizer")
-
-
-class Record(msgspec.Struct, frozen=True):
-    """One file of a checkpoint."""
-
-    nbytes: int
-    sha256: str
 
 
 class Manifest(msgspec.Struct, frozen=True, kw_only=True):
@@ -68,37 +63,6 @@ class Manifest(msgspec.Struct, frozen=True, kw_only=True):
 class _Sealed(msgspec.Struct, frozen=True):
     sha256: str
     body: msgspec.Raw
-
-
-def atomic_write(path: Path, chunks: Iterable[bytes | memoryview]) -> Record:
-    """Write a file so that its name holds either everything or nothing, even after a power loss."""
-    draft = path.with_name(f"{path.name}.tmp.{os.getpid()}")
-    digest, nbytes = hashlib.sha256(), 0
-    fd = os.open(draft, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o644)
-    try:
-        with os.fdopen(fd, "wb", buffering=0) as file:
-            for chunk in chunks:
-                view = memoryview(chunk).cast("B")
-                digest.update(view)
-                nbytes += len(view)
-                while len(view):
-                    view = view[file.write(view) :]
-            os.fsync(file.fileno())  # data before the name
-        os.rename(draft, path)
-        _sync_directory(path.parent)  # the name itself
-    except BaseException:
-        with contextlib.suppress(FileNotFoundError):
-            os.unlink(draft)
-        raise
-    return Record(nbytes, digest.hexdigest())
-
-
-def _sync_directory(path: Path) -> None:
-    fd = os.open(path, os.O_RDONLY | os.O_DIRECTORY)
-    try:
-        os.fsync(fd)
-    finally:
-        os.close(fd)
 
 
 class Store:
@@ -141,7 +105,7 @@ class Store:
         for entry in self.directory.glob("step-*"):
             if entry.is_dir() and not (entry / MANIFEST).exists():
                 shutil.rmtree(entry, ignore_errors=True)
-        for draft in self.directory.glob("*/*.tmp.*"):
+        for draft in [*self.directory.glob("*.tmp.*"), *self.directory.glob("*/*.tmp.*")]:
             draft.unlink(missing_ok=True)
 
     def close(self) -> None:
@@ -167,6 +131,7 @@ class Store:
         path.mkdir(exist_ok=True)
         files: dict[str, Record] = {}
         try:
+            chaos.point("checkpoint.writing")
             for kind in KINDS:
                 tensors = {name: t.contiguous() for name, t in getattr(contents, kind).items()}
                 name = f"{kind}-{shard}.safetensors"
@@ -177,6 +142,7 @@ class Store:
             with contextlib.suppress(OSError):
                 path.rmdir()
             raise
+        chaos.point("checkpoint.written")
         return files
 
     def commit(self, manifest: Manifest) -> Path:
@@ -184,8 +150,14 @@ class Store:
         body = msgspec.json.encode(manifest)
         sealed = _Sealed(hashlib.sha256(body).hexdigest(), msgspec.Raw(body))
         path = self.path(manifest.step)
+        if missing := [path / name for name in manifest.files if not (path / name).exists()]:
+            raise CheckpointError(
+                f"{missing[0]} is not there, though its ps task wrote it.",
+                fix="with ps tasks on several machines, let --logdir be a directory that they share.",
+            )
         atomic_write(path / MANIFEST, [msgspec.json.encode(sealed)])
-        _sync_directory(self.directory)
+        sync_directory(self.directory)
+        chaos.point("checkpoint.committed")
         return path
 
     def discard(self, step: int) -> None:
@@ -202,8 +174,9 @@ class Store:
         """
         for step in [step for step in self.steps() if upto is None or step <= upto][:-keep]:
             path = self.path(step)
+            chaos.point("checkpoint.deleting")
             (path / MANIFEST).unlink(missing_ok=True)
-            _sync_directory(path)
+            sync_directory(path)
             shutil.rmtree(path, ignore_errors=True)
 
     def steps(self) -> list[int]:
@@ -245,7 +218,7 @@ def load(path: Path) -> tuple[Manifest, Contents]:
         CheckpointError: something is missing, damaged or foreign.
         VersionError: a newer evener wrote it.
     """
-    manifest = _read_manifest(path)
+    manifest = read_manifest(path)
     groups: dict[str, dict[str, Tensor]] = {kind: {} for kind in KINDS}
     for name, record in manifest.files.items():
         kind = name.partition("-")[0]
@@ -262,7 +235,8 @@ def load(path: Path) -> tuple[Manifest, Contents]:
     return manifest, contents
 
 
-def _read_manifest(path: Path) -> Manifest:
+def read_manifest(path: Path) -> Manifest:
+    """Without its tensors; raises as `load` does."""
     file = path / MANIFEST
     try:
         sealed = msgspec.json.decode(file.read_bytes(), type=_Sealed)

@@ -5,19 +5,35 @@ from __future__ import annotations
 import argparse
 import difflib
 import json
+import os
 import sys
 import traceback
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from evener import errors
-from evener.launch.environment import Flags
-from evener.settings import MODES, TRANSPORTS, Settings
-from evener.wire.layout import PLACEMENTS
+from evener.cli_cluster import add_doctor, add_existing_servers, add_explain, add_keys, add_server, flags
+from evener.cli_data import add_data
+from evener.cli_devices import add_device_options, add_devices
+from evener.cli_options import (
+    add_cluster_options,
+    add_link_options,
+    add_pipeline_options,
+    add_recipe_options,
+    add_training_options,
+    truth,
+)
+from evener.settings import Settings
 
-OK, FAILED, USAGE, INTERRUPTED = 0, 1, 2, 130
+if TYPE_CHECKING:
+    from evener.result import Result
+
+#: How a command ended; documented in docs/cluster.md.
+OK, FAILED, USAGE, FENCED, INTERRUPTED = 0, 1, 2, 3, 130
+#: Errors that the words of the command caused, before anything was trained.
+WRONG_USAGE = (errors.ConfigError, errors.SecurityError, errors.BindError)
 
 #: Flags that are options of the shipped recipes: --hidden-units 100 is --set hidden=100.
-RECIPE_FLAGS = ("data", "data_dir", "download", "optimizer", "learning_rate", "hidden")
+RECIPE_FLAGS = ("data", "data_dir", "download", "skip_bad_records", "optimizer", "learning_rate", "hidden")
 
 
 class Commands(argparse.ArgumentParser):
@@ -37,8 +53,13 @@ def parser() -> argparse.ArgumentParser:
     add_train(commands)
     add_task(commands)
     add_eval(commands)
+    add_audit(commands)
     add_explain(commands)
+    add_server(commands)
+    add_doctor(commands)
     add_keys(commands)
+    add_data(commands, add_recipe_options, recipe_options)
+    add_devices(commands)
     return top
 
 
@@ -49,13 +70,23 @@ def add_train(commands: Any) -> None:
     add = cluster.add_argument
     add("--ps", type=int, help="parameter server tasks; 0 (default): one process, no cluster")
     add("--workers", "--num-workers", type=int, help="worker tasks; default 1")
-    add("--transport", metavar="|".join(TRANSPORTS), help="between tasks; default auto: shared memory on one host")
-    add("--ps-hosts", metavar="HOST:PORT,...", help="fixed addresses of the ps tasks (ZeroMQ)")
+    add(
+        "--towers",
+        type=int,
+        metavar="N",
+        help="instead: N processes that average their gradients (torchrun's by itself)",
+    )
+    add("--ps-hosts", "--ps-host", metavar="HOST:PORT,...", help="fixed addresses of the ps tasks")
+    add("--worker-hosts", "--worker-host", metavar="HOST:PORT,...", help="standing servers: those of the workers")
+    add_existing_servers(train)
+    add_pipeline_options(train)
+    add_link_options(train)
     add_training_options(train)
+    add_device_options(train)
     add = train.add_argument
     add("--json", action="store_true", help="print one JSON object as the last line of standard output")
     add("--quiet", action="store_true", help="show no progress")
-    add("--max-restarts", type=int, metavar="N", help="of each worker that was killed; default 3")
+    add("--max-restarts", type=int, metavar="N", help="of each task that was killed; default 3")
     train.set_defaults(run=run_train, options=train.options())
 
 
@@ -63,78 +94,16 @@ def add_task(commands: Any) -> None:
     task = commands.add_parser("task", help="be one task of a cluster: one such command per machine")
     task.add_argument("recipe", help="as for train")
     add_cluster_options(task)
+    text = "a directory that all tasks share: ps tasks with port 0 tell there which one they got"
+    task.add_argument("--rendezvous", default="", metavar="DIR", help=text)
+    add_existing_servers(task)
+    add_link_options(task)
     add_training_options(task)
+    add_device_options(task)
     add = task.add_argument
     add("--sync-replicas", type=truth, nargs="?", const=True, default=False, help="the same as --mode sync")
     add("--download-only", type=truth, nargs="?", const=True, default=False, help="load the data, train nothing")
-    add("--num-gpus", type=int, default=0, help="accepted for the old command lines; must be 0")
     task.set_defaults(run=run_task, options=task.options())
-
-
-def add_explain(commands: Any) -> None:
-    command = commands.add_parser("explain", help="which cluster this process would be in, as which task, who said so")
-    add_cluster_options(command)
-    command.set_defaults(run=run_explain, options=command.options())
-
-
-def add_cluster_options(command: argparse.ArgumentParser) -> None:
-    add = command.add_argument_group("which task of which cluster").add_argument
-    add("--job-name", metavar="ps|worker", help="the job of this task")
-    add("--task-index", "--task-id", type=int, metavar="I", help="its index in that job's hosts")
-    add("--ps-hosts", "--ps-host", default="", metavar="HOST:PORT,...", help="where the ps tasks listen")
-    add("--worker-hosts", "--worker-host", default="", metavar="HOST:PORT,...", help="one entry for each worker")
-    add("--ps", type=int, help="under torchrun or Slurm: how many of the tasks are ps tasks")
-
-
-def truth(text: str) -> bool:
-    if text.lower() not in ("true", "false", "1", "0", "yes", "no"):
-        raise argparse.ArgumentTypeError(f"{text!r} is neither true nor false")
-    return text.lower() in ("true", "1", "yes")
-
-
-def add_training_options(train: argparse.ArgumentParser) -> None:
-    add = train.add_argument_group("when gradients become an update").add_argument
-    add("--mode", metavar="|".join(MODES), help="when gradients become an update; default async")
-    add(
-        "--replicas-to-aggregate",
-        type=int,
-        metavar="R",
-        help="sync: gradients averaged in one update; default: workers",
-    )
-    add("--accumulate", action="store_true", default=None, help="sync: let a worker give several of the R gradients")
-    add("--elastic", action="store_true", default=None, help="sync: with fewer live workers, average fewer gradients")
-    add("--staleness", type=int, metavar="S", help="bounded: local steps ahead of the slowest worker; default 4")
-    add("--placement", metavar="|".join(PLACEMENTS), help="of parameters on several ps tasks; default even")
-    length = train.add_argument_group("how long, over what")
-    add = length.add_argument
-    add("--train-steps", type=int, metavar="N", help="global steps (updates) of the whole run; default 2000")
-    add("--epochs", type=float, metavar="E", help="instead of --train-steps: passes over the training data")
-    add("--batch-size", type=int, metavar="B", help="samples of one gradient; default 100")
-    add("--seed", type=int, help="of parameters and sample order; default 0")
-    add("--threads", type=int, help="PyTorch threads of each task; default 1")
-    add_recipe_options(train)
-    kept = train.add_argument_group("what is kept and told")
-    add = kept.add_argument
-    add("--logdir", help="checkpoints, TensorBoard events and logs; an old one is continued; default evener-runs/...")
-    add("--save-checkpoint-secs", type=float, metavar="S", help="seconds between checkpoints; default 60")
-    add("--save-checkpoint-steps", type=int, metavar="N", help="global steps between checkpoints")
-    add("--keep", type=int, metavar="K", help="newest checkpoints kept; default 5")
-    add("--save-summary-secs", type=float, metavar="S", help="seconds between TensorBoard summaries; default 10")
-    add("--log-every", type=int, metavar="N", help="local steps between log lines; default 500")
-    add("--eval-every", type=int, metavar="N", help="global steps between validations; the last is always done")
-    add("--stall-timeout", type=float, metavar="S", help="seconds without an update that end the run; default 300")
-
-
-def add_recipe_options(command: argparse.ArgumentParser) -> None:
-    recipe = command.add_argument_group("options of the recipe")
-    add = recipe.add_argument
-    add("--set", action="append", default=[], metavar="NAME=VALUE", dest="assignments", help="any option of the recipe")
-    add("--data", help="mnist: digits (default, ships with scikit-learn) or mnist")
-    add("--data-dir", metavar="DIR", help="mnist: where the IDX files lie")
-    add("--download", action="store_true", default=None, help="mnist: fetch the files that are missing")
-    add("--optimizer", help="mnist: sgd (default), momentum or adam")
-    add("--learning-rate", "--lr", type=float, metavar="LR", help="mnist: at step 0; default 0.1 for sgd")
-    add("--hidden", "--hidden-units", type=int, metavar="H", help="mnist: width of the hidden layer; default 500")
 
 
 def add_eval(commands: Any) -> None:
@@ -146,14 +115,11 @@ def add_eval(commands: Any) -> None:
     command.set_defaults(run=run_eval, options=command.options())
 
 
-def add_keys(commands: Any) -> None:
-    command = commands.add_parser("keys", help="make the keys of a cluster of several machines")
-    actions = command.add_subparsers(dest="action", metavar="new", required=True)
-    new = actions.add_parser("new", help="one pair for each task; pairs that exist are never replaced")
-    new.add_argument("directory", metavar="DIR", help="where to write them")
-    new.add_argument("--ps", type=int, default=1, metavar="P", help="parameter server tasks; default 1")
-    new.add_argument("--workers", type=int, default=2, metavar="W", help="worker tasks; default 2")
-    new.set_defaults(run=run_keys_new, options=new.options())
+def add_audit(commands: Any) -> None:
+    command = commands.add_parser("audit", help="check that every sample of a run was applied exactly once")
+    command.add_argument("logdir", metavar="LOGDIR", help="of a run that ended, or still trains")
+    command.add_argument("--json", action="store_true", help="print one JSON object")
+    command.set_defaults(run=run_audit, options=command.options())
 
 
 def recipe_options(args: argparse.Namespace) -> dict[str, Any]:
@@ -175,46 +141,59 @@ def settings_options(args: argparse.Namespace) -> dict[str, Any]:
 
 def run_train(args: argparse.Namespace) -> int:
     from evener.api import run
+    from evener.launch.environment import Flags, find_cluster, hosts
 
     options = settings_options(args)
-    if "ps_hosts" in options:
-        options["ps_hosts"] = tuple(host.strip() for host in options["ps_hosts"].split(","))
+    if args.existing_servers:
+        named = Flags(ps_hosts=args.ps_hosts or "", worker_hosts=args.worker_hosts or "")
+        options["existing_servers"] = find_cluster(named)
+        options.pop("ps_hosts", None)
+    elif args.worker_hosts:
+        raise errors.ConfigError("--worker-hosts is for --existing-servers.", fix="use --workers W, or `evener task`.")
+    elif "ps_hosts" in options:
+        options["ps_hosts"] = tuple(hosts(options["ps_hosts"]))
     result = run(args.recipe, stream=sys.stderr if args.json else sys.stdout, quiet=args.quiet, **options)
+    if not result.leads:
+        return OK  # tower 0 of torchrun's tells
     if args.json:
         print(json.dumps(result.as_dict()))
     else:
-        from evener.launch.view import installed, summary
-
-        print(summary(result, installed))
+        tell(result)
     return OK
+
+
+def tell(result: Result) -> None:
+    from evener.launch.view import installed, summary
+
+    print(summary(result, installed))
 
 
 def run_task(args: argparse.Namespace) -> int:
     from evener.api import be_task
 
-    if args.num_gpus:
-        raise errors.ConfigError(f"--num-gpus {args.num_gpus}: evener 0.1 trains on processors only.", fix="use 0.")
     if args.sync_replicas:
         args.mode = "sync"
+    if args.existing_servers and not args.download_only:
+        return run_client(args)
     options = settings_options(args)
     options.pop("ps_hosts", None)
     options.pop("ps", None)
-    be_task(args.recipe, flags(args), download_only=args.download_only, stream=sys.stdout, **options)
-    return OK
-
-
-def run_explain(args: argparse.Namespace) -> int:
-    from evener.api import explain_task
-
-    print(explain_task(flags(args)))
-    return OK
-
-
-def flags(args: argparse.Namespace) -> Flags:
-    return Flags(
-        job_name=args.job_name, task_index=args.task_index, ps_hosts=args.ps_hosts, worker_hosts=args.worker_hosts,
-        ps=args.ps,
+    result = be_task(
+        args.recipe, flags(args), download_only=args.download_only, rendezvous=args.rendezvous, stream=sys.stdout,
+        **options,
     )  # fmt: skip
+    if result is not None:
+        tell(result)
+    return OK
+
+
+def run_client(args: argparse.Namespace) -> int:
+    """`--existing_servers=True` of the old programs: worker 0 is the client of all servers, the others have none."""
+    if (args.job_name, args.task_index) == ("worker", 0):
+        args.ps = args.json = args.quiet = None
+        return run_train(args)
+    print(f"{args.job_name}:{args.task_index} has nothing to do: its standing server works for the client, worker:0.")
+    return OK
 
 
 def run_eval(args: argparse.Namespace) -> int:
@@ -229,30 +208,50 @@ def run_eval(args: argparse.Namespace) -> int:
     return OK
 
 
-def run_keys_new(args: argparse.Namespace) -> int:
-    from evener.transport import keys
+def run_audit(args: argparse.Namespace) -> int:
+    from evener.api import audit
 
-    keys.new(args.directory, names := keys.names(args.ps, args.workers))
-    print(f"{args.directory} now holds the keys of {', '.join(names)}.")
-    print("Give each machine all *.public files and the *.secret files of its own tasks, and no other *.secret.")
-    return OK
+    account = audit(args.logdir)
+    print(json.dumps(account.as_dict()) if args.json else account)
+    return OK if account.clean else FAILED
 
 
 def main(argv: list[str] | None = None) -> int:
-    """Run one command; the exit code says how it ended: 0 finished, 1 failed, 2 wrong usage, 130 interrupted."""
+    """Run one command; the exit code says how it ended.
+
+    0 finished, 1 failed, 2 wrong usage, 3 replaced by a newer process of the same task, 130 interrupted.
+    """
     try:
-        return command(argv)
+        return piped(argv)
     except KeyboardInterrupt as interrupt:
-        return say(f"\n{interrupt or 'interrupted'}", INTERRUPTED)
+        return say(f"\n{str(interrupt) or 'interrupted'}", INTERRUPTED)
     except errors.RunFailed as error:
-        return say(error.block, USAGE if error.kind == "ConfigError" else FAILED)
+        return say(error.block, status_of(getattr(errors, error.kind, Exception)))
     except errors.SessionError as error:  # a hook of the user failed: its own traceback stands last
         cause = "".join(traceback.format_exception(error.__cause__)) if error.__cause__ else ""
         return say(f"evener: {error}\n\n{cause}".rstrip(), FAILED)
     except errors.EvenerError as error:
-        return say(f"evener: {error}", USAGE if isinstance(error, errors.ConfigError) else FAILED)
-    except Exception:
-        return say(traceback.format_exc(), FAILED)
+        return say(f"evener: {error}", status_of(type(error)))
+    except Exception as error:
+        context = errors.take_context(error)
+        return say(f"{f'failed at {context}' if context else ''}\n{traceback.format_exc()}".lstrip(), FAILED)
+
+
+def status_of(kind: type[BaseException]) -> int:
+    if issubclass(kind, errors.Fenced):
+        return FENCED
+    return USAGE if issubclass(kind, WRONG_USAGE) else FAILED
+
+
+def piped(argv: list[str] | None) -> int:
+    """`evener ... | head`: whoever read has enough, which is no error; nor may Python's own flush at exit fail."""
+    try:
+        status = command(argv)
+        sys.stdout.flush()
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return OK
+    return status
 
 
 def command(argv: list[str] | None) -> int:

@@ -10,6 +10,7 @@ EvenerError
 ├── NonFinite          a loss or gradient that is NaN or infinite
 ├── Stalled            nothing moved for longer than the stall timeout
 ├── TaskFailed         a task of the run ended with an error
+│   ├── ServerLost       a ps task is gone: the others go on from the newest checkpoint once it is back
 │   └── RunFailed        and so the run did: which task, why, its traceback
 └── WireError          what a peer said or did
     ├── Unavailable      it never answered
@@ -22,10 +23,14 @@ EvenerError
     ├── MessageTooLarge  what it was to be sent is above the limit agreed with it
     ├── PushRejected     its gradient has the wrong size
     ├── DuplicateTask    a task with this index is alive already
+    ├── Busy             a standing server that works for another client
     └── Fenced           this process was replaced by a newer one
 """
 
 from __future__ import annotations
+
+#: How a note begins that says at which step an error came.
+CONTEXT = "at "
 
 
 class EvenerError(Exception):
@@ -88,6 +93,10 @@ class TaskFailed(EvenerError):
     """A task of the run ended with an error; carries the first traceback."""
 
 
+class ServerLost(TaskFailed):
+    """A ps task is gone, and its shard of the parameters with it."""
+
+
 class RunFailed(TaskFailed):
     """A run ended because a task failed. `block` is the whole story for a terminal, the first traceback last."""
 
@@ -141,5 +150,21 @@ class DuplicateTask(WireError):
     """A task with this index is alive already."""
 
 
+class Busy(WireError):
+    """A standing server that works for another client."""
+
+
 class Fenced(WireError):
     """This process was replaced by a newer one."""
+
+
+def take_context(error: BaseException) -> str:
+    """Where a run was when the error came, as the session noted it.
+
+    The note is taken off, so that the last line of a traceback is the error itself.
+    """
+    notes: list[str] = getattr(error, "__notes__", [])
+    mine = [note for note in notes if note.startswith(CONTEXT)]
+    if mine:
+        error.__notes__ = [note for note in notes if note not in mine]
+    return "".join(mine[:1]).removeprefix(CONTEXT)

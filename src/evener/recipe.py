@@ -59,6 +59,7 @@ class Recipe:
         ema_decay: keeps an average of the parameters, shadow += (1 - d) * (value - shadow) a step with
             d = min(ema_decay, (1 + step) / (10 + step)), as TensorFlow does.
         metrics: name -> (output, target) -> mean over the batch; for the validation set.
+        split_points: names of modules at which a pipeline's next stage may begin (`--pipeline-stages`), in their order.
         hooks: makes hooks of your own for each worker (`evener.Hook`), called after evener's.
         name: for people: logs, summaries, checkpoints.
 
@@ -75,6 +76,7 @@ class Recipe:
     ema_decay: float | None = None
     metrics: Mapping[str, Callable[[Tensor, Tensor], Tensor]] = field(default_factory=lambda: {"accuracy": accuracy})
     hooks: Callable[[], Sequence[Any]] | None = None
+    split_points: Sequence[str] = ()
     name: str = "recipe"
 
     def __post_init__(self) -> None:
@@ -94,6 +96,12 @@ class Recipe:
                 f"metrics is {self.metrics!r}.",
                 why="it maps names to functions (output, target) -> mean over the batch.",
                 fix='write metrics={"accuracy": evener.recipe.accuracy}, or {} for none.',
+            )
+        if isinstance(self.split_points, str) or not all(isinstance(name, str) for name in self.split_points):
+            raise ConfigError(
+                f"split_points is {self.split_points!r}.",
+                why="it is a list of names of modules, at each of which a stage of a pipeline may begin.",
+                fix='write split_points=["layer3", "layer5"].',
             )
         decay = self.ema_decay
         if decay is not None and (isinstance(decay, bool) or not isinstance(decay, int | float) or not 0 < decay < 1):

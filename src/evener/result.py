@@ -39,9 +39,11 @@ class Result:
     logdir: str
     reason: str  # why it ended
     first_step_seconds: float | None = None  # from the command to the first update
+    towers: int = 0
+    leads: bool = True  # False: another process of torchrun's tells the figures, and alone has validated
 
     def as_dict(self) -> dict[str, Any]:
-        return {key: _json(value) for key, value in asdict(self).items()}
+        return {key: _json(value) for key, value in asdict(self).items() if key != "leads"}
 
 
 def _json(value: object) -> object:
@@ -76,7 +78,7 @@ class Outcome:
         steps = finished.global_step - finished.first_step
         seconds = finished.seconds
         return Result(
-            recipe=settings.recipe, mode=settings.mode if settings.ps else "single", ps=settings.ps,
+            recipe=settings.recipe, mode=settings.way, ps=settings.ps,
             workers=settings.workers,
             replicas_to_aggregate=settings.aggregate if settings.mode == "sync" and settings.ps else None,
             global_step=finished.global_step, examples=finished.examples, seconds=seconds,
@@ -87,5 +89,5 @@ class Outcome:
             validation_accuracy_ema=values.get("validation_accuracy_ema"), validation=values,
             dropped_gradients=finished.dropped_gradients, mean_staleness=finished.mean_staleness,
             max_staleness=finished.max_staleness, checkpoint=finished.checkpoint, logdir=settings.logdir,
-            reason=finished.reason, first_step_seconds=first_step_seconds,
+            reason=finished.reason, first_step_seconds=first_step_seconds, towers=settings.towers,
         )  # fmt: skip

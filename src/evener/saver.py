@@ -10,7 +10,8 @@ from dataclasses import dataclass
 import msgspec
 
 from evener import errors
-from evener.checkpoint import Manifest, Record, Store
+from evener.atomic import Record
+from evener.checkpoint import Manifest, Store
 from evener.policy.leases import LeaseState
 from evener.settings import Settings
 from evener.state import Contents, State, plain
@@ -56,11 +57,23 @@ class Saver:
     save of a run raises.
     """
 
-    def __init__(self, store: Store, schedule: Schedule, *, shards: int, clock: Callable[[], float]) -> None:
+    #: Who writes the other shards.
+    others = "ps"
+
+    def __init__(
+        self,
+        store: Store,
+        schedule: Schedule,
+        *,
+        shards: int,
+        clock: Callable[[], float],
+        tell: Callable[[str], None] = log.error,
+    ) -> None:
         self._store = store
         self._schedule = schedule
         self._shards = shards
         self._clock = clock
+        self._tell = tell
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="saver")
         self._own: Future[dict[str, Record]] | None = None
         self._manifest: Manifest | None = None
@@ -109,10 +122,14 @@ class Saver:
         if self._manifest is None:
             return
         self._files[shard] = files
-        everything = self._manifest.values | {str(shard): msgspec.json.decode(values) if values else {}}
+        try:
+            theirs = msgspec.json.decode(values) if values else {}
+        except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError) as failure:
+            theirs, error = {}, error or f"its values cannot be read: {failure}"
+        everything = self._manifest.values | {str(shard): theirs}
         self._manifest = msgspec.structs.replace(self._manifest, values=everything)
         if error:
-            self._error = errors.CheckpointError(f"ps:{shard} could not save: {error}")
+            self._error = errors.CheckpointError(f"{self.others}:{shard} could not save: {error}")
 
     def poll(self) -> str:
         """The directory of a checkpoint that was completed since the last call; empty if none was."""
@@ -133,7 +150,8 @@ class Saver:
             self._saved_step = -1  # not `_last_step`: the next try is when the next save is due, not at each step
             self._error = None
             self._store.discard(manifest.step)
-            log.error("the checkpoint of step %d was not saved: %s", manifest.step, error)
+            kept = f"{self.newest} is the newest" if self.newest else "there is none yet"
+            self._tell(f"the checkpoint of step {manifest.step} was not saved: {error}; {kept}; training goes on")
             self.failure = error
             return ""
         self.failure = None
@@ -153,3 +171,28 @@ class Saver:
         self._thread.shutdown(wait=True)
         self.poll()
         self._store.close()
+
+
+class NoSaver:
+    """Of a tower whose state another one saves."""
+
+    failure: BaseException | None = None
+    newest = ""
+
+    def due(self, _step: int) -> bool:
+        return False
+
+    def saved(self, _step: int) -> bool:
+        return True
+
+    def start(self, contents: Contents, manifest: Manifest) -> None:
+        raise AssertionError("it is never due")
+
+    def poll(self) -> str:
+        return ""
+
+    def wait_own(self, timeout: float) -> None:
+        pass
+
+    def close(self) -> None:
+        pass

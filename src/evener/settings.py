@@ -8,11 +8,13 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field, fields
 from typing import Any
 
+from evener.devices.plan import canonical, parse
 from evener.errors import ConfigError
 from evener.wire.layout import PLACEMENTS
 
 MODES = ("async", "sync", "bounded")
 TRANSPORTS = ("auto", "shared", "zeromq")
+PIPELINE_SCHEDULES = ("gpipe", "1f1b")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -30,6 +32,9 @@ class Settings:
     mode: str = "async"
     ps: int = 0  # 0: one process, no cluster
     workers: int = 1
+    towers: int = (
+        0  # without ps: processes that each hold the whole model and average their gradients; 0, 1: one process
+    )
     replicas_to_aggregate: int | None = None  # sync: gradients averaged in one update; None: as many as workers
     accumulate: bool = False  # sync: a worker may give several gradients to one update
     elastic: bool = False  # sync: with fewer live workers, average fewer gradients
@@ -37,6 +42,23 @@ class Settings:
     placement: str = "even"
     transport: str = "auto"
     ps_hosts: tuple[str, ...] = ()  # fixed addresses, "127.0.0.1:2222"; empty: found at start
+    keys: str = ""  # directory of the cluster's keys; empty: links are neither encrypted nor authenticated
+    insecure: bool = False  # listen beyond this machine without keys
+
+    # one model over several processes
+    pipeline_stages: int = 1  # 1: no pipeline
+    pipeline_schedule: str = "gpipe"
+    microbatches: int | None = None  # of a batch; None: the fewest, at least as many as stages, that divide it
+
+    # on which devices
+    place: Mapping[str, str] = field(default_factory=dict)  # module -> device; "" is the whole model
+    soft_placement: bool = True  # what a device cannot take goes to the CPU; False: it is an error
+    log_device_placement: bool = False
+    num_gpus: int = 0  # GPUs of each machine for its workers: worker i takes GPU i mod num_gpus; 0: the CPU
+    share_gpus: bool = False  # there may be fewer GPUs than workers
+    visible_devices: str | None = None  # "0,2": the only GPUs there are for the workers, counted from 0
+    gpu_memory_fraction: float | None = None  # of each GPU, for one worker
+    allow_growth: bool = False  # memory segments of a GPU grow in place
 
     # how long, over what
     train_steps: int | None = None  # None with epochs None: 2000
@@ -57,18 +79,41 @@ class Settings:
     # when things go wrong
     max_restarts: int = 3
     stall_timeout: float = 300.0
+    heartbeat_timeout: float = 10.0  # between hosts: after so much silence a peer counts as gone
 
     def __post_init__(self) -> None:
         _check_numbers(self)
         _check_cluster(self)
+        _check_pipeline(self)
+        _check_devices(self)
         _check_length(self)
 
     @property
     def aggregate(self) -> int:
         """Gradients averaged in one update."""
-        if self.mode != "sync" or self.ps == 0:
+        if self.ps == 0:
+            return max(1, self.towers)
+        if self.mode != "sync":
             return 1
         return self.replicas_to_aggregate or self.workers
+
+    @property
+    def processes(self) -> int:
+        """Of the job "worker"."""
+        return {"pipeline": self.pipeline_stages, "towers": self.towers}.get(self.way, self.workers)
+
+    @property
+    def chunks(self) -> int:
+        """Microbatches of a batch in a pipeline."""
+        fewest = (n for n in range(self.pipeline_stages, self.batch_size + 1) if self.batch_size % n == 0)
+        return self.microbatches or next(fewest, self.batch_size)
+
+    @property
+    def way(self) -> str:
+        """How gradients become updates: a mode of ps tasks, or "single", "towers" or "pipeline" without them."""
+        if self.ps:
+            return self.mode
+        return "pipeline" if self.pipeline_stages > 1 else "towers" if self.towers > 1 else "single"
 
     def steps(self, samples: int) -> int:
         """Global steps of the whole run, given the number of training samples."""
@@ -92,15 +137,23 @@ def make(options: Mapping[str, Any]) -> Settings:
             near = difflib.get_close_matches(name, known, n=1)
             hint = f"did you mean {near[0]!r}?" if near else f"the options are: {', '.join(known)}."
             raise ConfigError(f"unknown option {name!r}.", fix=hint)
+    if isinstance(options.get("place"), str):
+        options = {**options, "place": parse(options["place"])}
     return Settings(**options)
 
 
 def _check_numbers(settings: Settings) -> None:
     at_least: dict[str, int] = {
         "ps": 0, "workers": 1, "staleness": 0, "batch_size": 1, "seed": 0, "threads": 1, "keep": 1, "log_every": 1,
-        "max_restarts": 0,
+        "max_restarts": 0, "num_gpus": 0, "towers": 0, "pipeline_stages": 1,
     }  # fmt: skip
-    optional = {"replicas_to_aggregate": 1, "train_steps": 0, "save_checkpoint_steps": 1, "eval_every": 1}
+    optional = {
+        "replicas_to_aggregate": 1,
+        "train_steps": 0,
+        "save_checkpoint_steps": 1,
+        "eval_every": 1,
+        "microbatches": 1,
+    }
     for name, least in (at_least | optional).items():
         value = getattr(settings, name)
         if value is None and name in optional:
@@ -109,12 +162,18 @@ def _check_numbers(settings: Settings) -> None:
             raise ConfigError(f"{name}={value!r} cannot work.", fix=f"{name} must be an integer >= {least}.")
     if settings.seed >= 2**63:
         raise ConfigError(f"seed={settings.seed} cannot work.", fix="seed must be an integer < 2**63.")
-    for name in ("save_checkpoint_secs", "save_summary_secs", "stall_timeout", "epochs"):
+    for name in ("save_checkpoint_secs", "save_summary_secs", "stall_timeout", "heartbeat_timeout", "epochs"):
         value = getattr(settings, name)
         if value is None and name in ("save_checkpoint_secs", "epochs"):
             continue
         if not isinstance(value, int | float) or isinstance(value, bool) or not value > 0 or math.isinf(value):
             raise ConfigError(f"{name}={value!r} cannot work.", fix=f"{name} must be a number > 0.")
+    if settings.heartbeat_timeout < 1:
+        raise ConfigError(
+            f"heartbeat_timeout={settings.heartbeat_timeout!r} cannot work.",
+            why="a busy machine is silent for a moment now and then.",
+            fix="heartbeat_timeout must be a number >= 1.",
+        )
 
 
 def _check_cluster(settings: Settings) -> None:
@@ -126,12 +185,20 @@ def _check_cluster(settings: Settings) -> None:
         raise ConfigError(f"unknown transport {settings.transport!r}.", fix=f"use one of: {', '.join(TRANSPORTS)}.")
     if settings.placement not in PLACEMENTS:
         raise ConfigError(f"unknown placement {settings.placement!r}.", fix=f"use one of: {', '.join(PLACEMENTS)}.")
-    if settings.ps == 0 and settings.workers > 1:
+    if settings.ps and settings.towers:
+        raise ConfigError(
+            f"towers={settings.towers} and ps={settings.ps} are both given.",
+            why="towers hold the parameters themselves.",
+            fix="use --towers N alone, or --ps P --workers W.",
+        )
+    if settings.ps == 0 and settings.workers not in (1, settings.towers):
         raise ConfigError(
             f"{settings.workers} workers have nobody to hold their parameters.",
             why="with ps=0 one process trains alone.",
-            fix="add --ps 1.",
+            fix=f"add --ps 1, or use --towers {settings.workers}: each holds them all and averages with the others.",
         )
+    if settings.keys and settings.insecure:
+        raise ConfigError("both keys and insecure are given.", fix="give one of them.")
     if settings.ps_hosts and len(settings.ps_hosts) != settings.ps:
         raise ConfigError(
             f"{len(settings.ps_hosts)} ps hosts are named, but ps={settings.ps}.", fix="name one host:port a ps task."
@@ -145,6 +212,62 @@ def _check_cluster(settings: Settings) -> None:
             why=f"each step averages {aggregate} gradients and each worker gives one.",
             fix=f"start {aggregate - settings.workers} more, use --replicas-to-aggregate {settings.workers}, "
             "or let each worker give several gradients with --accumulate.",
+        )
+
+
+def _check_pipeline(settings: Settings) -> None:
+    if settings.pipeline_schedule not in PIPELINE_SCHEDULES:
+        raise ConfigError(
+            f"unknown pipeline_schedule {settings.pipeline_schedule!r}.",
+            fix=f"use one of: {', '.join(PIPELINE_SCHEDULES)}.",
+        )
+    if settings.pipeline_stages == 1:
+        return
+    if settings.ps or settings.workers > 1 or settings.towers > 1:
+        others = f"{settings.ps} ps, {settings.workers} workers, {settings.towers} towers"
+        raise ConfigError(
+            f"{settings.pipeline_stages} pipeline stages do not go with {others}.",
+            why="the stages own the parameters of their parts themselves.",
+            fix="leave --ps, --workers and --towers out; with ps tasks, spread a worker's model by --place.",
+        )
+    if settings.place or settings.num_gpus:
+        raise ConfigError(
+            "a pipeline over processes computes on the CPU so far.",
+            fix="leave --place and --num-gpus out; or let one process spread the model over GPUs by --place.",
+        )
+    if settings.batch_size % settings.chunks or settings.chunks < settings.pipeline_stages:
+        raise ConfigError(
+            f"microbatches={settings.chunks} of a batch of {settings.batch_size} in {settings.pipeline_stages} stages.",
+            why="microbatches are of one size, and at least as many as stages, or some stage never works.",
+            fix=f"choose a divisor of {settings.batch_size} that is >= {settings.pipeline_stages}.",
+        )
+
+
+def _check_devices(settings: Settings) -> None:
+    if not isinstance(settings.place, Mapping):
+        raise ConfigError(f"place={settings.place!r} is no mapping.", fix='write {"features": "cuda:0"}.')
+    for name, device in settings.place.items():
+        if not isinstance(name, str):
+            raise ConfigError(f"place names a module {name!r}.", fix='write {"features": "cuda:0"}.')
+        canonical(device)
+    fraction = settings.gpu_memory_fraction
+    if fraction is not None and (
+        isinstance(fraction, bool) or not isinstance(fraction, int | float) or not 0 < fraction <= 1
+    ):
+        raise ConfigError(f"gpu_memory_fraction={fraction!r} cannot work.", fix="use a number > 0 and <= 1.")
+    visible = settings.visible_devices
+    if visible is not None and not isinstance(visible, str):
+        raise ConfigError(f"visible_devices={visible!r} cannot work.", fix='write "0,2", or "" for none.')
+
+
+def check_gpus(settings: Settings, local_workers: int) -> None:
+    """Refuse fewer GPUs than workers of this machine, unless they may share. Raises ConfigError."""
+    gpus = settings.num_gpus
+    if 0 < gpus < local_workers and not settings.share_gpus:
+        raise ConfigError(
+            f"{local_workers} workers of this machine have {gpus} GPU{'s' if gpus > 1 else ''}.",
+            why="worker i takes GPU i mod num_gpus, so some would share one.",
+            fix=f"start at most {gpus}, use --num-gpus {local_workers}, or allow it with --share-gpus.",
         )
 
 

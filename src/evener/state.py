@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from evener.errors import CheckpointError, ConfigError
 from evener.recipe import Recipe
-from evener.tensors import Slot, frozen
+from evener.tensors import Slot, beside, copied, frozen
 from evener.wire.layout import Layout, Piece, Spec
 
 log = logging.getLogger(__name__)
@@ -60,7 +60,7 @@ class State:
             view.copy_(_cut(source[piece.spec.name], piece))
         stay = frozen(model)
         self._stay = frozenset(stay)
-        self.frozen = {name: tensor.clone() for name, tensor in stay.items()} if shard == 0 else {}
+        self.frozen = {name: copied(tensor) for name, tensor in stay.items()} if shard == 0 else {}
         self._trained = [nn.Parameter(view) for piece, view in self.parameters.named() if piece.spec.trained]
         self._indices = [index for index, piece in enumerate(self.parameters.pieces) if piece.spec.trained]
         self.optimizer = self._optimizer(model)
@@ -68,11 +68,11 @@ class State:
         self._averages: Slot | None = None
         self._owed = False  # the averages lack the last update
         if recipe.ema_decay is not None:
-            self._averages = Slot(layout, shard)
+            self._averages = Slot(layout, shard, device=self.parameters.device)
             for average, value in zip(self._averages.views, self.parameters.views, strict=True):
                 average.copy_(value)
         #: Where gradients of several workers are averaged.
-        self.averaged = Slot(layout, shard)
+        self.averaged = Slot(layout, shard, device=self.parameters.device)
 
     def _optimizer(self, model: nn.Module) -> torch.optim.Optimizer:
         """The recipe's optimizer, with every model parameter replaced by its pieces on this shard."""
@@ -90,7 +90,8 @@ class State:
             for old in group["params"]:
                 for piece, parameter in mine.get(names[old], []) if old in created else []:
                     optimizer.state[parameter] = {
-                        key: _cut_like(value, piece, old.numel()) for key, value in created[old].items()
+                        key: beside(parameter, key, _cut_like(value, piece, old.numel()))
+                        for key, value in created[old].items()
                     }
             group["params"] = [parameter for _, parameter in pieces]
         return optimizer
@@ -163,7 +164,7 @@ class State:
             for key, value in self.optimizer.state.get(parameter, {}).items():
                 name = f"{self.parameters.pieces[index].key}/{key}"
                 if isinstance(value, Tensor):
-                    kept[name] = value.detach().clone()
+                    kept[name] = copied(value)
                 else:
                     numbers[name] = value
         groups = [{key: value for key, value in g.items() if key != "params"} for g in self.optimizer.param_groups]
@@ -174,13 +175,15 @@ class State:
             "schedule": plain(schedule),
             "numbers": plain(numbers),
         }
-        parameters = {piece.key: view.detach().clone() for piece, view in self.parameters.named()}
+        parameters = {piece.key: copied(view) for piece, view in self.parameters.named()}
         shadow = self.averages
-        averages = {piece.key: view.clone() for piece, view in shadow.named()} if shadow is not None else {}
+        averages = {piece.key: copied(view) for piece, view in shadow.named()} if shadow is not None else {}
         return Contents(self.step, parameters | self.frozen, averages, kept, values)
 
-    def restore(self, contents: Contents) -> None:
+    def restore(self, contents: Contents) -> list[str]:
         """Continue from whole tensors (parts already joined), into this shard's placement. After `schedule`.
+
+        Returns a sentence for each hyperparameter that the recipe gives otherwise now: the checkpoint's counts.
 
         Raises:
             CheckpointError: they are of another model or optimizer; nothing was changed.
@@ -195,12 +198,13 @@ class State:
         for slot, source in ((self.parameters, contents.parameters), (self.averages, contents.averages)):
             for piece, view in slot.named() if slot is not None else ():
                 view.copy_(_cut(source.get(piece.spec.name, contents.parameters[piece.spec.name]), piece))
+        differences: list[str] = []
         self.optimizer.state.clear()
         for index, parameter in zip(self._indices, self._trained, strict=True):
             piece = self.parameters.pieces[index]
             kept = {**contents.optimizer, **contents.values.get("numbers", {})}
             state = {
-                name.rpartition("/")[2]: _cut_like(value, piece, piece.spec.numel)
+                (key := name.rpartition("/")[2]): beside(parameter, key, _cut_like(value, piece, piece.spec.numel))
                 for name, value in kept.items()
                 if name.rpartition("/")[0] == piece.spec.name
             }
@@ -208,11 +212,12 @@ class State:
                 self.optimizer.state[parameter] = state
         for group, values in zip(self.optimizer.param_groups, contents.values.get("groups", []), strict=False):
             for key in ("initial_lr" if "initial_lr" in group else "lr", "momentum", "weight_decay", "betas"):
-                if key in group and values.get(key) != plain({key: group[key]}).get(key):
-                    log.warning("%s of the checkpoint counts: %s, not %s", key, values.get(key), group[key])
+                if key in group and key in values and values[key] != plain({key: group[key]}).get(key):
+                    differences.append(f"{key} stays {values[key]} as in the checkpoint, not {group[key]} as asked now")
             group.update(values)
         if self.scheduler is not None and contents.values.get("schedule"):
             self.scheduler.load_state_dict(dict(contents.values["schedule"]))
+        return list(dict.fromkeys(differences))
 
     def _difference(self, contents: Contents) -> str:
         """What makes a checkpoint foreign, as part of a sentence; empty if nothing does."""

@@ -25,13 +25,19 @@ class Window:
         # Ten marks a window are plenty: a mark for every step would cost more than it tells.
         if now - self._marks[-1][0] >= self._seconds / 10:
             self._marks.append((now, self._total))
-            while len(self._marks) > 2 and now - self._marks[1][0] > self._seconds:
-                self._marks.popleft()
+            self._forget(now)
+
+    def _forget(self, now: float) -> None:
+        """Two marks stay, however old: a run whose steps are longer than the window has a rate too."""
+        while len(self._marks) > 2 and now - self._marks[1][0] > self._seconds:
+            self._marks.popleft()
 
     def rate(self) -> float:
-        """Per second; 0.0 before anything was counted."""
+        """Per second; 0.0 before anything was counted. Falls towards 0 while nothing is counted."""
+        now = self._clock()
+        self._forget(now)
         since, total = self._marks[0]
-        elapsed = self._clock() - since
+        elapsed = now - since
         return (self._total - total) / elapsed if elapsed > 0 else 0.0
 
 

@@ -4,13 +4,16 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Iterator, Sequence
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from evener.wire.layout import ITEMSIZE, Layout, Piece, Spec
 
-Bytes = memoryview | bytearray
+CPU = torch.device("cpu")
+#: Memory of this process; on another device a flat uint8 tensor.
+Bytes = memoryview | bytearray | Tensor
 
 
 def specs_of(model: nn.Module) -> list[Spec]:
@@ -56,9 +59,19 @@ def dtype_of(name: str) -> torch.dtype:
 
 def as_tensor(part: Bytes, dtype: str) -> Tensor:
     """Bytes seen as a flat tensor; nothing is copied."""
+    if isinstance(part, Tensor):
+        return part.view(dtype_of(dtype))
     if len(part) == 0:
         return torch.empty(0, dtype=dtype_of(dtype))
     return torch.frombuffer(part, dtype=dtype_of(dtype))
+
+
+def _elsewhere(part: Bytes) -> bool:
+    return isinstance(part, Tensor) and part.device.type != "cpu"
+
+
+def _bytes(part: Bytes) -> Any:
+    return part.numpy().data if isinstance(part, Tensor) else part
 
 
 class Slot:
@@ -68,21 +81,34 @@ class Slot:
         layout: where tensors lie.
         shard: whose slice.
         parts: the bytes of the slice, one range per dtype (`Layout.ranges`); fresh zeros if None.
+        device: of fresh zeros.
     """
 
-    def __init__(self, layout: Layout, shard: int, parts: Sequence[Bytes] | None = None) -> None:
+    def __init__(
+        self,
+        layout: Layout,
+        shard: int,
+        parts: Sequence[Bytes] | None = None,
+        *,
+        device: torch.device = CPU,
+    ) -> None:
         self.layout = layout
         self.shard = shard
         if parts is None:
             # torch's allocator aligns to cache lines, bytearray does not
-            parts = [torch.zeros(nbytes, dtype=torch.uint8).numpy().data for _, nbytes in layout.ranges(shard)]
-        self.parts = [memoryview(part) for part in parts]
+            parts = [
+                torch.zeros(nbytes, dtype=torch.uint8, device=device) for _, nbytes in layout.ranges(shard)
+            ]  # fmt: skip
+        #: What travels; empty where the memory is not this process's own.
+        self.parts = [memoryview(_bytes(part)) for part in parts if not _elsewhere(part)]
         self.pieces = layout.on(shard)
         self.views: list[Tensor] = []
         flats = {
-            segment.dtype: as_tensor(part, segment.dtype)
-            for segment, part in zip(layout.segments, self.parts, strict=True)
+            segment.dtype: as_tensor(part, segment.dtype) for segment, part in zip(layout.segments, parts, strict=True)
         }
+        #: The whole slice of each dtype [n].
+        self.flats = list(flats.values())
+        self.device = self.flats[0].device if self.flats else device
         starts = {segment.dtype: segment.bounds[shard] for segment in layout.segments}
         for piece in self.pieces:
             offset = piece.offset - starts[piece.spec.dtype]
@@ -123,7 +149,7 @@ def whole_views(layout: Layout, block: Bytes) -> dict[str, Tensor]:
         return {}
     flats = {
         segment.dtype: as_tensor(
-            memoryview(block)[segment.offset_nbytes : segment.offset_nbytes + segment.numel * ITEMSIZE[segment.dtype]],
+            _cut(block, segment.offset_nbytes, segment.offset_nbytes + segment.numel * ITEMSIZE[segment.dtype]),
             segment.dtype,
         )
         for segment in layout.segments
@@ -136,6 +162,22 @@ def whole_views(layout: Layout, block: Bytes) -> dict[str, Tensor]:
     return views
 
 
+def _cut(block: Bytes, start: int, stop: int) -> Bytes:
+    return block[start:stop] if isinstance(block, Tensor) else memoryview(block)[start:stop]
+
+
+def spans(layout: Layout) -> dict[str, tuple[int, int]]:
+    """Where every whole tensor lies in a memory block: (first byte, byte after the last), in the block's order."""
+    found: dict[str, tuple[int, int]] = {}
+    starts = {segment.dtype: segment.offset_nbytes for segment in layout.segments}
+    for piece in layout.pieces:
+        if piece.start == 0:
+            itemsize = ITEMSIZE[piece.spec.dtype]
+            first = starts[piece.spec.dtype] + piece.offset * itemsize
+            found[piece.spec.name] = (first, first + piece.spec.numel * itemsize)
+    return dict(sorted(found.items(), key=lambda item: item[1]))
+
+
 def bind(model: nn.Module, views: dict[str, Tensor]) -> None:
     """Let the model's parameters and buffers live in these views; their values move along."""
     for name, parameter in model.named_parameters():
@@ -146,3 +188,13 @@ def bind(model: nn.Module, views: dict[str, Tensor]) -> None:
         if name in views:
             views[name].copy_(buffer)
             buffer.data = views[name]
+
+
+def copied(tensor: Tensor) -> Tensor:
+    """In this process's own memory, whatever happens to the tensor from now on."""
+    return tensor.detach().to("cpu", copy=True)
+
+
+def beside(parameter: Tensor, key: str, value: Any) -> Any:
+    """Optimizer state on its parameter's device; `step` stays on the CPU, as `torch.optim` keeps it."""
+    return value.to(parameter.device) if isinstance(value, Tensor) and key != "step" else value

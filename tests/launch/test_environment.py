@@ -9,7 +9,7 @@ from hypothesis import given, strategies as st
 
 from evener.cluster import Task
 from evener.errors import ConfigError
-from evener.launch.environment import Flags, explain, find, nodelist
+from evener.launch.environment import Flags, Rank, explain, find, loopback_variables, nodelist, rank_here
 
 HOSTS = {"ps_hosts": "h0:2222", "worker_hosts": "h1:2222,h2:2222"}
 
@@ -140,3 +140,32 @@ def test_any_json_in_tf_config_too(value):
         find(Flags(), {"TF_CONFIG": json.dumps(value)})
     except ConfigError as error:
         assert error.what
+
+
+# --- towers
+
+
+TORCHRUN = {
+    "RANK": "3", "WORLD_SIZE": "4", "LOCAL_RANK": "1", "LOCAL_WORLD_SIZE": "2",
+    "MASTER_ADDR": "h0", "MASTER_PORT": "29500",
+}  # fmt: skip
+
+
+def test_torchrun_says_which_tower_this_process_is():
+    assert rank_here(TORCHRUN) == Rank(3, 4, 1, 2)
+    assert not rank_here(TORCHRUN).one_machine
+    assert rank_here(TORCHRUN | {"LOCAL_WORLD_SIZE": "4"}).one_machine
+    assert rank_here({}) is None
+    assert rank_here(TORCHRUN | {"RANK": "0", "WORLD_SIZE": "1"}) is None  # one process is no group
+    with pytest.raises(ConfigError, match="WORLD_SIZE='four' is not an integer"):
+        rank_here(TORCHRUN | {"WORLD_SIZE": "four"})
+
+
+def test_who_sets_the_variables_without_torchrun_has_one_process_a_machine():
+    found = rank_here({name: TORCHRUN[name] for name in ("RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")})
+    assert found == Rank(3, 4, 0, 1)
+
+
+def test_towers_of_one_machine_talk_on_loopback_unless_told_otherwise():
+    assert set(loopback_variables({})) == {"GLOO_SOCKET_IFNAME", "NCCL_SOCKET_IFNAME"}
+    assert set(loopback_variables({"GLOO_SOCKET_IFNAME": "eth0"})) == {"NCCL_SOCKET_IFNAME"}

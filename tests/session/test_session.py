@@ -2,14 +2,16 @@
 
 import sys
 import threading
+import time
 from functools import partial
 from pathlib import Path
 
 import pytest
+import torch
 
-from evener import errors
+from evener import errors, transport
 from evener.data.batches import Batches
-from evener.data.dataset import as_data
+from evener.data.dataset import Augmented, Data, as_data
 from evener.launch.build import build
 from evener.report import Finished
 from evener.server.serve import serve
@@ -226,8 +228,9 @@ class Tasks:
             cluster.samples, "here", 812,
         )  # fmt: skip
         exchange = Servers(
-            [listener.address for listener in cluster.listeners], hello, layout, gradients=gradients,
-            parameters=parameters, report=lambda report: None, clock=Clock(), patience=30.0,
+            lambda: [listener.address for listener in cluster.listeners], hello, layout, gradients=gradients,
+            parameters=parameters, connect=in_memory, report=lambda report: None, clock=Clock(), sleep=time.sleep,
+            patience=30.0,
         )  # fmt: skip
         data = as_data(built.recipe.data())
         batches = Batches(data.train, batch_size=cluster.settings.batch_size, seed=0)
@@ -252,6 +255,10 @@ class Tasks:
             self.ended[name] = task()
         except Exception as error:
             self.ended[name] = error
+
+
+def in_memory(shard, address, outbox, inbox, timeout):
+    return transport.connect(address, outbox, inbox, timeout=timeout)
 
 
 def cluster_of(tmp_path, **options):
@@ -284,13 +291,18 @@ def test_stop_from_a_hook_of_one_worker_ends_the_whole_cluster(tmp_path, moment)
     assert cluster.reported(Finished)[0].reason == "seen enough"
 
 
-def test_a_worker_whose_hook_fails_leaves_and_the_others_go_on(tmp_path):
-    cluster = cluster_of(tmp_path, workers=2)
+def test_a_worker_whose_hook_fails_ends_the_run_and_the_others_say_because_of_whom(tmp_path):
+    cluster = cluster_of(tmp_path, ps=2, workers=2)
     ended = Tasks(cluster, [[], [noted("Bad", [], raises="after_step")]]).run()
 
     assert isinstance(ended["worker:1"], errors.SessionError)
-    assert ended["worker:0"] == "reached step 30"
-    assert cluster.step == 30
+    for other in ("worker:0", "ps:1"):
+        assert isinstance(ended[other], errors.TaskFailed)
+        assert ended[other].what.startswith(
+            "the run ended: worker:1 failed: SessionError: hook Bad failed in after_step"
+        )
+    assert cluster.leader.course.failed
+    assert cluster.step < 30
 
 
 def test_a_loss_that_is_not_a_number_reaches_no_server(tmp_path):
@@ -301,7 +313,7 @@ def test_a_loss_that_is_not_a_number_reaches_no_server(tmp_path):
 
     ended = tasks.run()
     assert isinstance(ended["worker:0"], errors.NonFinite)
-    assert ended["worker:1"] == "reached step 2"
+    assert isinstance(ended["worker:1"], errors.TaskFailed)
     assert all(value == value for value in cluster.parameters()["row"].tolist())
 
 
@@ -312,3 +324,57 @@ def test_the_memory_of_a_worker_holds_the_model_of_its_turn(tmp_path):
 
     left, right = (session.towers.model.row for session in tasks.sessions)
     assert left.tolist() == right.tolist() == cluster.parameters()["row"].tolist()
+
+
+class Noted(Augmented):
+    """Samples that note who asked for them, and may fail."""
+
+    def __init__(self, *, bad=-1):
+        numbers = torch.arange(40.0)
+        super().__init__(numbers, torch.zeros(40), augment=lambda x, u: x + u[:, 0], numbers=1)
+        self.made, self.bad = [], bad
+
+    def random_batch(self, indices, uniform):
+        self.made.append(threading.current_thread().name)
+        if len(self.made) == self.bad:
+            raise ValueError("a bad sample")
+        return super().random_batch(indices, uniform)
+
+
+def prefetchers():
+    return [thread for thread in threading.enumerate() if thread.name == "prefetch"]
+
+
+def test_the_next_batch_is_prepared_while_this_one_computes_and_none_past_the_end(tmp_path):
+    data = Noted()
+    session, *_ = one_process(row_recipe(data=lambda: Data(data)), tmp_path, train_steps=5, batch_size=10)
+    session.run()
+
+    assert data.made == ["MainThread"] + ["prefetch"] * 4
+    assert prefetchers() == []
+
+
+def test_the_parameters_are_the_same_without_the_thread(tmp_path):
+    def trained(directory, thread_safe):
+        data = Noted()
+        data.thread_safe = thread_safe
+        session, *_ = one_process(row_recipe(data=lambda: Data(data)), directory, train_steps=9, batch_size=7)
+        session.run()
+        return session.towers.model.row.detach().clone()
+
+    assert torch.equal(trained(tmp_path / "a", True), trained(tmp_path / "b", False))
+
+
+def test_a_bad_batch_ends_the_run_in_its_own_step_and_the_thread_with_it(tmp_path):
+    data = Noted(bad=3)
+    steps = []
+
+    class Count(Hook):
+        def after_step(self, session, result):
+            steps.append(result.global_step)
+
+    session, *_ = one_process(row_recipe(data=lambda: Data(data)), tmp_path, [Count()], train_steps=5, batch_size=10)
+    with pytest.raises(ValueError, match="a bad sample"):
+        session.run()
+    assert steps == [1, 2]
+    assert prefetchers() == []

@@ -25,7 +25,8 @@ from evener.wire.layout import Layout
 from evener.worker.exchange import Turn
 from evener.worker.towers import Towers
 
-CURVES = ["loss", "learning_rate", "examples_per_second", "global_steps_per_second", "staleness", "dropped_gradients"]
+CURVES = ["loss", "learning_rate", "examples_per_second", "global_steps_per_second", "staleness", "dropped_gradients",
+          "waiting_for_data"]  # fmt: skip
 #: One step of this worker takes so long, and moves the global step so far: there are others.
 SECONDS, JUMP = 0.25, 3
 
@@ -79,6 +80,9 @@ class Owner:
                 if name in source:
                     parameter.copy_(source[name])
         return self.turn().version
+
+    def returned(self):
+        return None
 
     def stop(self, reason, *, complete=True):
         self.steps = self.local_step

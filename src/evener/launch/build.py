@@ -5,14 +5,20 @@ from __future__ import annotations
 import hashlib
 import json
 import logging
+import time
 from dataclasses import dataclass
+from functools import partial
 from importlib.metadata import version
 from pathlib import Path
 
 import torch
 from torch import nn
 
+from evener import errors
 from evener.checkpoint import Manifest, Store
+from evener.data.batches import Batches
+from evener.data.dataset import Data
+from evener.ledger import Begin, Ledger, lost, path_of
 from evener.recipe import Recipe, check_model, resolve
 from evener.report import Line, Reporter
 from evener.saver import Saver
@@ -48,20 +54,36 @@ def build(settings: Settings, recipe: Recipe | None = None) -> Built:
     return Built(recipe, model, layout, f"{recipe.name} {hashlib.sha256(text.encode()).hexdigest()[:12]}")
 
 
+def batches_of(data: Data, settings: Settings) -> Batches:
+    """The training data as leases. Raises InputError when they are fewer samples than one batch."""
+    if len(data.train) < settings.batch_size:
+        raise errors.InputError(
+            f"{len(data.train)} training samples are fewer than one batch of {settings.batch_size}.",
+            why="a sample would come twice in one batch.",
+            fix="lower --batch-size, or give more data.",
+        )
+    return Batches(data.train, batch_size=settings.batch_size, seed=settings.seed)
+
+
 def checkpoints(settings: Settings) -> Path:
     return Path(settings.logdir) / "checkpoints"
+
+
+def tell_and_log(task: str, report: Reporter, text: str) -> None:
+    """For the person who watches, and for the log file that is read later."""
+    log.warning("%s", text)
+    report(Line(task, text))
 
 
 def beginning(
     store: Store, saver: Saver, settings: Settings, task: str, report: Reporter
 ) -> tuple[Manifest, Contents] | None:
     """The newest good checkpoint, said aloud; None when there is nothing to continue."""
-
-    def tell(text: str) -> None:
-        log.warning("%s", text)
-        report(Line(task, text))
-
+    tell = partial(tell_and_log, task, report)
     restored = store.newest(tell)
+    if undone := lost(path_of(Path(settings.logdir)), restored[0].step if restored else 0):
+        since = f"the checkpoint of step {restored[0].step}" if restored else "the start, before any checkpoint"
+        tell(f"{undone} updates since {since} are lost")
     if restored is not None:
         step = restored[0].step
         path = str(store.path(step))
@@ -72,6 +94,16 @@ def beginning(
         if before not in (0, now):
             tell(f"warning: the batch size was {before} and is {now}: some samples come twice or not at all")
     return restored
+
+
+def open_ledger(settings: Settings, *, generation: int, run: str, report: Reporter, task: str = "ps:0") -> Ledger:
+    """The logdir's ledger, for the owner of the global step; generation 0 is a run without ps tasks."""
+    about = Begin(
+        generation=generation, run=run, mode=settings.way,
+        batch_size=settings.batch_size, seed=settings.seed, evener=VERSION,
+    )  # fmt: skip
+    tell = partial(tell_and_log, task, report)
+    return Ledger(path_of(Path(settings.logdir)), about, clock=time.time, tell=tell)
 
 
 def open_store(settings: Settings, *, writable: bool = True) -> Store:

@@ -12,11 +12,12 @@ import select
 import socket
 import struct
 import threading
-from typing import Any
+import time
+from typing import Any, Generic, TypeVar
 
 import msgspec
 
-from evener.errors import TaskFailed
+from evener.errors import ProtocolError, TaskFailed
 from evener.report import AnyReport, Progress, Status
 
 
@@ -27,10 +28,11 @@ class Assignment(msgspec.Struct, frozen=True, tag=True):
     index: int
     settings: dict[str, Any]
     run: str
+    life: int = 1  # how often this task was started
 
 
 class Addresses(msgspec.Struct, frozen=True, tag=True):
-    """Where the ps tasks listen, in the order of their indices; for ps tasks themselves: of ps:0 alone."""
+    """Where the ps tasks listen, in the order of their indices. Comes again when one has started anew."""
 
     ps: list[str]
 
@@ -42,15 +44,53 @@ class Stop(msgspec.Struct, frozen=True, tag=True):
 
 
 Order = Assignment | Addresses | Stop
+Heard = TypeVar("Heard")
 _encoder = msgspec.msgpack.Encoder()
-_orders = msgspec.msgpack.Decoder(Order)
-_reports = msgspec.msgpack.Decoder(AnyReport)
+_orders: msgspec.msgpack.Decoder[Order] = msgspec.msgpack.Decoder(Order)
+_reports: msgspec.msgpack.Decoder[AnyReport] = msgspec.msgpack.Decoder(AnyReport)
 _LENGTH = struct.Struct("<I")
+#: Most bytes of one message; a longer one is no order and no report.
+LONGEST = 4 << 20
 
 
-def _framed(message: Order | AnyReport) -> bytes:
+def framed(message: Order | AnyReport) -> bytes:
+    """One message as it stands in the stream."""
     body = _encoder.encode(message)
     return _LENGTH.pack(len(body)) + body
+
+
+class Stream(Generic[Heard]):
+    """Puts the messages of a stream together, in whatever pieces it comes."""
+
+    def __init__(self, decoder: msgspec.msgpack.Decoder[Heard]) -> None:
+        self._decoder, self._buffer = decoder, b""
+
+    def feed(self, data: bytes) -> list[Heard]:
+        """The messages that are whole now. Raises ProtocolError for what is none."""
+        self._buffer += data
+        messages = []
+        while len(self._buffer) >= _LENGTH.size:
+            end = _LENGTH.size + _LENGTH.unpack_from(self._buffer)[0]
+            if end > LONGEST:
+                raise ProtocolError(f"a message of {end} bytes on the line of a task.")
+            if len(self._buffer) < end:
+                break
+            try:
+                messages.append(self._decoder.decode(self._buffer[_LENGTH.size : end]))
+            except (msgspec.MsgspecError, UnicodeDecodeError) as error:
+                raise ProtocolError(f"the line of a task brought what cannot be read: {error}.") from error
+            self._buffer = self._buffer[end:]
+        return messages
+
+
+def orders() -> Stream[Order]:
+    """For who takes orders."""
+    return Stream(_orders)
+
+
+def reports() -> Stream[AnyReport]:
+    """For who hears reports."""
+    return Stream(_reports)
 
 
 class TaskEnd:
@@ -59,6 +99,7 @@ class TaskEnd:
     def __init__(self, fd: int) -> None:
         self._socket = socket.socket(fileno=fd)
         self._orders: queue.Queue[Order] = queue.Queue()
+        self._addresses: list[str] = []
         self._stop = ""
         self._lock = threading.Lock()
         threading.Thread(target=self._listen, name="control", daemon=True).start()
@@ -70,6 +111,8 @@ class TaskEnd:
                 order = _orders.decode(stream.read(*_LENGTH.unpack(length)))
                 if isinstance(order, Stop):
                     self._stop = order.reason
+                elif isinstance(order, Addresses):
+                    self._addresses = order.ps
                 else:
                     self._orders.put(order)
         os._exit(70)  # the launcher is gone: nobody is left to report to, and nothing may stay behind
@@ -86,13 +129,25 @@ class TaskEnd:
                 waited += 0.1
         raise TaskFailed(f"the launcher gave no order within {timeout:g} s.")
 
+    def addresses(self, timeout: float) -> list[str]:
+        """Where the ps tasks listen now. Raises TaskFailed when they are not known in time, or the run is to stop."""
+        waited = 0.0
+        while not self._addresses:
+            if self._stop:
+                raise TaskFailed(f"the run was stopped at its start: {self._stop}.")
+            if waited >= timeout:
+                raise TaskFailed(f"the ps tasks did not all say within {timeout:g} s where they listen.")
+            time.sleep(0.02)
+            waited += 0.02
+        return self._addresses
+
     def stop_asked(self) -> str:
         """A reason if the launcher wants the run to end early; empty otherwise."""
         return self._stop
 
     def report(self, report: AnyReport) -> None:
         """Send a report. Figures that nobody reads in time are dropped, events are not."""
-        data = _framed(report)
+        data = framed(report)
         with self._lock:
             if isinstance(report, Status | Progress) and not select.select([], [self._socket], [], 0)[1]:
                 return
@@ -106,7 +161,7 @@ class LauncherEnd:
     def __init__(self, end: socket.socket) -> None:
         self._socket = end
         self._socket.setblocking(False)
-        self._buffer = b""
+        self._stream = reports()
         self.open = True
 
     def fileno(self) -> int:
@@ -115,12 +170,13 @@ class LauncherEnd:
     def order(self, order: Order) -> None:
         with contextlib.suppress(OSError):
             self._socket.setblocking(True)
-            self._socket.sendall(_framed(order))
+            self._socket.sendall(framed(order))
         with contextlib.suppress(OSError):
             self._socket.setblocking(False)
 
     def reports(self) -> list[AnyReport]:
         """What has come; `open` turns False when the task's end is closed and all was read."""
+        heard: list[AnyReport] = []
         with contextlib.suppress(BlockingIOError):
             while True:
                 try:
@@ -130,15 +186,8 @@ class LauncherEnd:
                 if not data:
                     self.open = False
                     break
-                self._buffer += data
-        reports: list[AnyReport] = []
-        while len(self._buffer) >= _LENGTH.size:
-            end = _LENGTH.size + _LENGTH.unpack_from(self._buffer)[0]
-            if len(self._buffer) < end:
-                break
-            reports.append(_reports.decode(self._buffer[_LENGTH.size : end]))
-            self._buffer = self._buffer[end:]
-        return reports
+                heard += self._stream.feed(data)
+        return heard
 
     def close(self) -> None:
         self._socket.close()

@@ -7,13 +7,16 @@ from __future__ import annotations
 
 import json
 import os
-import re
-from collections.abc import Mapping
+import sys
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
 from evener.cluster import Cluster, Task
 from evener.errors import ConfigError
+from evener.launch.slurm import nodelist
+from evener.settings import Settings
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -62,13 +65,25 @@ def find(flags: Flags, environment: Mapping[str, str] | None = None) -> Found:
     )
 
 
+def chaos_plan(environment: Mapping[str, str] | None = None) -> str:
+    """What tests want to go wrong (`evener.chaos`); empty in real life."""
+    return (os.environ if environment is None else environment).get("EVENER_CHAOS", "")
+
+
+def find_cluster(flags: Flags, environment: Mapping[str, str] | None = None) -> Cluster:
+    """The cluster, for who is none of its tasks. Raises ConfigError as `find`."""
+    if flags.ps_hosts or flags.worker_hosts:
+        return Cluster.of({"ps": hosts(flags.ps_hosts), "worker": hosts(flags.worker_hosts)})
+    return find(flags, environment).cluster
+
+
 def hosts(text: str) -> list[str]:
     """ "h0:2222, h1:2222" as a list; blanks do not count."""
     return [part.strip() for part in text.split(",") if part.strip()]
 
 
 def _from_flags(flags: Flags) -> Found:
-    cluster = Cluster.of({"ps": hosts(flags.ps_hosts), "worker": hosts(flags.worker_hosts)})
+    cluster = find_cluster(flags)
     if not flags.job_name:
         raise ConfigError("the job of this task is not given.", fix="add --job-name ps or --job-name worker.")
     if flags.task_index is None:
@@ -168,24 +183,6 @@ def _ranked(rank: int, placed: list[str], ps: int, port: int, source: str) -> Fo
     return Found(cluster, cluster.task(*(("ps", rank) if rank < ps else ("worker", rank - ps))), source)
 
 
-def nodelist(text: str) -> list[str]:
-    """Slurm's compressed host list.
-
-    >>> nodelist("gpu[01-03,7],login")
-    ['gpu01', 'gpu02', 'gpu03', 'gpu7', 'login']
-    """
-    names: list[str] = []
-    for prefix, ranges, suffix in re.findall(r"([^,\[\]]+)(?:\[([^\]]*)\])?([^,\[\]]*)", text):
-        if not ranges:
-            names.append(prefix + suffix)
-            continue
-        for part in ranges.split(","):
-            low, _, high = part.partition("-")
-            width = len(low)
-            names += [f"{prefix}{n:0{width}d}{suffix}" for n in range(int(low), int(high or low) + 1)]
-    return names
-
-
 def _integer(environment: Mapping[str, str], name: str) -> int:
     try:
         return int(environment[name])
@@ -200,3 +197,96 @@ def explain(found: Found) -> str:
         mine = "   <- this task" if task == found.task else ""
         lines.append(f"  {task!s:12} {found.cluster.address(task)}{mine}")
     return "\n".join(lines)
+
+
+@dataclass(frozen=True, slots=True)
+class Rank:
+    """This process's place among those that torchrun has started."""
+
+    rank: int
+    size: int
+    local_rank: int
+    local_size: int
+
+    @property
+    def one_machine(self) -> bool:
+        return self.local_size == self.size
+
+
+def rank_here(environment: Mapping[str, str] | None = None) -> Rank | None:
+    """torchrun's variables, if it has started this process and others. Raises ConfigError if they are no numbers."""
+    environment = os.environ if environment is None else environment
+    if not {"RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT"} <= set(environment):
+        return None
+    rank, size = _integer(environment, "RANK"), _integer(environment, "WORLD_SIZE")
+    if not {"LOCAL_RANK", "LOCAL_WORLD_SIZE"} <= set(environment):  # not torchrun, who does as it does: one a machine
+        return Rank(rank, size, 0, 1) if size > 1 else None
+    local = _integer(environment, "LOCAL_RANK"), _integer(environment, "LOCAL_WORLD_SIZE")
+    return Rank(rank, size, *local) if size > 1 else None
+
+
+def loopback_variables(environment: Mapping[str, str]) -> dict[str, str]:
+    """Gloo and NCCL listen on this machine alone, instead of where its name leads to; a user's own choice stays."""
+    interface = "lo" if sys.platform == "linux" else "lo0"
+    names = ("GLOO_SOCKET_IFNAME", "NCCL_SOCKET_IFNAME")
+    return {name: interface for name in names if name not in environment}
+
+
+@contextmanager
+def on_this_machine(alone: bool) -> Iterator[None]:
+    """In this block no other machine is reached, if `alone`."""
+    before = dict(os.environ)
+    variables = loopback_variables(before) if alone else {}
+    os.environ.update(variables)
+    try:
+        yield
+    finally:
+        for name in variables:
+            os.environ.pop(name, None)
+
+
+def device_variables(settings: Settings, job: str, environment: Mapping[str, str]) -> dict[str, str]:
+    """What a task's environment must say before PyTorch first looks at the GPUs. A ps task sees none."""
+    if job == "ps":
+        return {"CUDA_VISIBLE_DEVICES": ""}
+    variables: dict[str, str] = {}
+    if settings.visible_devices is not None:
+        variables["CUDA_VISIBLE_DEVICES"] = settings.visible_devices
+    if settings.allow_growth:
+        name = "PYTORCH_ALLOC_CONF" if "PYTORCH_ALLOC_CONF" in environment else "PYTORCH_CUDA_ALLOC_CONF"
+        others = [part for part in environment.get(name, "").split(",") if part and "expandable_segments" not in part]
+        variables[name] = ",".join([*others, "expandable_segments:True"])
+    return variables
+
+
+def task_environment(settings: Settings, job: str) -> dict[str, str]:
+    """The environment of a task that is started."""
+    alone = loopback_variables(os.environ) if settings.way in ("towers", "pipeline") else {}
+    return {**os.environ, **device_variables(settings, job, os.environ), **alone}
+
+
+@contextmanager
+def seeing_devices(settings: Settings, job: str) -> Iterator[None]:
+    """The same for this very process, until the block ends.
+
+    Raises:
+        ConfigError: PyTorch uses the GPUs already, so it would not look again.
+    """
+    variables = device_variables(settings, job, os.environ)
+    before = {name: os.environ.get(name) for name in variables}
+    torch = sys.modules.get("torch")
+    if variables != before and job != "ps" and torch is not None and torch.cuda.is_initialized():
+        raise ConfigError(
+            f"{' and '.join(variables)} cannot change now.",
+            why="PyTorch has used a GPU in this process already, and reads them once before.",
+            fix="call evener.run first, or use `evener train`.",
+        )
+    os.environ.update(variables)
+    try:
+        yield
+    finally:
+        for name, value in before.items():
+            if value is None:
+                os.environ.pop(name, None)
+            else:
+                os.environ[name] = value

@@ -1,75 +1,64 @@
-"""All tasks of a run on this machine: starts them, watches, restarts and ends them.
+"""All tasks of a run: starts them, watches, restarts and ends them.
 
-The launcher trains nothing and imports no PyTorch. Its tasks are processes of their own sessions, so that Ctrl-C
-reaches the launcher alone; a socket pair to each carries orders and reports, and its end is the other side's death.
+The launcher trains nothing and imports no PyTorch. Where a task runs is its starter's business: `process` starts it on
+this machine, `remote` on a standing server. A line to each carries orders and reports, and its end is the other side's
+death.
 """
 
 from __future__ import annotations
 
-import os
 import secrets
-import select
 import signal
-import socket
-import subprocess
-import sys
-import threading
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
-from dataclasses import asdict, dataclass, field
-from pathlib import Path
-from types import FrameType
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
 
 from evener.errors import RunFailed
-from evener.launch.control import Addresses, Assignment, LauncherEnd, Stop
+from evener.launch.control import Addresses, Assignment, Stop
+from evener.launch.interrupts import Interrupts, collected
+from evener.launch.proc import Stopped
+from evener.launch.process import Processes, Running, Starter
 from evener.launch.view import failure_block
 from evener.report import AnyReport, Failed, Line, Published
 from evener.settings import Settings
+from evener.transport.channel import wait
 
 #: Seconds that tasks have to save and leave when the run is cut short.
 ORDERLY = 2.5
 #: Seconds that tasks have to say why they end when no leader is left to end the run.
 LAST_WORDS = 0.5
+#: Seconds that a run may take to end after a task has left it, before that task is taken to be needed again.
+SECOND_THOUGHTS = 2.0
 #: Errors that tasks make because another one failed: never the first cause if there is another.
-SECONDARY = ("PeerGone", "Unavailable", "TaskFailed")
+SECONDARY = ("PeerGone", "Unavailable", "TaskFailed", "ServerLost")
 
 
 @dataclass(slots=True, eq=False)
 class Task:
-    """One task and its present process."""
+    """One task and its present life."""
 
     job: str
     index: int
-    log: Path
-    process: subprocess.Popen[bytes] | None = None
-    end: LauncherEnd | None = None
+    running: Running | None = None
+    lives: int = 0
     restarts: int = 0
     restart_at: float | None = None
     failed: Failed | None = None
     died: bool = False  # without a word, and not by our hand
     over: bool = False
+    unsure: bool = False  # a ps task died since this one was started: ending well may have been too early
 
     @property
     def name(self) -> str:
         return f"{self.job}:{self.index}"
 
 
-@dataclass(slots=True)
-class Interrupts:
-    """Signals that asked the launcher to end."""
-
-    numbers: list[int] = field(default_factory=list)
-
-    def __call__(self, number: int, _frame: FrameType | None) -> None:
-        self.numbers.append(number)
-
-
 class LocalRun:
-    """One run of several tasks on this machine.
+    """One run of several tasks.
 
     Args:
         hear: gets every report of every task.
         say: gets lines of the launcher itself.
+        starter: starts the tasks; on this machine if None.
     """
 
     def __init__(
@@ -79,13 +68,17 @@ class LocalRun:
         hear: Callable[[AnyReport], None],
         say: Callable[[str], None],
         clock: Callable[[], float],
+        starter: Starter | None = None,
     ) -> None:
         self._settings, self._hear, self._say, self._clock = settings, hear, say, clock
+        self._starter = starter or Processes()
         self._run = secrets.token_hex(8)
-        logs = Path(settings.logdir) / "logs"
-        jobs = [("ps", settings.ps), ("worker", settings.workers)]
-        self.tasks = [Task(job, i, logs / f"{job}-{i}.log") for job, count in jobs for i in range(count)]
+        jobs = [("ps", settings.ps), ("worker", settings.processes)]
+        #: Who says where it listens: the ps tasks, or a pipeline's first stage.
+        self._publishers = settings.ps or 1
+        self.tasks = [Task(job, i) for job, count in jobs for i in range(count)]
         self._addresses: dict[int, str] = {}
+        self._stopped = Stopped(hear, clock)
         self._first: Failed | None = None
         self._done = False  # the leader ended as it should
         self._deadline: float | None = None  # when the rest is killed, once the run is being cut short
@@ -96,7 +89,7 @@ class LocalRun:
         Raises:
             RunFailed: a task failed.
         """
-        with _interrupts() as interrupts:
+        with collected() as interrupts:
             try:
                 for task in self.tasks:
                     self._start(task)
@@ -104,14 +97,16 @@ class LocalRun:
                     self._turn(interrupts)
             finally:
                 self._kill_rest()
+                self._starter.close()
         if failure := self.failure(excused=self._done or bool(interrupts.numbers)):
-            log = next(str(task.log) for task in self.tasks if task.name == failure.task)
+            running = next(task.running for task in self.tasks if task.name == failure.task)
+            host, log = (running.host, running.log) if running else ("", "")
             raise RunFailed(
                 f"{failure.task} failed: {failure.what}",
                 why=failure.why,
                 fix=failure.fix,
                 kind=failure.kind,
-                block=failure_block(failure, socket.gethostname(), log),
+                block=failure_block(failure, host, log),
             )
         return signal.Signals(interrupts.numbers[0]).name if interrupts.numbers and not self._done else ""
 
@@ -131,18 +126,14 @@ class LocalRun:
     # --- starting
 
     def _start(self, task: Task) -> None:
-        mine, theirs = socket.socketpair()
-        with task.log.open("ab") as log:
-            task.process = subprocess.Popen(
-                [sys.executable, "-m", "evener.launch.task", str(theirs.fileno()), task.name],
-                pass_fds=[theirs.fileno()], stdin=subprocess.DEVNULL, stdout=log, stderr=log, start_new_session=True,
-            )  # fmt: skip
-        theirs.close()
-        task.end = LauncherEnd(mine)
-        task.restart_at = None
-        task.end.order(Assignment(task.job, task.index, asdict(self._settings), self._run))
-        if len(self._addresses) == self._settings.ps:
-            task.end.order(self._all_addresses())
+        task.lives += 1
+        assignment = Assignment(task.job, task.index, asdict(self._settings), self._run, task.lives)
+        if task.running is not None:
+            task.running.close()
+        task.running = self._starter.start(assignment)
+        task.restart_at, task.unsure = None, False
+        if len(self._addresses) == self._publishers:
+            task.running.order(self._all_addresses())
 
     def _all_addresses(self) -> Addresses:
         return Addresses([self._addresses[index] for index in sorted(self._addresses)])
@@ -150,23 +141,25 @@ class LocalRun:
     # --- watching
 
     def _turn(self, interrupts: Interrupts) -> None:
-        ends = {task.end.fileno(): task for task in self.tasks if task.end is not None}
-        poll = select.poll()
-        for fd in ends:
-            poll.register(fd, select.POLLIN)
-        for fd, _ in poll.poll(100):
-            self._read(ends[fd])
+        self._listen(0.1)
         for task in self.tasks:
             self._look_after(task)
+        here = {task.name: task.running.pid for task in self.tasks if task.running is not None and not task.over}
+        self._stopped.look({name: pid for name, pid in here.items() if pid})
         if interrupts.numbers and self._deadline is None:
             self._say("stopping: the parameters are being saved; press Ctrl-C again to end at once")
             self._cut_short("interrupted", ORDERLY)
         if len(interrupts.numbers) > 1 or (self._deadline is not None and self._clock() > self._deadline):
             self._kill_rest()
 
-    def _read(self, task: Task) -> None:
-        assert task.end is not None
-        for report in task.end.reports():
+    def _listen(self, seconds: float) -> None:
+        """Hear what tasks report; wait up to so long for the first of it."""
+        ears = {id(task.running): task for task in self.tasks if task.running is not None and task.running.open}
+        for source in wait([task.running for task in ears.values() if task.running is not None], seconds):
+            self._read(ears[id(source)], source)
+
+    def _read(self, task: Task, running: Running) -> None:
+        for report in running.reports():
             match report:
                 case Published(name, address):
                     self._publish(int(name.partition(":")[2]), address)
@@ -174,16 +167,13 @@ class LocalRun:
                     task.failed = report
                     self._first = self._first or report
             self._hear(report)
-        if not task.end.open:
-            task.end.close()
-            task.end = None
 
     def _publish(self, index: int, address: str) -> None:
         self._addresses[index] = address
-        if len(self._addresses) == self._settings.ps:
+        if len(self._addresses) == self._publishers:
             for task in self.tasks:
-                if task.end is not None and (task.job == "worker" or task.index > 0):
-                    task.end.order(self._all_addresses())
+                if task.running is not None:
+                    task.running.order(self._all_addresses())
 
     def _look_after(self, task: Task) -> None:
         """Notice a task's end; start it again if it was killed and may."""
@@ -195,27 +185,32 @@ class LocalRun:
             elif self._clock() >= task.restart_at:
                 self._start(task)
             return
-        if task.process is None or task.process.poll() is None or task.end is not None:
+        if task.running is None or task.running.open or (how := task.running.ended()) is None:
             return  # it lives, or its last words are not read yet
-        self._ended(task, task.process.returncode)
+        self._ended(task, how, task.running.log)
 
-    def _ended(self, task: Task, code: int) -> None:
+    def _ended(self, task: Task, how: str, log: str) -> None:
         task.over = True
-        if code == 0 and task is self.tasks[0] and self._deadline is None:
+        if not how and task is self.tasks[0] and self._deadline is None:
             # The run is done. Who was started again too late to join must not wait for it, nor make it fail.
             self._done = True
             self._deadline = self._clock() + ORDERLY
-        if code == 0 or self._done:
+        if not how and task.unsure and not self._done and self._deadline is None:
+            self._again(task, SECOND_THOUGHTS)
+        if not how or self._done:
             return
         if task.failed is None:
-            how = f"was killed by {signal.Signals(-code).name}" if code < 0 else f"ended with status {code}"
-            restarts = self._settings.max_restarts if task.job == "worker" and self._deadline is None else 0
-            if task.restarts < restarts:
+            again = self._settings.max_restarts if self._settings.ps else 0  # a stage cannot come back alone
+            if task.restarts < again and self._deadline is None:
                 self._restart(task, how)
+                return
+            if task.job == "worker" and self._deadline is None and self._can_spare(task):
+                task.died = True
+                self._hear(Line(task.name, f"{how}; the others go on without it"))
                 return
             task.died = True
             limit = f" and was restarted {task.restarts} times" if task.restarts else ""
-            task.failed = Failed(task.name, "TaskFailed", f"{task.name} {how}{limit}.", fix=f"look at {task.log}.")
+            task.failed = Failed(task.name, "TaskFailed", f"{task.name} {how}{limit}.", fix=f"look at {log}.")
             self._first = self._first or task.failed
             self._hear(task.failed)
         self._cut_short(f"{task.name} failed", ORDERLY * 2)
@@ -223,10 +218,29 @@ class LocalRun:
     def _restart(self, task: Task, how: str) -> None:
         delay = min(0.25 * 2**task.restarts, 10.0)
         task.restarts += 1
-        task.over = False
-        task.restart_at = self._clock() + delay
+        self._again(task, delay)
         left = self._settings.max_restarts - task.restarts
         self._hear(Line(task.name, f"{how}; it starts again in {delay:g} s ({left} restarts left)"))
+        for other in self.tasks if task.job == "ps" else []:
+            if not other.over:
+                other.unsure = True
+            elif not other.died and other.failed is None:  # it had left at the end of the run, which is not the end
+                self._again(other, delay)
+
+    def _again(self, task: Task, delay: float) -> None:
+        """Start a task that ended once more, unless the run is over by then."""
+        task.over, task.restart_at = False, self._clock() + delay
+        if task.job == "ps":
+            self._addresses.pop(task.index, None)
+
+    def _can_spare(self, dead: Task) -> bool:
+        """Whether the run goes on without this worker."""
+        settings = self._settings
+        if not settings.ps:
+            return False
+        alive = sum(task.job == "worker" and not task.over for task in self.tasks if task is not dead)
+        needed = settings.aggregate if settings.mode == "sync" and not settings.elastic else 1
+        return alive >= (1 if settings.accumulate else needed)
 
     # --- ending
 
@@ -236,45 +250,20 @@ class LocalRun:
             return
         self._deadline = self._clock() + seconds
         leader = self.tasks[0]
-        if leader.end is not None and not leader.over and 0 in self._addresses:
-            leader.end.order(Stop(reason))
+        if leader.running is not None and leader.running.open and not leader.over and 0 in self._addresses:
+            leader.running.order(Stop(reason))
         else:  # nobody is there to save; who has just died is still to be heard of
             self._deadline = self._clock() + (LAST_WORDS if 0 in self._addresses else 0.0)
 
     def _kill_rest(self) -> None:
+        lives = [task.running for task in self.tasks if task.running is not None]
+        for running in lives:
+            if running.ended() is None:
+                running.kill()
+        deadline = self._clock() + LAST_WORDS
+        while any(running.open for running in lives) and self._clock() < deadline:
+            self._listen(0.1)
+        for running in lives:
+            running.close()
         for task in self.tasks:
-            if task.process is not None and task.process.poll() is None:
-                task.process.kill()
-                task.process.wait()
-            if task.end is not None:
-                self._read(task)
-            if task.end is not None:
-                task.end.close()
-                task.end = None
             task.over = True
-
-
-@contextmanager
-def _interrupts() -> Iterator[Interrupts]:
-    """Collect SIGINT and SIGTERM instead of dying of them. Outside the main thread signals stay as they are."""
-    interrupts = Interrupts()
-    if threading.current_thread() is not threading.main_thread():
-        yield interrupts
-        return
-    before = {number: signal.signal(number, interrupts) for number in (signal.SIGINT, signal.SIGTERM)}
-    try:
-        yield interrupts
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
-
-
-def process_seconds() -> float:
-    """Seconds since this process was started by its command; 0.0 where the system does not tell."""
-    try:
-        stat = Path("/proc/self/stat").read_text()
-        ticks = float(stat.rpartition(")")[2].split()[19])
-        uptime = float(Path("/proc/uptime").read_text().split()[0])
-        return uptime - ticks / os.sysconf("SC_CLK_TCK")
-    except (OSError, IndexError, ValueError):
-        return 0.0

@@ -8,15 +8,18 @@ from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
+from evener import chaos
 from evener.cluster import Cluster
 from evener.devices import prepare_process
 from evener.errors import ConfigError
 from evener.launch.build import build
-from evener.launch.environment import Found, explain
+from evener.launch.environment import Found, chaos_plan, explain, seeing_devices
+from evener.launch.interrupts import STOPPING
+from evener.launch.rendezvous import Directory, Fixed, for_cluster
 from evener.launch.server import run_server
 from evener.launch.worker import run_worker
 from evener.report import AnyReport, Line
-from evener.settings import Settings
+from evener.settings import Settings, check_gpus
 
 
 def settings_for(cluster: Cluster, settings: Settings) -> Settings:
@@ -31,42 +34,71 @@ def settings_for(cluster: Cluster, settings: Settings) -> Settings:
     )
 
 
-def run_member(found: Found, settings: Settings, report: Callable[[AnyReport], None]) -> None:
+def local_rank(cluster: Cluster, index: int) -> tuple[int, int]:
+    """The number of a worker among those of its machine, and how many these are."""
+    host = cluster.worker[index].host
+    mine = [number for number, address in enumerate(cluster.worker) if address.host == host]
+    return mine.index(index), len(mine)
+
+
+def run_member(found: Found, settings: Settings, report: Callable[[AnyReport], None], *, rendezvous: str = "") -> None:
+    """Be one task until the run is over; a ps task sees no GPU. See `_run`."""
+    with seeing_devices(settings, found.task.job):
+        _run(found, settings, report, rendezvous)
+
+
+def _run(found: Found, settings: Settings, report: Callable[[AnyReport], None], rendezvous: str) -> None:
     """Be one task until the run is over.
 
     A ps task ends when the run is over; Ctrl-C (SIGINT) or SIGTERM makes ps:0 save and end the run, and makes a worker
     leave it.
 
+    Args:
+        rendezvous: a directory that all tasks share, where ps tasks with port 0 say which they got.
+
     Raises:
         EvenerError: what went wrong, here or at a peer.
     """
     job, index = found.task.job, found.task.index
+    rank = None
+    if job == "worker":
+        rank, local_workers = local_rank(found.cluster, index)
+        check_gpus(settings, local_workers)
+    run, asked = found.cluster.fingerprint, list[str]()
+
+    def stop_asked() -> str:
+        return asked[0] if asked else ""
+
+    meeting = for_cluster(
+        rendezvous,
+        found.cluster,
+        Fixed([f"tcp://{address}" for address in found.cluster.ps]),
+        lambda directory: Directory(
+            directory, run, len(found.cluster.ps), task=str(found.task), patience=settings.stall_timeout,
+            report=report, stop_asked=stop_asked,
+        ),
+    )  # fmt: skip
     prepare_process(settings.threads)
     logging.basicConfig(
         filename=Path(settings.logdir) / "logs" / f"{job}-{index}.log",
         level=logging.INFO,
         format="%(asctime)s %(levelname)s %(name)s: %(message)s",
     )
+    chaos.arm(chaos_plan(), str(found.task))
     for line in explain(found).splitlines():
         report(Line(str(found.task), line))
     built = build(settings)
-    run = found.cluster.fingerprint
-    addresses = [f"tcp://{address}" for address in found.cluster.ps]
     if job == "worker":
-        run_worker(index, built, settings, run=run, addresses=lambda: addresses, report=report)
+        run_worker(index, built, settings, run=run, rendezvous=meeting, report=report, rank=rank)
         return
-    asked: list[str] = []
 
     def stop(number: int, _frame: object) -> None:
         signal.signal(number, signal.default_int_handler)  # the second one ends it at once
         asked.append("interrupted")
 
-    before = {number: signal.signal(number, stop) for number in (signal.SIGINT, signal.SIGTERM)}
+    before = {number: signal.signal(number, stop) for number in STOPPING}
     try:
-        run_server(
-            index, built, settings, run=run, leader=lambda: addresses[0],
-            stop_asked=lambda: asked[0] if asked else "", report=report,
-        )  # fmt: skip
+        run_server(index, built, settings, run=run, rendezvous=meeting, stop_asked=stop_asked, report=report)
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)

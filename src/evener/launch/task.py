@@ -11,12 +11,11 @@ import signal
 import sys
 import traceback
 
-from evener import errors
-from evener.launch.control import Addresses, Assignment, TaskEnd
+from evener import chaos, errors
+from evener.launch.control import Assignment, TaskEnd
+from evener.launch.environment import chaos_plan
+from evener.launch.rendezvous import START, LauncherLine
 from evener.report import Failed
-
-#: Seconds that a task waits for the addresses of the others: their imports may be slow.
-START = 300.0
 
 
 def main() -> int:
@@ -27,6 +26,7 @@ def main() -> int:
     assignment = control.next(START)
     assert isinstance(assignment, Assignment)
     try:
+        chaos.arm(chaos_plan(), f"{assignment.job}:{assignment.index}", assignment.life)
         run(assignment, control)
     except BaseException as error:
         control.report(failure(f"{assignment.job}:{assignment.index}", error))
@@ -44,33 +44,43 @@ def run(assignment: Assignment, control: TaskEnd) -> None:
     settings = make(assignment.settings)
     prepare_process(settings.threads)
     built = build(settings)
+    rendezvous = LauncherLine(control)
+    if settings.way == "towers":
+        from evener.launch.tower import run_tower
 
-    def addresses() -> list[str]:
-        order = control.next(START)
-        assert isinstance(order, Addresses)
-        return order.ps
-
-    if assignment.job == "ps":
+        run_tower(
+            assignment.index, built, settings, addresses=rendezvous.addresses, stop_asked=control.stop_asked,
+            report=control.report,
+        )  # fmt: skip
+    elif assignment.job == "ps":
         from evener.launch.server import run_server
 
         run_server(
-            assignment.index, built, settings, run=assignment.run, leader=lambda: addresses()[0],
+            assignment.index, built, settings, run=assignment.run, rendezvous=rendezvous,
             stop_asked=control.stop_asked, report=control.report,
+        )  # fmt: skip
+    elif settings.pipeline_stages > 1:
+        from evener.launch.stages import run_stage
+
+        run_stage(
+            assignment.index, built, settings,
+            addresses=lambda: control.addresses(START), stop_asked=control.stop_asked, report=control.report,
         )  # fmt: skip
     else:
         from evener.launch.worker import run_worker
 
-        run_worker(assignment.index, built, settings, run=assignment.run, addresses=addresses, report=control.report)
+        run_worker(assignment.index, built, settings, run=assignment.run, rendezvous=rendezvous, report=control.report)
 
 
 def failure(task: str, error: BaseException) -> Failed:
     """An error as a report: one of ours says what, why and fix; another's is shown with its traceback."""
     kind = type(error).__name__
+    context = errors.take_context(error)
     if isinstance(error, errors.EvenerError):
         cause = error.__cause__
         shown = "".join(traceback.format_exception(cause)) if isinstance(error, errors.SessionError) and cause else ""
-        return Failed(task, kind, error.what, error.why, error.fix, shown)
-    return Failed(task, kind, str(error), traceback="".join(traceback.format_exception(error)))
+        return Failed(task, kind, error.what, error.why, error.fix, shown, context)
+    return Failed(task, kind, str(error), traceback="".join(traceback.format_exception(error)), context=context)
 
 
 def die_with_parent() -> None:

@@ -24,9 +24,11 @@ from evener.result import Result
 HEARTBEAT = 5.0
 #: Seconds between two plain lines about waiting, of one task or of the run.
 WAIT_LIMIT = 1.0
+#: Seconds after which a task that still waits for the same is told of again.
+STILL_WAITING = 10.0
 #: The name before lines that belong to no task.
 RUN = "run"
-_COUNTER = re.compile(r"\s*\(\d+ s\)")
+_COUNTER = re.compile(r"\s*\(\d+ s\b[^)]*\)")
 
 
 class View(Protocol):
@@ -68,7 +70,8 @@ def make_view(*, stream: TextIO, tasks: Sequence[str], title: str, clock: Callab
 class PlainView:
     """One line for one event, flushed at once: for pipes, files, CI and `kubectl logs`.
 
-    Progress comes every 5 s; a wait is told as soon as it begins or changes, but at most once a second.
+    Progress comes every 5 s; a wait is told as soon as it begins or changes, but at most once a second, and again
+    every 10 s while it lasts.
     """
 
     def __init__(self, *, stream: TextIO, tasks: Sequence[str], title: str, clock: Callable[[], float]) -> None:
@@ -126,7 +129,9 @@ class PlainView:
         sentence = _COUNTER.sub("", status.waiting_for)
         if not sentence:
             self._wait_told.pop(status.task, None)
-        if sentence and sentence != self._wait_told.get(status.task):
+        told_at = self._wait_told_at.get(status.task, -math.inf)
+        news = sentence != self._wait_told.get(status.task) or self._clock() - told_at >= STILL_WAITING
+        if sentence and news:
             self._wait_held[status.task] = status.waiting_for
         else:
             self._wait_held.pop(status.task, None)

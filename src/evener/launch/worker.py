@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 import os
+import secrets
 import socket
 import time
-from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import torch
 
-from evener.data.batches import Batches
 from evener.data.dataset import Data, as_data
-from evener.launch.build import VERSION, Built
+from evener.launch.build import VERSION, Built, batches_of
+from evener.launch.placing import place_model
+from evener.launch.rendezvous import Rendezvous
+from evener.launch.wiring import Dialer
 from evener.recipe import Recipe
 from evener.report import Reporter, Status
 from evener.session.evaluate import Evaluate
@@ -22,6 +24,8 @@ from evener.settings import Settings
 from evener.transport.channel import Memory
 from evener.wire import codec
 from evener.wire.messages import Hello, Identity
+from evener.worker.device_memory import DeviceMemory, Fetching
+from evener.worker.exchange import Exchange
 from evener.worker.servers import Servers
 from evener.worker.towers import Towers
 
@@ -47,28 +51,40 @@ def run_worker(  # noqa: PLR0913 - what a task is told, each once
     settings: Settings,
     *,
     run: str,
-    addresses: Callable[[], Sequence[str]],
+    rendezvous: Rendezvous,
     report: Reporter,
+    rank: int | None = None,
 ) -> None:
-    """Train as worker `index` until the servers end the run. `addresses` waits for theirs, after all else is ready."""
+    """Train as worker `index` until the servers end the run. They are where `rendezvous` says; that may change.
+
+    `rank` is its number among the workers of this machine, if that is another one.
+    """
     task = f"worker:{index}"
     report(Status(task, "starting", waiting_for="its data"))
     data = as_data(built.recipe.data())
-    batches = Batches(data.train, batch_size=settings.batch_size, seed=settings.seed)
+    batches = batches_of(data, settings)
     gradients, parameters = Memory(built.layout.nbytes), Memory(built.layout.nbytes)
+    homes = place_model(built, settings, rank=index if rank is None else rank, report=report, task=task)
+    memory = None
+    if homes is not None:
+        memory = DeviceMemory(built.layout, homes, parameters=parameters.view, gradients=gradients.view)
     towers = Towers(
         built.model, built.recipe, built.layout,
-        parameters=parameters.view, gradients=gradients.view, seed=settings.seed,
+        parameters=parameters.view, gradients=gradients.view, seed=settings.seed, memory=memory,
     )  # fmt: skip
     hello = Hello(
         Identity(index), run, VERSION, str(torch.__version__), built.fingerprint, built.layout.fingerprint,
         codec.pack_specs(built.layout.specs), len(data.train), socket.gethostname(), os.getpid(),
+        process=secrets.token_hex(8),
     )  # fmt: skip
     report(Status(task, "starting", waiting_for="the addresses of the ps tasks"))
-    exchange = Servers(
-        addresses(), hello, built.layout, gradients=gradients, parameters=parameters, report=report,
-        clock=time.monotonic, patience=settings.stall_timeout + 30.0,
+    exchange: Exchange = Servers(
+        rendezvous.addresses, hello, built.layout, gradients=gradients, parameters=parameters,
+        connect=Dialer(settings, task, run), report=report, clock=time.monotonic, sleep=time.sleep,
+        patience=settings.stall_timeout + 30.0,
     )  # fmt: skip
+    if memory is not None:
+        exchange = Fetching(exchange, memory)
     hooks = hooks_for(built.recipe, data, settings)
     Session(
         task, exchange, towers, batches, hooks,

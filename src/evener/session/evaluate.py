@@ -7,6 +7,7 @@ from torch import Tensor, nn
 
 from evener.data.batches import whole
 from evener.data.dataset import Batch, Dataset
+from evener.devices.modules import joined, to_match
 from evener.errors import ConfigError
 from evener.recipe import Recipe
 from evener.report import Evaluated, Status
@@ -27,12 +28,13 @@ def evaluate(model: nn.Module, recipe: Recipe, dataset: Dataset, *, suffix: str 
     was_training = model.training
     model.eval()
     try:
-        with torch.inference_mode():
+        with torch.inference_mode(), joined(model):
             for inputs, target in whole(dataset, BATCH):
                 output = model(inputs)
                 count = len(target)
-                measured = {"loss": recipe.loss(output, target)}
-                measured |= {name: metric(output, target) for name, metric in recipe.metrics.items()}
+                beside = to_match(target, output)
+                measured = {"loss": recipe.loss(output, beside)}
+                measured |= {name: metric(output, beside) for name, metric in recipe.metrics.items()}
                 for name, value in measured.items():
                     sums[name] = sums.get(name, 0.0) + _mean(name, value) * count
                 seen += count

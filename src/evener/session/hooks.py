@@ -38,6 +38,7 @@ class StepResult:
     staleness: int
     dropped: int
     learning_rate: float
+    data_seconds: float = 0.0  # of `seconds`, waiting for the batch
 
 
 class Hook:
@@ -107,6 +108,7 @@ class LogEvery(Hook):
         self._last_status = clock()
         self._mine, self._batches, self._cluster = Window(clock), Window(clock), Window(clock)
         self._global_step: int | None = None
+        self._computing = self._waiting = 0.0  # seconds since the last line
 
     def after_create(self, session: Session) -> None:
         self._global_step = session.turn.version
@@ -116,6 +118,8 @@ class LogEvery(Hook):
         self._batches.add()
         self._cluster.add((result.global_step - (self._global_step or 0)) * self._examples_per_step)
         self._global_step = result.global_step
+        self._computing += result.seconds
+        self._waiting += result.data_seconds
         now = self._clock()
         if now - self._last_status >= 0.2:
             self._last_status = now
@@ -126,5 +130,11 @@ class LogEvery(Hook):
             session.report(Line(session.task, (
                 f"global step {result.global_step}, local step {result.local_step}: loss {result.loss:.4f}; "
                 f"cluster {self._cluster.rate():.0f} examples/s; {session.task} {self._mine.rate():.0f} examples/s, "
-                f"{1 / batches if batches else math.nan:.4f} s/batch"
+                f"{1 / batches if batches else math.nan:.4f} s/batch{self._share()}"
             )))  # fmt: skip
+
+    def _share(self) -> str:
+        """What part of a step was spent on waiting for data, if one can see it."""
+        share = self._waiting / self._computing if self._computing else 0.0
+        self._computing = self._waiting = 0.0
+        return f", {share:.1%} of it waiting for data" if share >= 0.001 else ""

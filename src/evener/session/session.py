@@ -6,16 +6,21 @@ import logging
 from collections.abc import Callable, Sequence
 from contextlib import suppress
 
+from evener import chaos
 from evener.data.batches import Batches
-from evener.errors import EvenerError, SessionError
+from evener.data.prefetch import Prefetch
+from evener.errors import CONTEXT, EvenerError, SessionError, TaskFailed
 from evener.recipe import Recipe
 from evener.report import Evaluated, Reporter
 from evener.session.hooks import Hook, StepResult
+from evener.session.watch import Watch
 from evener.settings import Settings
-from evener.worker.exchange import Exchange, Turn
-from evener.worker.towers import Towers
+from evener.worker.exchange import Computes, Exchange, Turn
 
 log = logging.getLogger(__name__)
+
+#: Seconds after which a person wants to know what a worker is busy with.
+LONG_DATA, LONG_GRADIENT, LONG_HOOK = 2.0, 10.0, 2.0
 
 
 class Session:
@@ -33,7 +38,7 @@ class Session:
         self,
         task: str,
         exchange: Exchange,
-        towers: Towers,
+        towers: Computes,
         batches: Batches,
         hooks: Sequence[Hook],
         *,
@@ -53,7 +58,9 @@ class Session:
         self.turn = Turn(version=0, lease=-1)
         self.evaluations: list[Evaluated] = []
         self._hooks = list(hooks)
+        self._prefetch = Prefetch(batches, clock)
         self._clock = clock
+        self._watch = Watch(task, report, clock)
         self._closed = False
         self._started = False
         self._early_stop: tuple[str, bool] | None = None  # asked for before there was anybody to ask
@@ -68,6 +75,7 @@ class Session:
         if self._closed:
             raise SessionError("this session has ended.", why="a session runs once.", fix="make a new one.")
         self._closed = True
+        self._watch.start()
         failure = "failed"
         try:
             self._each("begin")
@@ -76,12 +84,24 @@ class Session:
             if self._early_stop is not None:
                 self.stop(self._early_stop[0], complete=self._early_stop[1])
             self._each("after_create")
-            while not self.turn.stop:
-                self.step()
-            self._each("end")
+            while True:
+                while not self.turn.stop:
+                    self.step()
+                if self.turn.failed:
+                    raise TaskFailed(f"the run ended: {self.turn.stop}.")
+                chaos.point("worker.ending")
+                self._each("end")
+                # A ps task that is lost in the final evaluation may take the run back to an older step.
+                again = self.exchange.returned()
+                if again is None or again.stop:
+                    break
+                self.turn = again
             failure = ""
         except BaseException as error:
             failure = f"{type(error).__name__}: {error}".splitlines()[0]
+            turn = self.turn
+            where = f"global step {turn.version}, local step {self.local_step + 1}, lease {turn.lease}"
+            error.add_note(CONTEXT + where)
             raise
         finally:
             self._close(failure)
@@ -95,19 +115,25 @@ class Session:
         if now.stop:
             return
         since, lease = self._clock(), now.lease
-        batch = self.batches.batch(lease)
+        self._watch.busy(f"its data: the batch of lease {lease}", LONG_DATA)
+        batch = self._prefetch.batch(lease)
+        self._prefetch.prepare(now.upcoming)
+        self._watch.busy(f"its gradient of lease {lease}", LONG_GRADIENT)
+        chaos.point("worker.computing")
         loss = self.towers.gradients(batch, lease)
         self._each("before_update", loss)
         seconds = self._clock() - since
         examples = len(batch[1])
+        self._watch.idle()
         turn = self.exchange.update(loss=loss, examples=examples, seconds=seconds)
         self.turn = turn
         self.local_step += 1
         result = StepResult(
             global_step=turn.version, local_step=self.local_step, loss=loss, examples=examples, lease=lease,
             seconds=seconds, chief=turn.chief, rejected=turn.rejected, staleness=turn.staleness, dropped=turn.dropped,
-            learning_rate=turn.learning_rate,
+            learning_rate=turn.learning_rate, data_seconds=self._prefetch.waited,
         )  # fmt: skip
+        chaos.point("worker.hook")
         self._each("after_step", result)
 
     def stop(self, reason: str, *, complete: bool = True) -> None:
@@ -119,6 +145,7 @@ class Session:
 
     def _each(self, moment: str, *details: object) -> None:
         for hook in self._hooks:
+            self._watch.busy(f"its hook {type(hook).__name__} in {moment}", LONG_HOOK)
             try:
                 getattr(hook, moment)(self, *details)
             except (EvenerError, KeyboardInterrupt):
@@ -128,8 +155,11 @@ class Session:
                     f"hook {type(hook).__name__} failed in {moment}: {type(error).__name__}: {error}",
                     why=f"global step {self.turn.version}, local step {self.local_step} of {self.task}.",
                 ) from error
+        self._watch.idle()
 
     def _close(self, failure: str) -> None:
+        self._prefetch.close()
+        self._watch.stop()
         for hook in reversed(self._hooks):
             try:
                 hook.close(self)

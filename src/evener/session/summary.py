@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
+from evener.devices.modules import joined
 from evener.errors import EvenerError
 from evener.recipe import Recipe, options_of
 from evener.report import Line
@@ -123,12 +124,15 @@ class _Period:
 
     def __init__(self, since: float, step: int) -> None:
         self.since, self._step, self._applied, self._staleness = since, step, 0, 0
+        self._waiting = self._computing = 0.0
         self.last: StepResult | None = None
 
     def add(self, result: StepResult) -> None:
         self.last = result
         self._applied += not result.rejected
         self._staleness += 0 if result.rejected else result.staleness
+        self._waiting += result.data_seconds
+        self._computing += result.seconds
 
     def values(self, now: float, examples_per_step: int) -> dict[str, float]:
         """The curves: of the last step, means over this worker's steps, and rates of the whole cluster."""
@@ -139,17 +143,18 @@ class _Period:
             "loss": self.last.loss, "learning_rate": self.last.learning_rate,
             "examples_per_second": rate * examples_per_step, "global_steps_per_second": rate,
             "staleness": self._staleness / max(1, self._applied), "dropped_gradients": float(self.last.dropped),
+            "waiting_for_data": self._waiting / self._computing if self._computing else 0.0,
         }  # fmt: skip
 
 
 def _histograms(session: Session) -> list[Any]:
     """Of the parameters that the model holds, then of the last update's gradients, to which it lends its memory."""
-    parameters = list(_histograms_of(session, "parameters"))
     try:
         session.exchange.show("gradients")
-        return parameters + list(_histograms_of(session, "gradients_on_average"))
+        gradients = list(_histograms_of(session, "gradients_on_average"))
     finally:
         session.exchange.show("parameters")
+    return list(_histograms_of(session, "parameters")) + gradients  # now they are whole, in a pipeline too
 
 
 def _histograms_of(session: Session, group: str) -> Iterator[Any]:
@@ -159,6 +164,7 @@ def _histograms_of(session: Session, group: str) -> Iterator[Any]:
         values = parameter.detach().double().flatten()
         if not values.abs().sum() <= EDGES[-1]:  # a histogram has no place for what is not finite
             values = values[values.abs() <= EDGES[-1]]
+        values = values.cpu()
         if parameter.requires_grad and len(values):
             yield histogram(f"{group}/{name}", values.numpy(), EDGES)  # type: ignore[no-untyped-call]
 
@@ -167,7 +173,7 @@ def _add_graph(writer: Any, session: Session) -> None:
     dataset = session.batches.dataset
     inputs, _ = dataset.batch(torch.arange(min(2, len(dataset))))
     model = copy.deepcopy(session.towers.model).eval()
-    with warnings.catch_warnings():
+    with warnings.catch_warnings(), joined(model):
         warnings.simplefilter("ignore")  # that the tracer will go one day, and what it thinks of the model
         # `add_graph` alone would trace twice and compare, which imports half of PyTorch (0.6 s).
         traced = torch.jit.trace(model, (inputs,), check_trace=False, strict=False)  # type: ignore[no-untyped-call]

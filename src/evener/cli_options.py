@@ -1,0 +1,89 @@
+"""The options that several commands share, each declared once."""
+
+from __future__ import annotations
+
+import argparse
+
+from evener.settings import MODES, PIPELINE_SCHEDULES, TRANSPORTS
+from evener.wire.layout import PLACEMENTS
+
+
+def add_cluster_options(command: argparse.ArgumentParser) -> None:
+    add = command.add_argument_group("which task of which cluster").add_argument
+    add("--job-name", metavar="ps|worker", help="the job of this task")
+    add("--task-index", "--task-id", type=int, metavar="I", help="its index in that job's hosts")
+    add("--ps-hosts", "--ps-host", default="", metavar="HOST:PORT,...", help="where the ps tasks listen")
+    add("--worker-hosts", "--worker-host", default="", metavar="HOST:PORT,...", help="one entry for each worker")
+    add("--ps", type=int, help="under torchrun or Slurm: how many of the tasks are ps tasks")
+
+
+def add_link_options(command: argparse.ArgumentParser) -> None:
+    add = command.add_argument_group("links between machines").add_argument
+    add("--transport", metavar="|".join(TRANSPORTS), help="between tasks; default auto: shared memory on one host")
+    add_key_options(command)
+
+
+def add_key_options(command: argparse.ArgumentParser) -> None:
+    add = command.add_argument
+    add("--keys", metavar="DIR", help="encrypt, and let in only tasks whose keys lie there (evener keys new DIR)")
+    add("--insecure", action="store_true", default=None, help="listen beyond this machine without keys")
+    add("--heartbeat-timeout", type=float, metavar="S", help="silence after which a peer counts as gone; default 10")
+
+
+def add_pipeline_options(command: argparse.ArgumentParser) -> None:
+    add = command.add_argument_group("one model over several processes of this machine").add_argument
+    add("--pipeline-stages", type=int, metavar="K", help="cut the model at the recipe's split points; default 1")
+    add("--pipeline-schedule", metavar="|".join(PIPELINE_SCHEDULES), help="order of microbatches; default gpipe")
+    add("--microbatches", type=int, metavar="M", help="of each batch; default: the fewest, at least K, that divide it")
+
+
+def truth(text: str) -> bool:
+    if text.lower() not in ("true", "false", "1", "0", "yes", "no"):
+        raise argparse.ArgumentTypeError(f"{text!r} is neither true nor false")
+    return text.lower() in ("true", "1", "yes")
+
+
+def add_training_options(train: argparse.ArgumentParser) -> None:
+    add = train.add_argument_group("when gradients become an update").add_argument
+    add("--mode", metavar="|".join(MODES), help="when gradients become an update; default async")
+    add(
+        "--replicas-to-aggregate",
+        type=int,
+        metavar="R",
+        help="sync: gradients averaged in one update; default: workers",
+    )
+    add("--accumulate", action="store_true", default=None, help="sync: let a worker give several of the R gradients")
+    add("--elastic", action="store_true", default=None, help="sync: with fewer live workers, average fewer gradients")
+    add("--staleness", type=int, metavar="S", help="bounded: local steps ahead of the slowest worker; default 4")
+    add("--placement", metavar="|".join(PLACEMENTS), help="of parameters on several ps tasks; default even")
+    length = train.add_argument_group("how long, over what")
+    add = length.add_argument
+    add("--train-steps", type=int, metavar="N", help="global steps (updates) of the whole run; default 2000")
+    add("--epochs", type=float, metavar="E", help="instead of --train-steps: passes over the training data")
+    add("--batch-size", type=int, metavar="B", help="samples of one gradient; default 100")
+    add("--seed", type=int, help="of parameters and sample order; default 0")
+    add("--threads", type=int, help="PyTorch threads of each task; default 1")
+    add_recipe_options(train)
+    kept = train.add_argument_group("what is kept and told")
+    add = kept.add_argument
+    add("--logdir", help="checkpoints, TensorBoard events and logs; an old one is continued; default evener-runs/...")
+    add("--save-checkpoint-secs", type=float, metavar="S", help="seconds between checkpoints; default 60")
+    add("--save-checkpoint-steps", type=int, metavar="N", help="global steps between checkpoints")
+    add("--keep", type=int, metavar="K", help="newest checkpoints kept; default 5")
+    add("--save-summary-secs", type=float, metavar="S", help="seconds between TensorBoard summaries; default 10")
+    add("--log-every", type=int, metavar="N", help="local steps between log lines; default 500")
+    add("--eval-every", type=int, metavar="N", help="global steps between validations; the last is always done")
+    add("--stall-timeout", type=float, metavar="S", help="seconds without an update that end the run; default 300")
+
+
+def add_recipe_options(command: argparse.ArgumentParser) -> None:
+    recipe = command.add_argument_group("options of the recipe")
+    add = recipe.add_argument
+    add("--set", action="append", default=[], metavar="NAME=VALUE", dest="assignments", help="any option of the recipe")
+    add("--data", help="mnist: digits (default, ships with scikit-learn), mnist or tfrecord")
+    add("--data-dir", metavar="DIR", help="where the files of mnist or cifar10 lie")
+    add("--download", action="store_true", default=None, help="fetch the files that are missing")
+    add("--skip-bad-records", action="store_true", default=None, help="tfrecord: leave damaged records out, and count")
+    add("--optimizer", help="mnist: sgd (default), momentum or adam")
+    add("--learning-rate", "--lr", type=float, metavar="LR", help="at its highest; default 0.1 for sgd")
+    add("--hidden", "--hidden-units", type=int, metavar="H", help="mnist: width of the hidden layer; default 500")

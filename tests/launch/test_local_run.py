@@ -1,0 +1,133 @@
+"""The launcher decides who starts again: its tasks are processes in name only, and time passes when a test says so."""
+
+from __future__ import annotations
+
+import pytest
+
+from evener.launch.interrupts import Interrupts
+from evener.launch.local import LocalRun
+from evener.settings import Settings
+
+KILLED = "was killed by SIGKILL"
+
+
+class Life:
+    """One life of a task; it lasts until a test ends it, and reports nothing."""
+
+    host = log = ""
+    pid = 0
+    open = False
+    how = None
+
+    def order(self, order): ...
+
+    def reports(self):
+        return []
+
+    def ended(self):
+        return self.how
+
+    def kill(self):
+        self.how = self.how or KILLED
+
+    def close(self): ...
+
+
+class Launcher:
+    """A run of 2 ps tasks and 2 workers, none of which is a process."""
+
+    def __init__(self, **options):
+        self.now = 100.0
+        self.started = []
+        settings = Settings(**{"ps": 2, "workers": 2, "train_steps": 9} | options)
+        self.local = LocalRun(
+            settings, hear=lambda report: None, say=lambda text: None, clock=lambda: self.now, starter=self
+        )
+        for task in self.local.tasks:
+            self.local._start(task)
+
+    def start(self, assignment):
+        self.started.append(f"{assignment.job}:{assignment.index}")
+        return Life()
+
+    def close(self): ...
+
+    def end(self, name, how):
+        """A task ends, and the launcher sees it."""
+        next(task for task in self.local.tasks if task.name == name).running.how = how
+        self.look()
+
+    def look(self, seconds=0.0):
+        """Time passes; who has been started since?"""
+        self.now += seconds
+        self.started.clear()
+        for _ in range(2):
+            self.local._turn(Interrupts())
+        return sorted(self.started)
+
+
+@pytest.fixture
+def launch():
+    return Launcher
+
+
+def test_a_killed_task_starts_again_each_time_later_until_its_restarts_are_used_up(launch):
+    run = launch(max_restarts=2)
+    run.end("worker:1", KILLED)
+    assert (run.look(0.1), run.look(0.2)) == ([], ["worker:1"])
+    run.end("worker:1", KILLED)
+    assert (run.look(0.4), run.look(0.2)) == ([], ["worker:1"])
+    run.end("worker:1", KILLED)
+    assert run.look(60.0) == []
+    assert run.local.failure(excused=False) is None, "async: the others go on without it"
+
+
+def test_a_ps_that_may_not_start_again_is_the_failure(launch):
+    run = launch(max_restarts=0)
+    run.end("ps:1", KILLED)
+
+    assert run.local.failure(excused=False).task == "ps:1"
+
+
+def test_when_a_ps_dies_who_had_left_the_run_starts_again_too(launch):
+    """They left since the run was over; it is not if steps were lost. ps:1 had been told that it is over."""
+    run = launch()
+    for name in ("worker:0", "worker:1", "ps:1"):
+        run.end(name, "")
+    assert run.look(60.0) == []
+    run.end("ps:0", KILLED)
+
+    assert run.look(0.3) == ["ps:0", "ps:1", "worker:0", "worker:1"]
+
+
+def test_when_a_ps_dies_who_is_just_leaving_starts_again_too(launch):
+    """Its process still ends when the ps is dead already: the launcher sees that death first."""
+    run = launch()
+    run.end("worker:0", "")
+    run.end("ps:0", KILLED)
+    run.end("worker:1", "")
+    run.end("ps:1", "")
+
+    assert run.look(0.3) == ["ps:0", "worker:0"]
+    assert run.look(3.0) == ["ps:1", "worker:1"]
+
+
+def test_who_leaves_after_a_ps_came_back_is_not_needed_if_the_run_ends_now(launch):
+    run = launch()
+    run.end("ps:0", KILLED)
+    assert run.look(0.3) == ["ps:0"]
+    for name in ("worker:0", "worker:1", "ps:1", "ps:0"):
+        run.end(name, "")
+
+    assert run.look(3.0) == []
+    assert all(task.over for task in run.local.tasks)
+
+
+def test_a_worker_that_was_given_up_stays_so_when_a_ps_dies(launch):
+    run = launch(max_restarts=1)
+    run.end("worker:1", KILLED)
+    assert run.look(0.3) == ["worker:1"]
+    run.end("worker:1", KILLED)
+    run.end("ps:0", KILLED)
+
+    assert run.look(60.0) == ["ps:0"]

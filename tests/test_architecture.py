@@ -18,8 +18,10 @@ TREES = {name: ast.parse(file.read_text()) for name, file in MODULES.items()}
 #: From the top floor to the bottom. A module sees the floors below its own; neighbours do not see each other.
 #: "recipes" is the table of the recipes that ship, "recipes.*" are these recipes.
 FLOORS = [
-    {"__init__"},
+    {"__init__", "__main__"},
     {"cli"},
+    {"cli_cluster"},
+    {"cli_options", "cli_data", "cli_devices"},
     {"api"},
     {"launch"},
     {"session"},
@@ -27,10 +29,10 @@ FLOORS = [
     {"saver"},
     {"checkpoint"},
     {"state", "parts", "recipes.*"},
-    {"recipe", "result", "tensors"},
-    {"settings", "options", "data"},
-    {"policy", "wire", "transport", "references", "report", "recipes", "tally", "devices"},
-    {"cluster"},
+    {"recipe", "result", "tensors", "audit"},
+    {"settings", "options", "data", "ledger"},
+    {"policy", "wire", "transport", "references", "report", "recipes", "tally", "devices", "atomic"},
+    {"cluster", "chaos"},
     {"errors"},
 ]
 
@@ -38,6 +40,7 @@ FLOORS = [
 ALONE = {
     "zmq": ("transport.",),
     "ray": ("launch.ray",),
+    "google_crc32c": ("data.tfrecord.crc",),
     "tensorboard": ("session.summary",),
     "torch.utils.tensorboard": ("session.summary",),
 }
@@ -49,6 +52,7 @@ PURE = ("policy", "wire", "simulate", "cluster", "errors")
 
 #: They make objects of bytes by running what the bytes say.
 UNSAFE_MODULES = ("pickle", "_pickle", "marshal", "shelve", "dill", "cloudpickle", "joblib", "multiprocessing",
+                  "jsonpickle", "copyreg", "xmlrpc", "code", "runpy", "torch.multiprocessing",
                   "torch.distributed.rpc")  # fmt: skip
 UNSAFE_CALLS = {"eval", "exec", "compile", "__import__"}
 UNSAFE_ATTRIBUTES = {
@@ -58,6 +62,17 @@ UNSAFE_ATTRIBUTES = {
     "builtins.eval",
     "builtins.exec",
     "torch.distributed.rpc",
+    "torch.save",
+    "torch.jit.load",
+    "torch.hub.load",
+    "torch.package",
+    # they pickle, whatever their names say
+    "all_gather_object",
+    "broadcast_object_list",
+    "gather_object",
+    "recv_object_list",
+    "scatter_object_list",
+    "send_object_list",
 }
 UNSAFE_ARGUMENTS = {"allow_pickle": True, "weights_only": False}
 
@@ -228,6 +243,9 @@ SAMPLES = [
     (unsafe, "transport.zeromq", "socket.recv_pyobj()"),
     (unsafe, "transport.zeromq", "socket.send_pyobj(1)"),
     (unsafe, "data.idx", "np.load(path, allow_pickle=True)"),
+    *((unsafe, "worker.allreduce", f"dist.{name}(x)") for name in sorted(UNSAFE_ATTRIBUTES) if "_object" in name),
+    (unsafe, "checkpoint", "torch.save(state, path)"),
+    (unsafe, "checkpoint", "from torch.hub import load"),
     (unsafe, "references", "importlib.import_module('pickle')"),
     (environment, "cli", "os.environ['HOME']"),
     (environment, "cli", "os.getenv('HOME')"),

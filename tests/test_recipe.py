@@ -125,5 +125,11 @@ def test_tied_weights_partly_frozen_models_and_integer_buffers_are_fine():
 
 
 @pytest.mark.parametrize("name", RECIPES)
-def test_every_shipped_recipe_can_be_made_with_its_defaults(name):
-    check_model(resolve(name).model())
+def test_every_shipped_recipe_can_be_made_with_its_defaults_and_a_place_for_its_data(name):
+    check_model(resolve(name, {"data_dir": "anywhere"}).model())
+
+
+@pytest.mark.parametrize("points", ["layer3", [3]], ids=repr)
+def test_split_points_are_a_list_of_names(points):
+    with pytest.raises(ConfigError, match="split_points is"):
+        Recipe(model=lambda: None, data=lambda: None, optimizer=lambda model: None, split_points=points)

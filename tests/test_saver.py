@@ -8,7 +8,7 @@ import msgspec
 import pytest
 from training import Net, recipe_of, shards_of, train
 
-from evener import checkpoint
+from evener import atomic
 from evener.checkpoint import Store, load
 from evener.errors import CheckpointError
 from evener.policy.leases import LeaseState
@@ -95,9 +95,9 @@ def full(monkeypatch):
         def __getattr__(self, name):
             return getattr(real, name)
 
-    real = checkpoint.os
+    real = atomic.os
     disk = Full()
-    monkeypatch.setattr(checkpoint, "os", disk)
+    monkeypatch.setattr(atomic, "os", disk)
     return disk
 
 
@@ -306,7 +306,8 @@ def test_a_failed_save_is_told_and_leaves_the_older_one_and_nothing_else(run, fu
     with caplog.at_level(logging.ERROR):
         assert training.save() == ""
     assert caplog.messages == [
-        "the checkpoint of step 2 was not saved: [Errno 28] No space left on device",
+        f"the checkpoint of step 2 was not saved: [Errno 28] No space left on device; {good} is the newest; "
+        "training goes on",
     ]
     assert isinstance(training.saver.failure, OSError)
     assert (training.saver.newest, training.saver.saved(2), training.saver.busy) == (good, False, False)
@@ -347,7 +348,10 @@ def test_another_shards_failure_fails_the_save(run, caplog):
 
     assert training.saver.poll() == ""
     assert isinstance(training.saver.failure, CheckpointError)
-    assert caplog.messages == ["the checkpoint of step 1 was not saved: ps:1 could not save: No space left on device"]
+    assert caplog.messages == [
+        "the checkpoint of step 1 was not saved: ps:1 could not save: No space left on device; "
+        "there is none yet; training goes on"
+    ]
     assert list(training.store.directory.glob("step-*")) == []
 
     training.train_to(2)

@@ -118,7 +118,17 @@ def test_workers_without_a_ps_have_nobody_to_hold_their_parameters():
     error = refused(ps=0, workers=2)
 
     assert error.what == "2 workers have nobody to hold their parameters."
-    assert error.fix == "add --ps 1."
+    assert error.fix == "add --ps 1, or use --towers 2: each holds them all and averages with the others."
+
+
+def test_towers_hold_the_parameters_themselves_and_each_update_averages_them_all():
+    settings = Settings(towers=3, workers=3, batch_size=10, epochs=2)
+
+    assert (settings.way, settings.aggregate, settings.steps(60), settings.steps_per_epoch(60)) == ("towers", 3, 4, 2.0)
+    assert (Settings(towers=1).way, Settings(towers=1).aggregate) == ("single", 1)
+    assert Settings(ps=1, mode="bounded").way == "bounded"
+    assert refused(ps=1, towers=2).what == "towers=2 and ps=1 are both given."
+    assert "--towers 4" in refused(towers=2, workers=4).fix
 
 
 def test_more_gradients_than_workers_need_accumulation():
@@ -217,3 +227,27 @@ def test_known_names_make_settings():
 def test_settings_do_not_change():
     with pytest.raises(FrozenInstanceError):
         Settings().ps = 2
+
+
+# --- pipelines
+
+
+@pytest.mark.parametrize(
+    ("options", "what"),
+    [
+        ({"pipeline_stages": 2, "ps": 1}, "2 pipeline stages do not go with 1 ps, 1 workers, 0 towers."),
+        ({"pipeline_stages": 2, "place": {"": "cuda:0"}}, "a pipeline over processes computes on the CPU so far."),
+        ({"pipeline_stages": 2, "microbatches": 3}, "microbatches=3 of a batch of 100 in 2 stages."),
+        ({"pipeline_stages": 4, "microbatches": 2}, "microbatches=2 of a batch of 100 in 4 stages."),
+        ({"pipeline_stages": 3, "batch_size": 2}, "microbatches=2 of a batch of 2 in 3 stages."),
+        ({"pipeline_schedule": "zero"}, "unknown pipeline_schedule 'zero'."),
+    ],
+    ids=lambda value: str(value)[:40],
+)
+def test_a_pipeline_that_cannot_work_is_refused(options, what):
+    assert refused(**options).what == what
+
+
+@pytest.mark.parametrize(("stages", "batch", "chunks"), [(2, 100, 2), (3, 100, 4), (4, 128, 4), (3, 7, 7)])
+def test_a_batch_is_cut_into_the_fewest_equal_microbatches_that_keep_every_stage_busy(stages, batch, chunks):
+    assert Settings(pipeline_stages=stages, batch_size=batch).chunks == chunks

@@ -150,4 +150,4 @@ def test_ctrl_c_is_a_keyboard_interrupt_after_everything_was_saved(ps, tmp_path)
         check_nothing_left(run, held, seconds=0.5)
     assert (done.code, done.err) == (3, ""), done.text
     step = sorted((tmp_path / "run" / "checkpoints").glob("step-*"))[-1].name.removeprefix("step-")
-    assert done.out.splitlines()[-1] == f"interrupted at step {int(step)}; the same command continues from run"
+    assert done.out.splitlines()[-1] == f"interrupted at step {int(step)}; the same command with --logdir run continues"

@@ -310,7 +310,7 @@ def test_a_port_that_is_taken_is_named(bad, tmp_path):
     with socket.create_server(("127.0.0.1", 0)) as server:
         address = f"127.0.0.1:{server.getsockname()[1]}"
         done = evener(tmp_path, "train", f"{bad}:loss", "--ps", 1, "--workers", 1, "--ps-hosts", address)
-    check_told(done, 1, address, says_why=True)
+    check_told(done, 2, address, says_why=True)
     assert re.match(rf"ps:0 on \S+ failed with BindError: .*{address}.* taken", done.err), done.err
 
 

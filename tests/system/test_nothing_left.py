@@ -69,7 +69,7 @@ def test_after_ctrl_c_everything_is_saved_and_ends_in_three_seconds(tmp_path, re
         done = run.finish(promptly())
         assert done.code == 130
         check_nothing_left(run, held, seconds=0.5)
-    step = re.search(r"interrupted at step (\d+); the same command continues from run", done.err)
+    step = re.search(r"interrupted at step (\d+); the same command with --logdir run continues", done.err)
     assert step is not None, done.text
     assert "Traceback" not in done.text
     assert newest(tmp_path) == int(step[1]) >= before
@@ -180,7 +180,8 @@ def test_a_worker_that_comes_back_after_the_end_is_not_waited_for(tmp_path, reci
 
 @pytest.mark.slow
 def test_a_worker_that_may_not_be_started_again_ends_the_run(tmp_path, recipe):
-    with start(tmp_path, *cluster(tmp_path, recipe, "--max-restarts", 0)) as run:
+    """In plain sync nobody can take its place; the other modes go on without it (tests/system/test_faults.py)."""
+    with start(tmp_path, *cluster(tmp_path, recipe, "--max-restarts", 0, "--mode", "sync")) as run:
         at_gate(run, tmp_path)
         held = belongings(run.tasks())
         run.task("worker:1").kill()
@@ -196,8 +197,8 @@ def test_a_worker_that_may_not_be_started_again_ends_the_run(tmp_path, recipe):
 
 @pytest.mark.slow
 @pytest.mark.parametrize("victim", ["ps:0", "ps:1"])
-def test_a_killed_ps_ends_the_run_with_its_name(victim, tmp_path, recipe):
-    with start(tmp_path, *cluster(tmp_path, recipe), "--ps", 1 + int(victim[-1])) as run:
+def test_a_killed_ps_that_may_not_be_started_again_ends_the_run_with_its_name(victim, tmp_path, recipe):
+    with start(tmp_path, *cluster(tmp_path, recipe, "--max-restarts", 0), "--ps", 1 + int(victim[-1])) as run:
         at_gate(run, tmp_path)
         held = belongings(run.tasks())
         run.task(victim).kill()

@@ -41,7 +41,7 @@ def recipe() -> str:
 def run(command: str, place: Path) -> str:
     words = command.split()
     words[0] = str(BIN / words[0])
-    done = subprocess.run(words, cwd=place, capture_output=True, text=True, timeout=100, check=False)
+    done = subprocess.run(words, cwd=place, capture_output=True, text=True, timeout=110, check=False)
     assert done.returncode == 0, f"{command}\n{done.stdout}\n{done.stderr}"
     return done.stdout
 

@@ -27,6 +27,7 @@ STEPS = 200
 CURVES = {
     "loss", "learning_rate", "examples_per_second", "global_steps_per_second", "staleness", "dropped_gradients",
     "validation_loss", "validation_accuracy", "validation_loss_ema", "validation_accuracy_ema",
+    "waiting_for_data",
 }  # fmt: skip
 TENSORS = {"hidden.weight", "hidden.bias", "output.weight", "output.bias"}
 HISTOGRAMS = {f"{group}/{name}" for group in ("parameters", "gradients_on_average") for name in TENSORS}

@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 
-.PHONY: demo test check bench docs clean
+.PHONY: demo test check fuzz chaos bench bench-tcp bench-gpu docs clean
 .DEFAULT_GOAL := demo
 
 $(STAMP): pyproject.toml constraints.txt
@@ -30,8 +30,22 @@ check: $(STAMP)  ## lint, types and the fast tests: under a minute
 	$(BIN)/mypy
 	$(BIN)/python -m pytest -q -m "not slow" -n 2
 
+chaos: $(STAMP)  ## 200 random schedules of faults over short runs: about half an hour; CHAOS="17 18" plays those seeds
+	$(BIN)/python tests/system/chaos_soak.py $(CHAOS)
+
 bench: $(STAMP)  ## speed, as ratios within one run
 	$(BIN)/python benchmarks/steps.py
+
+bench-tcp: $(STAMP)  ## speed between two network namespaces (root), beside TensorFlow if TENSORFLOW=PYTHON has it
+	$(BIN)/python benchmarks/tcp.py $(if $(TENSORFLOW),--tensorflow $(TENSORFLOW))
+
+N ?= 1000000
+bench-gpu:  ## on a machine with a GPU, builds nothing: the tests that need one, then CIFAR-10's step beside a plain loop
+	PYTHONPATH=src $(PYTHON) -m pytest -q tests/gpu
+	PYTHONPATH=src $(PYTHON) benchmarks/gpu.py
+
+fuzz: $(STAMP)  ## mutated frames through codec, servers and ports: N=1000000 [SEED=...]
+	$(BIN)/python tests/properties/fuzzing.py --n $(N) $(if $(SEED),--seed $(SEED))
 
 clean:
 	rm -rf $(VENV) .pytest_cache .mypy_cache .ruff_cache .hypothesis

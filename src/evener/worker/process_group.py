@@ -57,6 +57,8 @@ class ProcessGroup:
         self.rank, self.size = rank, size
         self._store, self._patience, self._report, self._clock, self._lost = store, patience, report, clock, lost
         self._calls = 0
+        self._awaited: list[int] = []
+        self._silent = [0] if rank else []  # whom a store that does not answer means
         backend = "gloo"
         if device.type == "cuda":
             torch.cuda.set_device(device)
@@ -117,6 +119,7 @@ class ProcessGroup:
 
     def _begin(self, collective: Callable[[], Work | None], what: str) -> Work:
         self._calls += 1
+        self._awaited = []
         try:
             work = collective()
         except RuntimeError as error:
@@ -158,8 +161,10 @@ class ProcessGroup:
         waited = self._clock() - since
         if reason := self._lost():
             raise self._gone(what, reason)
-        absent = self._absent(f"waits/{self._calls}")
-        whom = _names(absent) if absent else f"the other {self.size - 1} towers"
+        found = self._absent(f"waits/{self._calls}")
+        # Worker:0 holds the store: once it has given up, what was known before is what there is.
+        self._awaited = found if found is not None else self._awaited or self._silent
+        whom = _names(self._awaited) or f"the other {self.size - 1} towers"
         if waited > self._patience:
             raise errors.Unavailable(
                 f"worker:{self.rank} has waited {waited:.0f} s for {whom} at {what}.",
@@ -174,7 +179,8 @@ class ProcessGroup:
         told = str(error)
         self._absent("lost")
         time.sleep(ROLL_CALL)
-        absent = self._absent("lost")
+        found = self._absent("lost")
+        absent = self._silent if found is None else found
         whom = _names(absent) or "another tower"
         if "imed out" in told or "imeout" in told:
             return errors.Unavailable(
@@ -187,13 +193,13 @@ class ProcessGroup:
     def _gone(self, what: str, why: str, absent: Sequence[int] = ()) -> errors.PeerGone:
         whom = _names(absent) or "another tower"
         return errors.PeerGone(
-            f"{whom} is gone while worker:{self.rank} waited for it at {what}.",
+            f"{whom} is gone while worker:{self.rank} waited for {_names(self._awaited) or 'it'} at {what}.",
             why=why,
             fix=f"look at the log of {whom}.",
         )
 
-    def _absent(self, key: str) -> list[int]:
-        """The towers that have not said this. A store that does not answer lives in the one that is missing.
+    def _absent(self, key: str) -> list[int] | None:
+        """The towers that have not said this; None when the store, which lives in worker:0, does not answer.
 
         The question is asked by a thread, for a store whose process is stopped keeps one waiting for ever.
         """
@@ -207,7 +213,7 @@ class ProcessGroup:
         asking = threading.Thread(target=ask, name="roll call", daemon=True)
         asking.start()
         asking.join(ANSWER)
-        return found[0] if found else [0] if self.rank else []
+        return found[0] if found else None
 
 
 def _names(ranks: Sequence[int]) -> str:

@@ -120,16 +120,21 @@ def _here(settings: Settings, made: Recipe | None, rank: Rank | None, hear: Call
 
 
 def evaluate(
-    recipe: str | Recipe, checkpoint: str | Path, *, recipe_options: Mapping[str, Any] | None = None
+    recipe: str | Recipe,
+    checkpoint: str | Path,
+    *,
+    recipe_options: Mapping[str, Any] | None = None,
+    place: Mapping[str, str] | str | None = None,
 ) -> dict[str, float]:
     """Metrics of a checkpoint on the recipe's whole validation set, with and without moving averages.
 
     Args:
         checkpoint: a checkpoint's directory, or a logdir, whose newest good checkpoint is taken.
+        place: modules of the model on devices, as for `run`; one that is missing or too small is an error here.
     """
     from evener.launch.assess import assess
 
-    return assess(recipe, Path(checkpoint), recipe_options or {})
+    return assess(recipe, Path(checkpoint), recipe_options or {}, place)
 
 
 def audit(logdir: str | Path) -> Account:

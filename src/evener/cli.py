@@ -111,6 +111,7 @@ def add_eval(commands: Any) -> None:
     command.add_argument("recipe", help="as for train")
     command.add_argument("--checkpoint", required=True, metavar="DIR", help="a checkpoint, or a logdir: its newest")
     add_recipe_options(command)
+    command.add_argument("--place", metavar="MODULE=DEVICE,...", help="as for train; one DEVICE: all of it there")
     command.add_argument("--json", action="store_true", help="print one JSON object")
     command.set_defaults(run=run_eval, options=command.options())
 
@@ -199,7 +200,7 @@ def run_client(args: argparse.Namespace) -> int:
 def run_eval(args: argparse.Namespace) -> int:
     from evener.api import evaluate
 
-    values = evaluate(args.recipe, args.checkpoint, recipe_options=recipe_options(args))
+    values = evaluate(args.recipe, args.checkpoint, recipe_options=recipe_options(args), place=args.place)
     if args.json:
         print(json.dumps(values))
     else:

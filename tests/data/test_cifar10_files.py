@@ -15,6 +15,7 @@ from local_mirror import Server
 
 from evener.data import cifar10
 from evener.data.cifar10_files import CLASSES
+from evener.data.tfrecord import Part, encode, images, write
 from evener.errors import InputError
 
 REAL = Path(__file__).parents[2].parent / "shared" / "data" / "cifar10"
@@ -56,6 +57,11 @@ def archive(folder, files):
     return made.getvalue()
 
 
+def converted(directory):
+    store(directory / "from", BINARY)
+    images.convert(cifar10.load(directory / "from", transform=same), directory, shards=2)
+
+
 BINARY_ARCHIVE = archive("cifar-10-batches-bin", BINARY)
 PYTHON_ARCHIVE = archive("cifar-10-batches-py", PYTHON)
 
@@ -67,6 +73,7 @@ WAYS = {
     "pickles in their folder": lambda at: store(at / "cifar-10-batches-py", PYTHON),
     "binary archive": lambda at: store(at, {"cifar-10-binary.tar.gz": BINARY_ARCHIVE}),
     "python archive": lambda at: store(at, {"cifar-10-python.tar.gz": PYTHON_ARCHIVE}),
+    "TFRecord": converted,
 }
 
 
@@ -123,6 +130,21 @@ def test_a_wrong_label_is_named_with_record_and_offset(tmp_path):
     content[2 * 3073] = 77
     store(tmp_path, BINARY | {"data_batch_1.bin": bytes(content)})
     assert "record 2 (from 0), at byte 6146, has the label 77" in refused(tmp_path)
+
+
+def test_a_wrong_label_in_converted_files_is_named(tmp_path):
+    records = [encode({"pixels": 3072, "label": label, "image_raw": bytes(3072)}) for label in (3, -1)]
+    write(tmp_path, {part: Part(2, records.__getitem__) for part in ("train", "validation")})
+
+    assert "record 1 (from 0), has the label -1" in refused(tmp_path)
+
+
+def test_converted_files_without_those_to_judge_by_are_no_data_set(tmp_path):
+    converted(tmp_path)
+    for path in tmp_path.glob("validation*"):
+        path.unlink()
+
+    assert "no file validation*.tfrecord" in refused(tmp_path)
 
 
 def test_a_compressed_file_cut_short_says_how_far_it_could_be_read(tmp_path):

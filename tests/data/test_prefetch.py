@@ -147,3 +147,25 @@ def test_the_wait_is_measured(opened):
     assert prefetch.waited == 0.5
     prefetch.batch(1)
     assert prefetch.waited == 0.125
+
+
+@pytest.mark.parametrize("prepared", [True, False])
+def test_a_feed_begins_where_a_batch_is_made_and_ends_where_it_is_used(opened, prepared):
+    threads = []
+
+    def feed(batch):
+        threads.append(threading.current_thread().name)
+
+        def end():
+            threads.append(threading.current_thread().name)
+            return batch[0] + 1000, batch[1]
+
+        return end
+
+    prefetch = opened(Slow(), feed=feed)
+    if prepared:
+        prefetch.prepare(3)
+    inputs, target = prefetch.batch(3)
+
+    assert (inputs[0], target[0]) == (1030, 30)
+    assert threads == ["prefetch" if prepared else "MainThread", "MainThread"]

@@ -94,6 +94,7 @@ def test_the_batches_are_those_of_the_idx_files(idx, tmp_path):
     from_idx = mnist.load(idx)
     images.convert(from_idx, tmp_path / "out", shards=3)
     converted = images.load(tmp_path / "out", pixels=784)
+    assert converted.train.thread_safe  # read while the batch before is computed
     for part in ("train", "validation"):
         first, second = (Batches(getattr(data, part), batch_size=4, seed=5) for data in (from_idx, converted))
         for lease in range(8):

@@ -15,6 +15,7 @@ from evener.errors import ConfigError
 from evener.recipe import check_model, options_of, resolve
 from evener.recipes.cifar10 import cifar10
 from evener.recipes.cifar10_networks import Classic, Norm, ResNet
+from evener.worker.splitting import cut, points_of
 
 REAL = Path(__file__).parents[2].parent / "shared" / "data" / "cifar10"
 with_real = pytest.mark.skipif(not REAL.is_dir(), reason=f"the real CIFAR-10 records are not in {REAL}")
@@ -194,3 +195,19 @@ def test_cifar10_needs_a_directory_or_a_download(monkeypatch):
     monkeypatch.setattr(files, "load", lambda where, download, **_: asked.append((str(where), download)))
     cifar10(download=True).data()
     assert asked == [(str(files.default_dir()), True)]
+
+
+@pytest.mark.parametrize(("net", "side"), [("classic", 24), ("resnet", 32)])
+def test_both_networks_can_be_cut_into_four_stages_that_compute_the_same(net, side):
+    recipe = cifar10(net=net, data_dir="/there")
+    model = made(recipe).eval()
+    inputs = torch.randn(4, 3, side, side)
+    with torch.no_grad():
+        whole = model(inputs)
+        cut_ = cut(model, points_of(recipe, model, 4), inputs)
+        staged = inputs
+        for stage in range(4):
+            staged = cut_.pipe.get_stage_module(stage)(staged)
+
+    assert set(cut_.homes.values()) == {0, 1, 2, 3}
+    torch.testing.assert_close(staged, whole)

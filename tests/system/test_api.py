@@ -80,6 +80,9 @@ def test_one_process_takes_functions_and_recipes_of_any_origin(tmp_path):
         assert result.validation_accuracy is not None
     again = evener.run(recipe, recipe_options={"rate": 0.1}, train_steps=20, logdir=tmp_path / "again", quiet=True)
     assert again.validation_loss == evener.evaluate(recipe(), again.checkpoint)["validation_loss"]
+    assert again.validation_loss == evener.evaluate(recipe(), again.checkpoint, place="cpu")["validation_loss"]
+    with pytest.raises(ConfigError, match="there is no cuda:77"):
+        evener.evaluate(recipe(), again.checkpoint, place={"": "cuda:77"})
 
 
 @pytest.mark.slow

@@ -2,7 +2,8 @@
 
 It is published as two archives. The binary one holds records of 3,073 bytes: the label, then 32 x 32 red values, as
 many green ones, as many blue ones, each row by row. The python one holds the same numbers as pickles, which are read
-as data (`evener.data.pickled`). Both are read as they come, unpacked, or with each file compressed by itself.
+as data (`evener.data.pickled`). Both are read as they come, unpacked, or with each file compressed by itself; and so
+are TFRecord files that `evener data convert` made of them.
 """
 
 from __future__ import annotations
@@ -18,7 +19,7 @@ from typing import Any, BinaryIO, cast
 import torch
 from torch import Tensor
 
-from evener.data.cifar10_files import FIX, RECORD, Images, pickles, records
+from evener.data.cifar10_files import FIX, RECORD, Images, converted, pickles, records
 from evener.data.dataset import Augmented, Data, Tensors
 from evener.errors import InputError
 
@@ -73,7 +74,8 @@ def load(
 
 
 def read(directory: Path) -> tuple[Images, Images]:
-    """The images to train on and those to be judged by; of several sources the first: files .bin, pickles, archives.
+    """The images to train on and those to be judged by; of several sources the first: files .bin, pickles, archives,
+    TFRecord.
 
     Raises:
         InputError: as for `load`.
@@ -85,6 +87,8 @@ def read(directory: Path) -> tuple[Images, Images]:
     for name in ARCHIVES:
         if (directory / name).is_file():
             return _joined(directory / name, dict(_members(directory / name)))
+    if any(directory.glob("train*.tfrecord*")):
+        return converted(directory)
     raise InputError(
         f"CIFAR-10 is not in {directory}.",
         why=f"it is read from {' or '.join(ARCHIVES)}, or from their files data_batch_1, ... and test_batch."

@@ -1,8 +1,9 @@
-"""One file of CIFAR-10, binary or pickled, as images and labels."""
+"""The files of CIFAR-10, binary, pickled or converted, as images and labels."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
+from pathlib import Path
 
 import numpy as np
 import torch
@@ -10,6 +11,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from evener.data import pickled
+from evener.data.dataset import Dataset
 from evener.errors import InputError
 
 CLASSES = ("airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck")
@@ -70,13 +72,36 @@ def pickles(content: bytes, name: str) -> Images:
     return _images(data), torch.from_numpy(numbers)
 
 
+def converted(directory: Path) -> tuple[Images, Images]:
+    """What `evener data convert cifar10 --to tfrecord` made of it: the images to train on and those to be judged by.
+
+    Raises:
+        InputError: a part is missing, a record is damaged, or what it holds is none of CIFAR-10's.
+    """
+    from evener.data.tfrecord import images  # most runs read another format
+
+    def part(records: Dataset, name: str) -> Images:
+        made, labels = records.batch(torch.arange(len(records)))
+        _check_labels(labels.numpy(), name, lambda _: "")
+        return made.view(-1, 3, 32, 32), labels
+
+    data = images.load(directory, pixels=IMAGE, transform=lambda rows: rows)
+    if data.validation is None:
+        raise InputError(
+            f"there is no file validation*.tfrecord in {directory}.",
+            why="the recipe judges by CIFAR-10's test images.",
+            fix="convert it again: evener data convert cifar10 --to tfrecord.",
+        )
+    return part(data.train, f"{directory}/train*.tfrecord"), part(data.validation, f"{directory}/validation*.tfrecord")
+
+
 def _images(rows: NDArray[np.uint8]) -> Tensor:
     """Rows [N, 3072] as images uint8 [N, 3, 32, 32]; a copy, since tensors cannot be read-only."""
     return torch.from_numpy(np.array(rows)).view(len(rows), 3, 32, 32)
 
 
 def _check_labels(labels: NDArray[np.int64], name: str, where: Callable[[int], str]) -> None:
-    wrong = np.flatnonzero(labels >= len(CLASSES))
+    wrong = np.flatnonzero((labels < 0) | (labels >= len(CLASSES)))
     if len(wrong):
         record = int(wrong[0])
         raise InputError(

@@ -11,6 +11,12 @@ from concurrent.futures import Future
 from evener.data.batches import Batches
 from evener.data.dataset import Batch
 
+#: Takes a batch where it was made and begins to bring it to the model; what it returns ends that where it is used.
+Feed = Callable[[Batch], Callable[[], Batch]]
+
+#: A lease, and its batch once it is under way to the model.
+Order = tuple[int, Future[Callable[[], Batch]]]
+
 #: Seconds that `close` waits for a batch under way. The thread is a daemon: who hangs longer is left behind.
 PATIENCE = 5.0
 
@@ -28,14 +34,18 @@ class Prefetch:
     Args:
         batches: lease -> batch.
         clock: seconds; for `waited`.
+        feed: how batches come to the model; None: the model takes them as they are.
     """
 
-    def __init__(self, batches: Batches, clock: Callable[[], float] = time.monotonic) -> None:
+    def __init__(
+        self, batches: Batches, clock: Callable[[], float] = time.monotonic, *, feed: Feed | None = None
+    ) -> None:
         self._batches = batches
         self._clock = clock
+        self._feed = feed or _as_it_is
         self._useful = bool(getattr(batches.dataset, "thread_safe", False))
-        self._ahead: tuple[int, Future[Batch]] | None = None
-        self._orders: queue.SimpleQueue[tuple[int, Future[Batch]] | None] = queue.SimpleQueue()
+        self._ahead: Order | None = None
+        self._orders: queue.SimpleQueue[Order | None] = queue.SimpleQueue()
         self._thread: threading.Thread | None = None
         #: Seconds that the last call of `batch` took: what training waited for data.
         self.waited = 0.0
@@ -47,9 +57,9 @@ class Prefetch:
             ahead, self._ahead = self._ahead, None
             if ahead is not None:
                 if ahead[0] == lease:
-                    return ahead[1].result()
+                    return ahead[1].result()()
                 ahead[1].exception()  # only ends the wait: a data set makes one batch at a time
-            return self._batches.batch(lease)
+            return self._begin(lease)()
         finally:
             self.waited = self._clock() - since
 
@@ -58,11 +68,14 @@ class Prefetch:
         if lease < 0 or not self._useful:
             return
         if self._thread is None:
-            self._thread = threading.Thread(target=_work, args=(self._orders, self._batches), daemon=True)
+            self._thread = threading.Thread(target=_work, args=(self._orders, self._begin), daemon=True)
             self._thread.name = "prefetch"
             self._thread.start()
         self._ahead = (lease, Future())
         self._orders.put(self._ahead)
+
+    def _begin(self, lease: int) -> Callable[[], Batch]:
+        return self._feed(self._batches.batch(lease))
 
     def close(self) -> None:
         """End the thread, after the batch under way."""
@@ -72,11 +85,15 @@ class Prefetch:
             thread.join(PATIENCE)
 
 
-def _work(orders: queue.SimpleQueue[tuple[int, Future[Batch]] | None], batches: Batches) -> None:
+def _as_it_is(batch: Batch) -> Callable[[], Batch]:
+    return lambda: batch
+
+
+def _work(orders: queue.SimpleQueue[Order | None], begin: Callable[[int], Callable[[], Batch]]) -> None:
     while (order := orders.get()) is not None:
         lease, future = order
         try:
-            future.set_result(batches.batch(lease))
+            future.set_result(begin(lease))
         except BaseException as error:
             future.set_exception(error)
         del order, future  # else the batch would stay in memory until the next

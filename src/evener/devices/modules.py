@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 from weakref import WeakKeyDictionary
@@ -116,17 +116,21 @@ def moved(value: Any, device: torch.device) -> Any:
 
     What holds no tensor that has to move is given back as it is.
     """
-    if isinstance(value, Tensor):
-        # Towards the CPU a copy that does not wait could be read before it is there.
-        return value if value.device == device else value.to(device, non_blocking=device.type != "cpu")
-    if isinstance(value, PackedSequence):  # a named tuple, whose batch sizes stay on the CPU
-        return value if value.data.device == device else value.to(device)  # type: ignore[arg-type]
+    # Towards the CPU a copy that does not wait could be read before it is there.
+    wait = device.type == "cpu"
+    return mapped(value, lambda held: held if held.data.device == device else held.to(device, non_blocking=not wait))
+
+
+def mapped(value: Any, change: Callable[[Any], Any]) -> Any:
+    """The same value with every tensor and packed sequence in it changed; without a change, the very same object."""
+    if isinstance(value, Tensor | PackedSequence):  # the latter is a named tuple, whose batch sizes stay on the CPU
+        return change(value)
     if isinstance(value, tuple | list):
-        entries = [moved(entry, device) for entry in value]
+        entries = [mapped(entry, change) for entry in value]
         if any(new is not old for new, old in zip(entries, value, strict=True)):
             return type(value)(*entries) if hasattr(value, "_fields") else type(value)(entries)
     elif isinstance(value, dict):
-        changed = {key: new for key, old in value.items() if (new := moved(old, device)) is not old}
+        changed = {key: new for key, old in value.items() if (new := mapped(old, change)) is not old}
         if changed:
             value = value.copy()
             value.update(changed)

@@ -11,17 +11,21 @@ from torch import Tensor, nn
 
 from evener.checkpoint import MANIFEST, Manifest, Store, load
 from evener.data.dataset import as_data
-from evener.devices import prepare_process
+from evener.devices import place, prepare_process
+from evener.devices.plan import parse
 from evener.errors import CheckpointError, InputError
 from evener.recipe import Recipe, check_model, from_object, resolve
 from evener.session.evaluate import evaluate
 
 
-def assess(recipe: str | Recipe, path: Path, options: Mapping[str, Any]) -> dict[str, Any]:
+def assess(
+    recipe: str | Recipe, path: Path, options: Mapping[str, Any], where: Mapping[str, str] | str | None = None
+) -> dict[str, Any]:
     """Metrics of one checkpoint, with and without moving averages, and its global step.
 
     Raises:
         CheckpointError: there is no whole checkpoint, or it is of another model.
+        ConfigError: `where` names a module or a device that does not exist.
     """
     prepare_process(torch.get_num_threads())
     found = find(path)
@@ -32,6 +36,8 @@ def assess(recipe: str | Recipe, path: Path, options: Mapping[str, Any]) -> dict
         raise InputError(f"recipe {made.name!r} has no validation data.", fix="let data() return (train, validation).")
     model = made.model()
     check_model(model)
+    if where:  # else all is on the CPU, also what the model marks
+        place(model, parse(where) if isinstance(where, str) else where, soft=False)
     put(model, contents.parameters, found)
     values: dict[str, Any] = {"checkpoint": str(found), "global_step": manifest.step}
     values |= evaluate(model, made, data.validation)

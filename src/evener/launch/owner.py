@@ -26,6 +26,7 @@ from evener.tensors import CPU, Slot
 from evener.worker.allreduce import AllReduce, Restored, Travelling, agree, share_restored
 from evener.worker.device_memory import DeviceMemory, Fetching
 from evener.worker.exchange import Exchange
+from evener.worker.feeding import feed_for
 from evener.worker.group import Group
 from evener.worker.local import Local
 from evener.worker.towers import Towers
@@ -96,7 +97,7 @@ def session_of(built: Built, settings: Settings, report: Reporter, tower: Tower 
         exchange = Fetching(exchange, memory)
     return Session(
         task, exchange, towers, batches, hooks_for(built.recipe, data, settings),
-        recipe=built.recipe, settings=settings, report=report, clock=time.monotonic,
+        recipe=built.recipe, settings=settings, report=report, clock=time.monotonic, feed=feed_for(homes),
     )  # fmt: skip
 
 

@@ -26,6 +26,7 @@ from evener.wire import codec
 from evener.wire.messages import Hello, Identity
 from evener.worker.device_memory import DeviceMemory, Fetching
 from evener.worker.exchange import Exchange
+from evener.worker.feeding import feed_for
 from evener.worker.servers import Servers
 from evener.worker.towers import Towers
 
@@ -89,5 +90,6 @@ def run_worker(  # noqa: PLR0913 - what a task is told, each once
     Session(
         task, exchange, towers, batches, hooks,
         recipe=built.recipe, settings=settings, report=report, clock=time.monotonic,
+        feed=feed_for(homes),
     ).run()  # fmt: skip
     report(Status(task, "done"))

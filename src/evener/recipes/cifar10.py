@@ -116,6 +116,7 @@ def _classic(chosen: Mapping[str, float], low: bool) -> dict[str, Any]:
     factor = partial(stairs, chosen["decay"], chosen["decay_epochs"])
     return {
         "model": lambda: networks.Classic(low),
+        "split_points": ("features.4", "dense", "output"),
         "optimizer": lambda model: SGD(model.parameters(), lr=chosen["learning_rate"]),
         "penalty": (lambda model: l2_loss(model.dense, decay)) if decay else None,
         "lr_scheduler": partial(_scheduled, factor),
@@ -125,6 +126,7 @@ def _classic(chosen: Mapping[str, float], low: bool) -> dict[str, Any]:
 def _resnet(chosen: Mapping[str, float], low: bool) -> dict[str, Any]:
     return {
         "model": lambda: networks.ResNet(int(chosen["width"]), low),
+        "split_points": ("features.2", "features.4", "features.5"),
         "optimizer": partial(_nesterov, chosen),
         "loss": partial(F.cross_entropy, label_smoothing=chosen["label_smoothing"]),
         "lr_scheduler": partial(_scheduled, partial(triangle, chosen["anneal_epochs"])),

@@ -8,7 +8,7 @@ from contextlib import suppress
 
 from evener import chaos
 from evener.data.batches import Batches
-from evener.data.prefetch import Prefetch
+from evener.data.prefetch import Feed, Prefetch
 from evener.errors import CONTEXT, EvenerError, SessionError, TaskFailed
 from evener.recipe import Recipe
 from evener.report import Evaluated, Reporter
@@ -32,6 +32,7 @@ class Session:
         towers: the model and its gradients.
         batches: lease -> batch.
         hooks: in the order in which they are called.
+        feed: how a batch comes to the model, if the model is elsewhere.
     """
 
     def __init__(  # noqa: PLR0913 - the parts of a worker, each once
@@ -46,6 +47,7 @@ class Session:
         settings: Settings,
         report: Reporter,
         clock: Callable[[], float],
+        feed: Feed | None = None,
     ) -> None:
         self.task = task
         self.exchange = exchange
@@ -58,7 +60,7 @@ class Session:
         self.turn = Turn(version=0, lease=-1)
         self.evaluations: list[Evaluated] = []
         self._hooks = list(hooks)
-        self._prefetch = Prefetch(batches, clock)
+        self._prefetch = Prefetch(batches, clock, feed=feed)
         self._clock = clock
         self._watch = Watch(task, report, clock)
         self._closed = False

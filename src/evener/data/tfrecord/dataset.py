@@ -31,6 +31,8 @@ class TFRecords:
         skip_bad_records: leave damaged records out (`skipped` counts them) instead of raising. Everything is read and
             checked once then, before training, and remembered beside the file.
         cache_index: keep an index beside each plain file, `.NAME.evener-index`, where the directory can be written.
+        thread_safe: the next batch is read while one is computed (`evener.data.prefetch`). None: if there is no
+            `transform`, for one that asks PyTorch for random numbers would take the model's.
 
     Raises:
         InputError: files missing, damaged or cut short: names file, record and byte.
@@ -47,11 +49,13 @@ class TFRecords:
         transform: Callable[[Any], Any] | None = None,
         skip_bad_records: bool = False,
         cache_index: bool = True,
+        thread_safe: bool | None = None,
     ) -> None:
         self.schema = Schema(features)
         self.inputs = inputs if isinstance(inputs, str) else tuple(inputs)
         self.target = target
         self.transform = transform
+        self.thread_safe = transform is None if thread_safe is None else thread_safe
         _check_names(self.schema, self.inputs, target)
         self._joined = Joined(find(files), skip_bad_records=skip_bad_records, cache_index=cache_index)
 

@@ -39,6 +39,7 @@ def load(
 
     Args:
         pixels: numbers of one image, which is uint8 [pixels] before `transform`; labels are int64.
+        transform: of a batch's images; it runs in another thread than training and takes no random numbers there.
 
     Raises:
         InputError: no train files, or what `TFRecords` says.
@@ -51,7 +52,7 @@ def load(
         if paths:
             found[part] = TFRecords(
                 paths, features=features, inputs="image_raw", target="label", transform=transform,
-                skip_bad_records=skip_bad_records,
+                skip_bad_records=skip_bad_records, thread_safe=True,
             )  # fmt: skip
     if "train" not in found:
         raise InputError(

@@ -2,11 +2,12 @@
 
     python benchmarks/allreduce.py [--hidden 500,100] [--steps 600] [--repeats 5]
 
-Both train 784-H-10 on the digits at batch 100 a process, with SGD and L2 loss, on two processes of one PyTorch thread
-over Gloo. `ddp` is a plain loop: forward, backward (in which DDP averages), step. `towers` is `AllReduce` in a bare
-session, `session` all of a run with its hooks and moving averages. (All but `ddp` check that gradients are finite, step
-the schedule and write the ledger.) One pair of processes does all three, in turn, so that all see the same machine;
-medians over the repeats. Where others use the cores, read the CPU time of an update instead of its rate.
+Both train 784-H-10 on the digits at batch 100 a process, with SGD and L2 loss, on two processes of one PyTorch thread.
+`ddp` is a plain loop over Gloo: forward, backward (in which DDP averages), step. `towers` is `AllReduce` in a bare
+session, in shared memory (`--no-memory`: over Gloo), `session` all of a run with its hooks and moving averages. (All
+but `ddp` check that gradients are finite, step the schedule and write the ledger.) One pair of processes does all
+three, in turn, so that all see the same machine; medians over the repeats. Where others use the cores, read the CPU time of an
+update instead of its rate.
 """
 
 from __future__ import annotations
@@ -98,8 +99,9 @@ def tower(args: argparse.Namespace) -> None:
     rank, directory = args.rank, args.directory
     prepare_process(1)
     group = Once(ProcessGroup(
-        store_at(args.address, 120.0), rank=rank, size=2, device=CPU, shared=False, start=120.0, patience=120.0,
-        report=lambda report: None, clock=time.monotonic, lost=lambda: "",
+        store_at(args.address, 120.0), rank=rank, size=2, device=CPU, shared=False,
+        one_machine=args.memory, start=120.0, patience=120.0, report=lambda report: None, clock=time.monotonic,
+        lost=lambda: "",
     ))  # fmt: skip
     for hidden in map(int, args.hidden.split(",")):
         trains = dict(ways(hidden, rank, lambda device: group, directory))
@@ -115,6 +117,8 @@ def tower(args: argparse.Namespace) -> None:
                     work[name].append((time.process_time() - worked) / args.steps)
         if rank == 0:
             tell(hidden, rates, work)
+        del trains  # DDP's own threads end before the group does
+    group.group.close()
 
 
 def tell(hidden: int, rates: dict[str, list[float]], work: dict[str, list[float]]) -> None:
@@ -135,6 +139,7 @@ def main() -> None:
     parser.add_argument("--hidden", default="500,100")
     parser.add_argument("--steps", type=int, default=600)
     parser.add_argument("--repeats", type=int, default=5)
+    parser.add_argument("--memory", action=argparse.BooleanOptionalAction, default=True, help="--no-memory: by Gloo")
     parser.add_argument("--rank", type=int)
     parser.add_argument("--address")
     parser.add_argument("--directory")

@@ -1,4 +1,4 @@
-"""Real processes over Gloo: the sum is right, the ends are seen, and whoever is missing is named."""
+"""Real processes: the sum is right, the ends are seen, and whoever is missing is named."""
 
 from __future__ import annotations
 
@@ -23,6 +23,7 @@ from evener.worker.meeting import listening_store, store_at
 from evener.worker.process_group import ProcessGroup
 
 rank, size, patience, what = int(sys.argv[1]), int(sys.argv[2]), float(sys.argv[3]), sys.argv[4]
+near = sys.argv[5] == "near"
 if rank == 0:
     store, address = listening_store("127.0.0.1", 100.0)
     print(address, flush=True)
@@ -34,8 +35,8 @@ def hear(report):
 
 
 group = ProcessGroup(
-    store, rank=rank, size=size, device=CPU, shared=False, start=100.0, patience=patience, report=hear,
-    clock=time.monotonic, lost=lambda: "",
+    store, rank=rank, size=size, device=CPU, shared=False, one_machine=near, start=100.0, patience=patience,
+    report=hear, clock=time.monotonic, lost=lambda: "",
 )
 flat = torch.randn(4001, generator=torch.Generator().manual_seed(rank))
 mine = flat.clone()
@@ -48,10 +49,11 @@ group.sum([flat, count], "update 1", lambda: settled.append(1))
 words = group.gather("ä" * rank)
 shared = group.share(b"x" * 100_000 if rank == 0 else b"")
 assert settled == [1] and words == ["ä" * each for each in range(size)] and shared == b"x" * 100_000
+assert (group._memory is not None) == near
 assert group.share(b"") == b"" and count.tolist() == [sum(range(size))] * 5
 all_ = [torch.randn(4001, generator=torch.Generator().manual_seed(each)) for each in range(size)]
-expected = all_[0] + all_[1] if size == 2 else torch.stack(all_).sum(0)
-assert torch.equal(flat, expected) if size == 2 else torch.allclose(flat, expected, atol=1e-6)
+expected = sum(all_[1:], all_[0])
+assert torch.equal(flat, expected) if size == 2 or near else torch.allclose(flat, expected, atol=1e-6)
 print("sum", hashlib.sha256(flat.numpy().tobytes()).hexdigest(), flush=True)
 if what in ("kill", "stop"):
     if rank == size - 1:
@@ -67,16 +69,20 @@ else:
 """
 
 
+#: Through memory of one machine, or by Gloo.
+ways = pytest.mark.parametrize("way", ["near", "far"])
+
+
 class Some:
     """Towers of one test; whoever is left at the end is killed."""
 
-    def __init__(self, directory: Path, size: int, patience: float, what: str = "") -> None:
+    def __init__(self, directory: Path, size: int, patience: float, way: str, what: str) -> None:
         (directory / "tower.py").write_text(TOWER)
         self.processes = []
         address = ""
         for rank in range(size):
             process = subprocess.Popen(
-                [sys.executable, "tower.py", str(rank), str(size), str(patience), what], cwd=directory, text=True,
+                [sys.executable, "tower.py", str(rank), str(size), str(patience), what, way], cwd=directory, text=True,
                 stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE,
                 env={**os.environ, "GLOO_SOCKET_IFNAME": "lo"},
             )  # fmt: skip
@@ -101,8 +107,9 @@ class Some:
                 stream.close()
 
 
-def test_two_towers_sum_bit_for_bit_on_loopback_alone_and_one_that_is_late_is_named(tmp_path):
-    with Some(tmp_path, 2, 60.0, "late") as some:
+@ways
+def test_two_towers_sum_bit_for_bit_on_loopback_alone_and_one_that_is_late_is_named(tmp_path, way):
+    with Some(tmp_path, 2, 60.0, way, "late") as some:
         late = some.processes[1]
         assert late.stdout.readline() == "late\n"
         listening = [
@@ -120,6 +127,7 @@ def test_two_towers_sum_bit_for_bit_on_loopback_alone_and_one_that_is_late_is_na
     assert first.split()[-1] == second.split()[-1]
 
 
+@ways
 @pytest.mark.parametrize(
     ("what", "words"),
     [
@@ -128,8 +136,8 @@ def test_two_towers_sum_bit_for_bit_on_loopback_alone_and_one_that_is_late_is_na
         ("stop", "Unavailable .* has waited . s for .*worker:2|PeerGone .* waited for .*worker:2"),
     ],
 )
-def test_whoever_is_killed_or_stopped_is_named_by_all_survivors(tmp_path, what, words):
-    with Some(tmp_path, 3, 3.0, what) as some:
+def test_whoever_is_killed_or_stopped_is_named_by_all_survivors(tmp_path, what, words, way):
+    with Some(tmp_path, 3, 3.0, way, what) as some:
         said = some.finish(0, 1)
         some.processes[2].send_signal(signal.SIGKILL)
 

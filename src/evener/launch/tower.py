@@ -89,7 +89,8 @@ def _group(  # noqa: PLR0913 - a place among others
 ) -> Group:
     shared = 0 < settings.num_gpus < rank.local_size  # NCCL wants a GPU for each process
     return ProcessGroup(
-        store, rank=rank.rank, size=rank.size, device=device, shared=shared, start=START,
+        store, rank=rank.rank, size=rank.size, device=device, shared=shared, one_machine=rank.one_machine,
+        start=START,
         patience=settings.stall_timeout, report=report, clock=time.monotonic, lost=lost,
     )  # fmt: skip
 

@@ -6,6 +6,7 @@ Everything that waits does so in slices of a second: it says for whom, sees sign
 from __future__ import annotations
 
 import contextlib
+import logging
 import threading
 import time
 from collections.abc import Callable, Sequence
@@ -20,6 +21,10 @@ from torch.distributed import Work
 
 from evener import errors
 from evener.report import Reporter, Status
+from evener.worker.doorbell import Doorbell
+from evener.worker.shared_sum import MOST, SharedSum
+
+log = logging.getLogger(__name__)
 
 #: Seconds between two looks at whether one waits in vain.
 SLICE = timedelta(seconds=1.0)
@@ -35,6 +40,7 @@ class ProcessGroup:
     Args:
         store: where they meet.
         device: where what is summed lies. NCCL carries what lies on GPUs, unless `shared`: towers share a GPU.
+        one_machine: all towers are on it: sums on CPUs go through memory that they share (`SharedSum`), not by Gloo.
         start: seconds to wait for the others to start: their imports may be slow.
         patience: seconds to wait for the others from then on, the stall timeout.
         lost: a reason when somebody else knows that a tower is gone; empty otherwise.
@@ -48,6 +54,7 @@ class ProcessGroup:
         size: int,
         device: torch.device,
         shared: bool,
+        one_machine: bool = False,
         start: float,
         patience: float,
         report: Reporter,
@@ -56,6 +63,9 @@ class ProcessGroup:
     ) -> None:
         self.rank, self.size = rank, size
         self._store, self._patience, self._report, self._clock, self._lost = store, patience, report, clock, lost
+        self._near = one_machine and device.type == "cpu" and size <= MOST
+        self._memory: SharedSum | None = None
+        self._bell: Doorbell | None = None
         self._calls = 0
         self._awaited: list[int] = []
         self._silent = [0] if rank else []  # whom a store that does not answer means
@@ -80,20 +90,58 @@ class ProcessGroup:
             ) from error
 
     def sum(self, flats: Sequence[Tensor], what: str, meanwhile: Callable[[], None]) -> None:
+        if self._near and (self._memory is None or not self._memory.fits(flats)):
+            self._come_near(flats, what)
+        if self._near:
+            self._sum_in_memory(flats, what, meanwhile)
+            return
         works = [self._begin(partial(dist.all_reduce, flat, async_op=True), what) for flat in flats]
         meanwhile()
         for work, flat in zip(works, flats, strict=True):  # every handle is kept until it is done
             self._wait(work, what, flat)
 
+    def _come_near(self, flats: Sequence[Tensor], what: str) -> None:
+        """All towers come here at the same update, and either all succeed or none."""
+        try:
+            gather = partial(self._gather, what=what)
+            self._memory = SharedSum(flats, self.rank, gather)
+            self._bell = self._bell or Doorbell(self.rank, gather, self._clock)
+        except OSError as error:
+            self._near = False
+            log.warning("gradients travel by Gloo: %s", error)
+
+    def _sum_in_memory(self, flats: Sequence[Tensor], what: str, meanwhile: Callable[[], None]) -> None:
+        memory, bell = self._memory, self._bell
+        assert memory is not None
+        assert bell is not None
+        self._awaited = []
+        memory.give(flats)
+        bell.ring()
+        meanwhile()
+        since = self._clock()
+        told = False
+        try:
+            while not bell.wait(SLICE.total_seconds()):
+                self._look(what, since, bell.missing())
+                told = True
+        except errors.PeerGone as gone:
+            raise self._gone(what, gone.why, bell.gone()) from None
+        if told:
+            self._report(Status(f"worker:{self.rank}", "training"))
+        memory.take(flats)
+
     def gather(self, text: str) -> list[str]:
+        return self._gather(text, "a word")
+
+    def _gather(self, text: str, what: str) -> list[str]:
         data = text.encode()
         sizes = [torch.zeros(1, dtype=torch.int64) for _ in range(self.size)]
         mine = torch.tensor([len(data)])
-        self._wait(self._begin(lambda: dist.all_gather(sizes, mine, async_op=True), "a word"), "a word", mine)
+        self._wait(self._begin(lambda: dist.all_gather(sizes, mine, async_op=True), what), what, mine)
         longest = max(1, *(int(size) for size in sizes))
         found = [torch.zeros(longest, dtype=torch.uint8) for _ in range(self.size)]
         padded = _tensor_of(data.ljust(longest, b"\0"))
-        self._wait(self._begin(lambda: dist.all_gather(found, padded, async_op=True), "a word"), "a word", padded)
+        self._wait(self._begin(lambda: dist.all_gather(found, padded, async_op=True), what), what, padded)
         return [bytes(part[: int(size)].tolist()).decode() for part, size in zip(found, sizes, strict=True)]
 
     def share(self, data: bytes) -> bytes:
@@ -107,6 +155,8 @@ class ProcessGroup:
         return data if self.rank == 0 else body.numpy().tobytes()
 
     def close(self, *, failed: bool = False) -> None:
+        if self._bell is not None:
+            self._bell.close()
         if not dist.is_initialized():
             return
         with contextlib.suppress(RuntimeError):
@@ -140,7 +190,7 @@ class ProcessGroup:
             except RuntimeError as error:
                 if work.is_completed():
                     raise self._broken(what, error) from error
-            self._look(what, since)
+            self._look(what, since, self._absent(f"waits/{self._calls}"))
             told = True
         if told:
             self._report(Status(f"worker:{self.rank}", "training"))
@@ -155,13 +205,12 @@ class ProcessGroup:
             time.sleep(0.0)  # an update takes less than a scheduler's tick, so no longer nap
             if (now := self._clock()) - last >= SLICE.total_seconds():
                 last = now
-                self._look(what, since)
+                self._look(what, since, self._absent(f"waits/{self._calls}"))
 
-    def _look(self, what: str, since: float) -> None:
+    def _look(self, what: str, since: float, found: list[int] | None) -> None:
         waited = self._clock() - since
         if reason := self._lost():
             raise self._gone(what, reason)
-        found = self._absent(f"waits/{self._calls}")
         # Worker:0 holds the store: once it has given up, what was known before is what there is.
         self._awaited = found if found is not None else self._awaited or self._silent
         whom = _names(self._awaited) or f"the other {self.size - 1} towers"

@@ -1,0 +1,113 @@
+"""Sums over the towers of one machine, in memory that all of them map."""
+
+from __future__ import annotations
+
+import mmap
+import os
+from collections.abc import Callable, Sequence
+
+import torch
+from torch import Tensor
+
+from evener.tensors import as_tensor
+from evener.transport.channel import Memory
+
+#: Every tower reads what all have given, so this serves few towers; a ring moves less among many.
+MOST = 8
+#: Tensors begin at multiples of this many bytes.
+_ALIGNMENT = 64
+
+
+class SharedSum:
+    """What one tower gives, and what it reads of the others.
+
+    `give`, meet the others, `take`. The sum is taken in the order of ranks, so every tower has the same bits, and three
+    towers those of three workers of a parameter server. Each tower has two blocks, used in turn: whoever has met the
+    others for update k + 1 has read what they gave at update k, so its memory may be written again at k + 2, and nobody
+    has to wait a second time.
+
+    Args:
+        flats: like those that are summed, on the CPU.
+        gather: what every tower says, in the order of ranks.
+
+    Raises:
+        OSError: this tower, or another one, cannot map the memory of all. It is the same on every tower.
+    """
+
+    def __init__(self, flats: Sequence[Tensor], rank: int, gather: Callable[[str], list[str]]) -> None:
+        starts, end = [], 0
+        for flat in flats:
+            starts.append(end)
+            end += -(-flat.nbytes // _ALIGNMENT) * _ALIGNMENT
+        mine, where = _made(2 * end)
+        try:
+            places = gather(where)
+            blocks, failure = _mapped(places, 2 * end, rank, mine)
+            failures = [said for said in gather(failure) if said]
+        finally:
+            if mine is not None:
+                mine.close()  # all that wanted to have mapped it
+        if failures:
+            raise OSError(failures[0])
+        self._rank, self._kinds = rank, _kinds(flats)
+        self._turns = [
+            [
+                [as_tensor(block[turn * end + start :][: flat.nbytes], _name(flat.dtype)) for block in blocks]
+                for flat, start in zip(flats, starts, strict=True)
+            ]
+            for turn in range(2)
+        ]  # [turn][flat][rank]
+
+    def fits(self, flats: Sequence[Tensor]) -> bool:
+        """Whether it was made for tensors like these."""
+        return self._kinds == _kinds(flats)
+
+    def give(self, flats: Sequence[Tensor]) -> None:
+        """Let the others see these, once they have been met."""
+        self._turns.reverse()
+        for flat, given in zip(flats, self._turns[0], strict=True):
+            given[self._rank].copy_(flat)
+
+    def take(self, flats: Sequence[Tensor]) -> None:
+        """Replace them by the sums of what all have given, who have been met since."""
+        for flat, given in zip(flats, self._turns[0], strict=True):
+            torch.add(given[0], given[1], out=flat)
+            for other in given[2:]:
+                flat.add_(other)
+
+
+def _kinds(flats: Sequence[Tensor]) -> list[tuple[int, torch.dtype]]:
+    return [(flat.numel(), flat.dtype) for flat in flats]
+
+
+def _name(dtype: torch.dtype) -> str:
+    return str(dtype).removeprefix("torch.")
+
+
+def _made(nbytes: int) -> tuple[Memory | None, str]:
+    """Memory, and how another process of this user reaches it; nothing is left when both have ended."""
+    try:
+        memory = Memory(nbytes)
+    except OSError:
+        return None, ""
+    return memory, f"/proc/{os.getpid()}/fd/{memory.fd}"
+
+
+def _mapped(places: Sequence[str], nbytes: int, rank: int, mine: Memory | None) -> tuple[list[memoryview], str]:
+    """The blocks of all ranks, or why not."""
+    blocks = []
+    for index, place in enumerate(places):
+        if not place:
+            return [], f"worker:{index} has no memory to share"
+        if index == rank and mine is not None:
+            blocks.append(mine.view)
+            continue
+        try:
+            fd = os.open(place, os.O_RDWR | os.O_CLOEXEC)
+            try:
+                blocks.append(memoryview(mmap.mmap(fd, nbytes)))
+            finally:
+                os.close(fd)
+        except (OSError, ValueError) as error:
+            return [], f"worker:{rank} cannot map the memory of worker:{index}: {error}"
+    return blocks, ""

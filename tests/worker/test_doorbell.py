@@ -1,0 +1,150 @@
+"""Towers of one machine meet, know who is missing, and see at once when one has ended. Towers are threads here."""
+
+from __future__ import annotations
+
+import os
+import socket
+import threading
+import time
+
+import pytest
+from meeting_threads import DEADLINE, together
+
+from evener.errors import PeerGone
+from evener.worker import doorbell
+from evener.worker.doorbell import Doorbell
+
+
+@pytest.fixture
+def belled():
+    """The bells of some towers that have not met yet."""
+    made = []
+
+    def make(size):
+        made.extend(together(size, lambda rank, gather: Doorbell(rank, gather, time.monotonic)))
+        return made
+
+    yield make
+    for bell in made:
+        bell.close()
+
+
+@pytest.mark.parametrize("size", [2, 3, 5])
+def test_nobody_leaves_a_meeting_before_all_have_come(size):
+    come = [0] * size
+
+    def tower(rank, gather):
+        bell = Doorbell(rank, gather, time.monotonic)
+        for number in range(1, 201):
+            come[rank] = number
+            bell.ring()
+            assert bell.wait(DEADLINE)
+            assert min(come) >= number
+        gather()
+        bell.close()
+
+    together(size, tower)
+
+
+def test_who_is_missing_is_known_and_may_still_come(belled):
+    first, second, third = belled(3)
+    first.ring()
+    second.ring()
+
+    assert not first.wait(0.0)
+    assert first.wait(0.001) is False
+    assert first.missing() == [2]
+    third.ring()
+    assert first.wait(DEADLINE)
+    assert first.missing() == []
+
+
+def test_a_tower_that_is_a_meeting_ahead_is_not_counted_for_another(belled):
+    first, second, _ = belled(3)
+    for bell in (first, second, second):
+        bell.ring()
+
+    assert not first.wait(0.001)
+    assert first.missing() == [2]
+
+
+def test_a_tower_that_has_ended_is_seen_at_once_by_whoever_waits_for_it(belled):
+    first, second, third = belled(3)
+    first.ring()
+    second.ring()
+    ending = threading.Timer(0.05, third.close)
+    ending.start()
+
+    with pytest.raises(PeerGone, match="worker:2 is gone"):
+        first.wait(DEADLINE)
+    assert first.gone() == [2]
+    ending.join()
+
+
+def test_one_that_came_and_ended_is_missed_at_the_next_meeting_only(belled):
+    first, second, third = belled(3)
+    for bell in (first, second, third):
+        bell.ring()
+    third.close()
+
+    assert first.wait(DEADLINE)
+    first.ring()  # into the closed link: no error here
+    with pytest.raises(PeerGone, match="worker:2"):
+        first.wait(DEADLINE)
+
+
+def test_whoever_knocks_and_is_no_tower_is_left_outside(monkeypatch, belled):
+    """Another user, another number, nothing at all: they come first, and the towers find each other all the same."""
+    knocking = []
+
+    def address_of(door):
+        address = f"\0{asked(door)}"
+        for word in (b"", b"\x00", b"\xff"):
+            stranger = socket.socket(socket.AF_UNIX)
+            stranger.connect(address)
+            stranger.send(word) if word else stranger.shutdown(socket.SHUT_WR)
+            knocking.append(stranger)
+        return address[1:]
+
+    asked = doorbell._address_of
+    monkeypatch.setattr(doorbell, "_address_of", address_of)
+    first, second = belled(2)
+    first.ring()
+    second.ring()
+
+    assert first.wait(DEADLINE)
+    assert second.wait(DEADLINE)
+    for stranger in knocking:
+        stranger.close()
+
+
+def test_another_user_is_left_outside(monkeypatch):
+    monkeypatch.setattr(doorbell, "credentials_of", lambda link: (1, os.getuid() + 1))
+    monkeypatch.setattr(doorbell, "PATIENCE", 0.05)
+
+    def tower(rank, gather):
+        with pytest.raises(OSError, match="worker:0 is not linked to all others") as caught:
+            Doorbell(rank, gather, time.monotonic)
+        return str(caught.value)
+
+    assert len(set(together(2, tower))) == 1
+
+
+def test_towers_that_cannot_open_a_door_all_learn_it(monkeypatch):
+    monkeypatch.setattr(doorbell.secrets, "token_hex", lambda count: "the same")  # only one can have the name
+
+    def tower(rank, gather):
+        with pytest.raises(OSError, match="has no socket"):
+            Doorbell(rank, gather, time.monotonic)
+
+    together(3, tower)
+
+
+def test_nothing_is_left_open(belled):
+    before = len(os.listdir("/proc/self/fd"))
+    bells = belled(3)
+    assert len(os.listdir("/proc/self/fd")) == before + 6
+    for bell in bells:
+        bell.close()
+
+    assert len(os.listdir("/proc/self/fd")) == before

@@ -1,0 +1,80 @@
+"""Several towers, here threads, sum through memory that they share: the same bits on each, update after update."""
+
+from __future__ import annotations
+
+import os
+
+import pytest
+import torch
+from meeting_threads import together
+
+from evener.transport import channel
+from evener.worker import shared_sum
+from evener.worker.shared_sum import SharedSum
+
+
+def given(rank, update):
+    """A flat of the averaged numbers, whose length is no multiple of anything, and one of bytes."""
+    generator = torch.Generator().manual_seed(1000 * update + rank)
+    return [torch.randn(1237, generator=generator), torch.full((5,), rank, dtype=torch.uint8), torch.zeros(0)]
+
+
+@pytest.mark.parametrize("size", [2, 3, 5])
+def test_every_tower_has_the_sum_in_the_order_of_ranks_update_after_update(size):
+    updates = 50
+
+    def tower(rank, gather):
+        shared = SharedSum(given(rank, 0), rank, gather)
+        sums = []
+        for update in range(updates):
+            flats = given(rank, update)
+            shared.give(flats)
+            gather()
+            shared.take(flats)  # some have begun with the next update by now
+            sums.append(flats)
+        return sums
+
+    found = together(size, tower)
+
+    for update in range(updates):
+        expected = given(0, update)
+        for rank in range(1, size):
+            expected = [one + other for one, other in zip(expected, given(rank, update), strict=True)]
+        for sums in found:
+            assert all(torch.equal(one, other) for one, other in zip(sums[update], expected, strict=True))
+
+
+def test_nothing_is_left_open():
+    before = len(os.listdir("/proc/self/fd"))
+    together(3, lambda rank, gather: SharedSum(given(rank, 0), rank, gather))
+
+    assert len(os.listdir("/proc/self/fd")) == before
+
+
+@pytest.mark.parametrize("what", ["memory", "mapping"])
+def test_towers_that_cannot_share_all_learn_why(monkeypatch, what):
+    """Then they sum in another way; one that went on alone would wait for ever."""
+
+    def refuse(*_):
+        raise OSError("no room")
+
+    if what == "memory":
+        monkeypatch.setattr(channel.os, "posix_fallocate", refuse)
+    else:
+        monkeypatch.setattr(shared_sum.os, "open", refuse)
+
+    def tower(rank, gather):
+        with pytest.raises(OSError, match="has no memory to share" if what == "memory" else "no room") as caught:
+            SharedSum(given(rank, 0), rank, gather)
+        return str(caught.value)
+
+    assert len(set(together(2, tower))) == 1
+
+
+def test_it_fits_tensors_like_those_it_was_made_for():
+    def tower(rank, gather):
+        shared = SharedSum(given(rank, 0), rank, gather)
+        others = ([torch.zeros(1236)], [flat.double() for flat in given(rank, 0)])
+        return shared.fits(given(rank, 1)), *map(shared.fits, others)
+
+    assert together(2, tower) == [(True, False, False)] * 2

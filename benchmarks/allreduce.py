@@ -6,8 +6,8 @@ Both train 784-H-10 on the digits at batch 100 a process, with SGD and L2 loss, 
 `ddp` is a plain loop over Gloo: forward, backward (in which DDP averages), step. `towers` is `AllReduce` in a bare
 session, in shared memory (`--no-memory`: over Gloo), `session` all of a run with its hooks and moving averages. (All
 but `ddp` check that gradients are finite, step the schedule and write the ledger.) One pair of processes does all
-three, in turn, so that all see the same machine; medians over the repeats. Where others use the cores, read the CPU time of an
-update instead of its rate.
+three, in turn, so that all see the same machine; medians over the repeats. Where others use the cores, read the CPU
+time of an update instead of its rate.
 """
 
 from __future__ import annotations

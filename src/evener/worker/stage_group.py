@@ -74,9 +74,11 @@ class StageGroup:
             ) from error
 
     def give(self, ask: Ask, number: int = 0) -> None:
-        """Stage 0 orders."""
+        """Stage 0 orders. Once the first order is given, the others take each at once, or are stopped."""
         with self.guarded(f"the others to take the order {ask.name}"):
             dist.broadcast(torch.tensor([int(ask), number]), 0, group=self._orders)
+        if ask is Ask.CONTINUE:
+            dist.distributed_c10d._set_pg_timeout(timedelta(seconds=self._patience), self._orders)
 
     def take(self) -> tuple[Ask, int]:
         """The other stages wait for an order."""

@@ -14,17 +14,20 @@ from evener.session.session import Session
 
 
 class Residual(nn.Module):
-    """Images [B, 64] -> scores [B, 3]; what the features give is used before and after the cut at `body`."""
+    """Images [B, 64] -> scores [B, 3]; what the features give is used before and after the cut at `body`.
+
+    They lie channels last in memory, as convolutions like them.
+    """
 
     def __init__(self) -> None:
         super().__init__()
         self.features = nn.Sequential(nn.Conv2d(1, 4, 3, padding=1), nn.ReLU(), nn.MaxPool2d(2))
-        self.body = nn.Linear(64, 64)
+        self.body = nn.Conv2d(4, 4, 3, padding=1)
         self.classifier = nn.Linear(64, 3)
 
     def forward(self, images: Tensor) -> Tensor:
-        seen = self.features(images.view(-1, 1, 8, 8)).flatten(1)
-        return self.classifier(seen + torch.relu(self.body(seen)))
+        seen = self.features(images.view(-1, 1, 8, 8)).contiguous(memory_format=torch.channels_last)
+        return self.classifier((seen + torch.relu(self.body(seen))).flatten(1))
 
 
 def chain() -> nn.Module:

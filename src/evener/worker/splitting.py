@@ -6,9 +6,12 @@ import warnings
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 
 from torch import Tensor, nn
 from torch.distributed.pipelining import Pipe, SplitPoint, pipeline
+from torch.fx import Graph, GraphModule, Node
+from torch.utils._pytree import tree_map_only
 
 from evener.errors import ConfigError
 from evener.recipe import Recipe
@@ -74,7 +77,27 @@ def cut(model: nn.Module, points: Sequence[str], inputs: Tensor) -> Cut:
             why="a stage begins where its module is first called, and something must come before it.",
             fix="name modules that are called one after the other, the first of them not at the very beginning.",
         )
+    for stage in range(pipe.num_stages):
+        _densify(pipe.get_stage_module(stage))
     return Cut(pipe, _homes(model, pipe))
+
+
+def _densify(part: nn.Module) -> None:
+    """What travels between stages lies in memory in the order of its dimensions: Gloo takes no channels last."""
+    assert isinstance(part, GraphModule)
+    for node in part.graph.find_nodes(op="placeholder"):
+        if isinstance(node.meta.get("val"), Tensor):
+            node.meta["val"] = node.meta["val"].contiguous()
+    end = part.graph.output_node()
+    with part.graph.inserting_before(end):
+        end.args = tree_map_only(Node, partial(_dense, part.graph), end.args)
+    part.recompile()
+
+
+def _dense(graph: Graph, node: Node) -> Node:
+    made = graph.call_method("contiguous", (node,))
+    made.meta = {**node.meta, "val": node.meta["val"].contiguous()}
+    return made
 
 
 def _homes(model: nn.Module, pipe: Pipe) -> dict[str, int]:

@@ -74,6 +74,11 @@ def test_every_kind_of_line_is_read_as_it_was_written(ledger, path):
     assert list(beginnings(path)) == [beginning]
 
 
+def test_lines_are_numbered_as_an_editor_does_and_empty_ones_say_nothing(path):
+    path.write_text('["u",1,[[0,0,1,1]]]\n\n["u",2,[[1,0,1,2]]]\n')
+    assert [(number, line.step) for number, line in read(path)] == [(1, 1), (3, 2)]
+
+
 def test_an_update_of_ten_million_takes_less_than_60_bytes_and_one_line_of_json(ledger, path):
     ledger.update(10_000_000, [(10_000_063, 63, 12, 200_000)])
     text = path.read_bytes()
@@ -95,6 +100,26 @@ def test_a_ledger_of_nowhere_takes_everything_and_keeps_nothing(tmp_path):
     ledger.complete()
     ledger.close()
     assert list(tmp_path.iterdir()) == []
+
+
+def test_what_a_checkpoint_or_an_end_says_is_on_the_disk_when_it_is_said(ledger, path, monkeypatch):
+    flushed = []
+    monkeypatch.setattr(writing.os, "fdatasync", lambda _: flushed.append(lines(path)[-1]))
+    ledger.update(1, [(0, 0, 1, 1)])
+    ledger.cut(1, LeaseState(1, ()))
+    ledger.complete()
+    ledger.end(1, "enough", LeaseState(1, ()))
+    assert flushed == [Complete(1), End(1, "enough", 1, [])]
+
+
+def test_a_closed_ledger_keeps_no_file_open(ledger, path, monkeypatch):
+    opened, os_open, os_close = [], os.open, os.close
+    monkeypatch.setattr(writing.os, "open", lambda *how: opened.append(os_open(*how)) or opened[-1])
+    monkeypatch.setattr(writing.os, "close", lambda fd: os_close(fd) or opened.remove(fd))
+    updates(ledger, 1)
+    assert len(opened) == 1
+    ledger.close()
+    assert opened == []
 
 
 def test_a_writer_killed_in_the_middle_loses_no_line_that_it_wrote(ledger, path):
@@ -197,6 +222,8 @@ def test_a_directory_that_takes_no_file_ends_no_run(tmp_path, told):
         (["u,1", "u,2", "u,3", "b,1", "u,2"], 1, 1),
         (["u,1", "u,2", "s,2", "u,3", "c,2", "d"], 2, 1),
         (["u,1", "u,2", "e,2"], 0, 2),
+        (["u,1", "s,3"], 1, 2),  # the lines between could not be written
+        (["u,1"], 3, 0),  # nor could those up to the checkpoint
         ([], 5, 0),
     ],
 )

@@ -12,7 +12,7 @@ import pytest
 from hypothesis import assume, given, settings, strategies as st
 
 from evener.audit import Saved, audit
-from evener.audit.ranges import Ranges, of, without
+from evener.audit.ranges import Ranges, of, without, words
 from evener.ledger.lines import Begin, Complete, Cut, Damaged, Dropped, End, Gap, Line, Returned, Update
 from evener.policy.leases import Leases, LeaseState
 
@@ -277,6 +277,18 @@ def said(*texts, saved=()):
             ['["u",1,[[0,0,1,1]]]', '["e",1,"over",2,[0,1]]'],
             ["line 3: lease 0: listed as unapplied, but applied or never given out"],
         ),
+        (
+            ['["u",1,[[0,0,1,1]]]', '["e",1,"over",3,[1,2,2]]'],
+            ["line 3: a lease is listed as unapplied twice"],
+        ),
+        (
+            ['["u",1,[[3,0,1,1]]]', '["e",1,"over",3,[0,1,2]]'],
+            ["line 3: lease 3 was applied, though the next to be given out is 3"],
+        ),
+        (
+            ['["u",1,[[1,0,1,1]]]', '["e",1,"over",2,[]]', '["b",1,0,2,"r","async",1,2,[],10,35,0,""]'],
+            ["line 3: lease 0: neither applied nor listed as unapplied"],
+        ),
         (['["u",1,[[0,0,1,1]]]', '["r",0,1,[0]]'], ["line 3: lease 0 went back to the pool, but was applied"]),
         (
             ['["u",1,[[0,0,1,1]]]', '["d",1,0,1,1,"late",true]'],
@@ -299,6 +311,39 @@ def said(*texts, saved=()):
 )  # fmt: skip
 def test_a_fault_is_named_with_its_line(lines, complaints):
     assert said(FIRST, *lines) == complaints
+
+
+def test_a_run_that_begins_anew_may_have_other_batches():
+    account = judged(story(FIRST, '["u",1,[[0,0,1,1]]]', '["b",1,0,2,"r","async",0,0,[],20,70,1,""]'))
+    assert account.clean, account
+    assert (account.batch_size, account.samples) == (20, 70)
+
+
+@pytest.mark.parametrize(
+    ("applied", "unapplied", "said"),
+    [
+        # a batch is 10 samples, an epoch 20: two leases each
+        ([0, 2, 3], [1], "2 whole epochs of 20: each sample exactly once in 1; epoch 0 lacks some"),
+        ([0, 1, 3], [2], "2 whole epochs of 20: each sample exactly once in 1; epoch 1 lacks some"),
+        ([0, 3], [1, 2], "2 whole epochs of 20: each sample exactly once in 0; epochs 0..1 lack some"),
+        ([0, 1, 2, 3], [4], "2 whole epochs of 20: each sample exactly once"),  # the third was not over
+    ],
+)
+def test_an_epoch_that_was_given_out_whole_lacks_what_was_not_applied(applied, unapplied, said):
+    begin = Begin(generation=1, batch_size=10, samples=20)
+    updates = [Update(step, [(lease, 0, 1, step)]) for step, lease in enumerate(applied, 1)]
+    end = End(len(applied), "over", len(applied) + len(unapplied), unapplied)
+    lines = str(judged([begin, *updates, end])).splitlines()
+    assert f"{10 * len(applied)} samples applied; {said}" in lines
+
+
+def test_a_long_story_is_cut_and_says_how_much_is_left_out():
+    lines: list[Line] = [line(FIRST)]
+    for generation in range(2, 11):
+        lines += [Update(1, [(0, 0, generation - 1, 1)]), Begin(generation=generation, batch_size=10, samples=35)]
+    steps = ", ".join(["1..1"] * 8)
+    assert f"9 updates lost in 9 roll-backs (steps {steps}, 1 more)" in str(judged(lines)).splitlines()
+    assert words("lease", [(3 * n, 3 * n + 1) for n in range(10)]) == "leases 0, 3, 6, 9, 12, 15, 18, 21, 2 more ranges"
 
 
 def test_one_process_goes_on_from_a_cluster_and_a_cluster_from_it():
@@ -348,7 +393,8 @@ def test_lines_that_could_not_be_written_are_a_gap_and_not_clean():
 
 
 def test_a_ledger_that_begins_later_than_the_training_is_a_gap():
-    account = judged(story('["b",1,0,2,"r","async",7,9,[8],10,35,0,""]', '["u",8,[[8,0,2,1]]]', '["e",8,"over",9,[]]'))
+    texts = ['["b",1,0,2,"r","async",7,9,[8],10,35,0,""]', '["u",8,[[8,0,2,1]]]', '["e",8,"over",9,[]]']
+    account = judged(story(*texts), [Saved(7, 9, [8], {})])  # the checkpoint that it went on from is older, too
     assert (account.clean, account.wrong) == (False, 0)
     assert not judged([]).clean
 

@@ -95,9 +95,13 @@ def test_a_fault_is_of_one_task_and_one_life_unless_it_says_otherwise(signals, t
 
 
 def test_what_can_happen(signals, monkeypatch):
-    chaos.arm("worker.hook@1=stop; worker.hook@2=raise; worker.hook@3=enospc; worker.hook@4=sleep:7", "worker:0")
-    slept = []
+    chaos.arm(
+        "worker.hook@1=stop; worker.hook@2=raise; worker.hook@3=enospc; worker.hook@4=sleep:7; worker.hook@5=exit",
+        "worker:0",
+    )  # fmt: skip
+    slept, left = [], []
     monkeypatch.setattr(chaos.time, "sleep", slept.append)
+    monkeypatch.setattr(os, "_exit", left.append)
 
     point("worker.hook")
     assert signals == [(True, signal.SIGSTOP)]
@@ -108,6 +112,8 @@ def test_what_can_happen(signals, monkeypatch):
     assert full.value.errno == errno.ENOSPC
     point("worker.hook")
     assert slept == [7.0]
+    point("worker.hook")
+    assert left == [3]
 
 
 def test_every_point_is_in_the_product_once_and_in_the_table():

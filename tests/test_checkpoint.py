@@ -474,6 +474,14 @@ def test_a_disk_that_takes_a_little_at_a_time_gets_everything(store, monkeypatch
     assert_equal(store.newest()[1].averages, whole_of(states, "averages"))
 
 
+def test_a_file_of_several_pieces_is_recorded_as_a_whole(tmp_path):
+    record = atomic.atomic_write(tmp_path / "file", [b"one", memoryview(b"two!")])
+
+    content = (tmp_path / "file").read_bytes()
+    assert content == b"onetwo!"
+    assert record == atomic.Record(len(content), hashlib.sha256(content).hexdigest())
+
+
 # --- power loss
 
 

@@ -104,6 +104,7 @@ def test_under_slurm_ranks_are_placed_on_nodes_in_order():
         ("n1", ["n1"]),
         ("gpu[01-03,7],login", ["gpu01", "gpu02", "gpu03", "gpu7", "login"]),
         ("a[1-2]-ib,b", ["a1-ib", "a2-ib", "b"]),
+        ("r[0-1]_n[08-09],b", ["r0_n08", "r0_n09", "r1_n08", "r1_n09", "b"]),
     ],
 )
 def test_compressed_host_lists_are_unfolded(text, names):

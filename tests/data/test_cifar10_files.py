@@ -94,6 +94,22 @@ def test_every_form_gives_the_same_images_and_labels(tmp_path, way):
     assert data.validation.batch(torch.arange(3))[1].tolist() == [9, 0, 1]
 
 
+def test_where_a_directory_holds_both_the_binary_files_are_read(tmp_path):
+    store(tmp_path, {f"data_batch_{n}": python(1, 7) for n in (1, 2)} | {"test_batch": python(1, 7)} | BINARY)
+    data = cifar10.load(tmp_path, transform=same)
+
+    assert (len(data.train), len(data.validation)) == (8, 3)
+
+
+def test_pickles_whose_names_are_bytes_are_read_too(tmp_path):
+    for name, made in PYTHON.items():
+        renamed = {key.encode(): value for key, value in pickle.loads(made).items()}
+        store(tmp_path, {name: pickle.dumps(renamed, 2)})
+    data = cifar10.load(tmp_path, transform=same)
+
+    assert data.train.batch(torch.arange(8))[1].tolist() == [1, 2, 3, 4, 2, 3, 4, 5]
+
+
 def test_training_batches_are_distorted_and_the_others_are_not(tmp_path):
     store(tmp_path, BINARY)
     data = cifar10.load(tmp_path, transform=same, augment=lambda images, u: images * 0 + u.shape[1], numbers=3)

@@ -84,6 +84,11 @@ def test_the_refusal_names_the_thing_and_the_place():
         pickled.read(content)
 
 
+def test_a_newer_protocol_is_named():
+    with pytest.raises(pickled.Refused, match="a pickle of protocol 5, at byte 0"):
+        pickled.read(pickle.dumps([1], 5))
+
+
 def test_what_is_cut_short_says_so_wherever_it_is_cut():
     for end in range(len(PYTHON_2)):
         with pytest.raises(pickled.Refused):

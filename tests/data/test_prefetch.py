@@ -2,6 +2,7 @@
 
 import threading
 import traceback
+import weakref
 
 import pytest
 import torch
@@ -71,12 +72,24 @@ def test_the_prepared_batch_is_the_one_that_would_have_been_made():
 def test_it_is_made_in_a_thread_before_it_is_asked_for(opened):
     data = Slow()
     prefetch = opened(data)
+    prefetch.prepare(0)
     prefetch.batch(0)
-    prefetch.prepare(1)
     prefetch.batch(1)
+    prefetch.prepare(2)
+    prefetch.batch(2)
 
-    assert data.made == [0, 10]
-    assert data.threads == ["MainThread", "prefetch"]
+    assert data.made == [0, 10, 20]
+    assert data.threads == ["prefetch", "MainThread", "prefetch"]
+
+
+def test_a_batch_that_was_used_is_not_kept_until_the_next(opened):
+    gone = threading.Event()
+    prefetch = opened(Slow())
+    prefetch.prepare(0)
+    batch = prefetch.batch(0)
+    weakref.finalize(batch[0], gone.set)
+    del batch
+    assert gone.wait(DEADLINE)
 
 
 def test_a_lease_that_was_not_expected_is_made_at_once_after_the_one_under_way(opened):

@@ -135,6 +135,17 @@ def test_tensors_move_wherever_they_are_nested():
     assert value["a"][0] is one  # the caller's own containers are not changed
 
 
+def test_only_a_copy_towards_a_gpu_is_not_waited_for(monkeypatch):
+    """Towards the processor it could be read before it is there."""
+    asked, cpu = [], torch.device("cpu")
+    here, there = torch.ones(2), torch.ones(2, device=META)
+    monkeypatch.setattr(torch.Tensor, "to", lambda _, device, *, non_blocking: asked.append((device, non_blocking)))
+    moved([here, there], META)
+    moved([here, there], cpu)
+
+    assert asked == [(META, True), (cpu, False)]
+
+
 def test_what_need_not_move_is_given_back_as_it_is():
     value = {"a": [torch.ones(2)], "b": Pair(1, None), "c": "text"}
 

@@ -5,6 +5,7 @@ import ctypes
 import torch
 
 from evener.devices import prepare_process
+from evener.devices.process import limit_memory
 
 
 class Libc:
@@ -25,6 +26,17 @@ def test_a_task_uses_the_threads_it_is_given_and_keeps_its_pages(monkeypatch):
     assert threads == [3]
     assert libc.set[-3] >= 1 << 27  # blocks of the largest layers come from the heap
     assert libc.set[-1] >= 1 << 27  # which is not given back
+    assert libc.set[-2] >= 1 << 20  # and grows in large pieces
+
+
+def test_a_share_of_memory_is_of_the_gpu_that_is_used(monkeypatch):
+    asked, gpu = [], torch.device("cuda:1")
+    monkeypatch.setattr(torch.cuda, "set_per_process_memory_fraction", lambda *given: asked.append(given))
+    limit_memory(0.25, gpu)
+    limit_memory(None, gpu)
+    limit_memory(0.25, torch.device("cpu"))
+
+    assert asked == [(0.25, gpu)]
 
 
 def test_elsewhere_and_with_another_libc_nothing_breaks(monkeypatch):

@@ -13,7 +13,7 @@ from evener.data.batches import Batches
 from evener.data.dataset import as_data
 from evener.errors import ConfigError
 from evener.recipe import check_model, options_of, resolve
-from evener.recipes.cifar10 import cifar10
+from evener.recipes.cifar10 import DEVIATIONS, MEANS, cifar10, normalized
 from evener.recipes.cifar10_networks import Classic, Norm, ResNet
 from evener.worker.splitting import cut, points_of
 
@@ -57,6 +57,30 @@ def test_the_classic_network_has_the_sizes_and_first_values_of_the_tutorial():
         assert layer.bias.unique().tolist() == [pytest.approx(bias)]
     assert sum(p.numel() for p in model.parameters()) == 1_068_298
     assert model(torch.zeros(2, 3, 24, 24)).shape == (2, 10)
+
+
+def test_the_resnet_adds_what_its_inner_layers_make_and_scores_an_eighth():
+    model = made(cifar10(net="resnet", data_dir="/there"), seed=1).eval()
+    residual, values = model.features[2], torch.rand(2, 64, 4, 4)
+    nn.init.zeros_(residual.inner[-1][-2].weight)  # of the last normalization: the inner layers make nothing
+    nn.init.zeros_(model.output.weight)
+    nn.init.constant_(model.output.bias, 8.0)
+
+    assert torch.equal(residual(values), values)
+    assert torch.equal(model(torch.rand(2, 3, 32, 32)), torch.ones(2, 10))
+
+
+@pytest.mark.parametrize(("net", "side"), [("classic", 24), ("resnet", 32)])
+def test_scores_are_float32_at_either_precision(net, side):
+    recipe = cifar10(net=net, precision="bfloat16", data_dir="/there")
+    assert made(recipe)(torch.zeros(2, 3, side, side)).dtype == torch.float32
+
+
+def test_the_resnets_images_have_the_mean_and_deviation_of_their_colours():
+    black, white = (normalized(torch.full((1, 3, 2, 2), value, dtype=torch.uint8)) for value in (0, 255))
+
+    torch.testing.assert_close(black[0, :, 0, 0], -torch.tensor(MEANS) / torch.tensor(DEVIATIONS))
+    torch.testing.assert_close(white - black, 255 / torch.tensor(DEVIATIONS).view(3, 1, 1).expand(1, 3, 2, 2))
 
 
 def test_local_response_normalization_is_tensorflows():

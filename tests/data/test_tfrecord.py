@@ -260,6 +260,7 @@ def test_inputs_may_be_several_and_are_transformed(tmp_path):
     assert one.batch(torch.tensor([2]))[0].tolist() == [[2, 0.5, 1]]
     two = TFRecords(path, features={**FEATURES}, inputs=["x", "label"], target="label")
     assert two.batch(torch.tensor([1]))[0]["label"].tolist() == [1]
+    assert (one.thread_safe, two.thread_safe) == (False, True)  # a transform may ask PyTorch for random numbers
     with pytest.raises(ConfigError, match="no feature 'image'"):
         TFRecords(path, features=FEATURES, inputs="image", target="label")
     with pytest.raises(ConfigError, match="target 'label' is read as bytes"):
@@ -300,6 +301,15 @@ def test_missing_files_are_named(tmp_path):
     (tmp_path / "train-00001-of-00003.tfrecord").unlink()
     with pytest.raises(InputError, match=r"1 of 3 files are missing: .*train-00001-of-00003.tfrecord"):
         dataset(tmp_path / "train-*")
+    (tmp_path / "train-00000-of-00003.tfrecord").unlink()
+    with pytest.raises(InputError, match=r"2 of 3 files are missing: .*train-00000-of-00003.tfrecord, \.\.\."):
+        dataset(tmp_path / "train-*")
+
+
+def test_files_may_be_named_from_the_users_home(tmp_path, monkeypatch):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    stored(tmp_path / "x.tfrecord", NUMBERS)
+    assert labels(dataset("~/x.tfrecord")) == labels(dataset("~/*.tfrecord")) == NUMBERS
 
 
 # --- the kept index
@@ -355,13 +365,14 @@ def test_an_index_that_lies_is_not_believed(tmp_path, change):
     assert labels(dataset(path)) == NUMBERS
 
 
-def test_a_directory_that_cannot_be_written_is_no_obstacle(tmp_path, monkeypatch):
+@pytest.mark.parametrize("how", ["write_bytes", "replace"])
+def test_a_directory_that_cannot_be_written_is_no_obstacle(tmp_path, monkeypatch, how):
     path = stored(tmp_path / "x.tfrecord", NUMBERS)
 
     def refuse(*args):
         raise PermissionError(13, "Permission denied")
 
-    monkeypatch.setattr(Path, "write_bytes", refuse)
+    monkeypatch.setattr(Path, how, refuse)
     assert labels(dataset(path)) == NUMBERS
     assert os.listdir(tmp_path) == ["x.tfrecord"]
 
@@ -404,6 +415,7 @@ def test_a_shuffle_buffer_moves_records_and_every_pass_is_another_order(hundred)
     assert first.tolist() != second.tolist()
     assert all(label <= place + 10 for place, label in enumerate(first))  # it cannot come before it was read
     assert streamed(shuffled.repeat(2)) == [*first, *second]  # the seed decides
+    assert len({tuple(one) for one in np.array(streamed(shuffled.repeat(2).repeat(2))).reshape(4, 100)}) == 4
     assert streamed(Stream(hundred, FEATURES).shuffle(10, seed=2)) != first.tolist()
 
 
@@ -493,6 +505,14 @@ def test_a_failure_leaves_nothing(tmp_path):
     (tmp_path / "file").touch()
     with pytest.raises(InputError, match="cannot be written"):
         write(tmp_path / "file", {"train": Part(5, record)})
+
+
+def test_all_data_are_on_the_disk_before_a_file_has_its_name(tmp_path, monkeypatch):
+    calls, fsync, link = [], os.fsync, os.link
+    monkeypatch.setattr(os, "fsync", lambda file: calls.append("flushed") or fsync(file))
+    monkeypatch.setattr(os, "link", lambda made, path: calls.append("named") or link(made, path))
+    write(tmp_path, {"train": Part(5, record)}, shards=2)
+    assert calls == ["flushed", "flushed", "named", "named"]
 
 
 def test_a_file_system_without_hard_links(tmp_path, monkeypatch):

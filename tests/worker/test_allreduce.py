@@ -174,6 +174,18 @@ def test_an_interrupted_run_is_evaluated_by_nobody_and_saved(tmp_path):
     assert Store(tmp_path / "checkpoints", writable=False).newest()[0].step == 4
 
 
+def test_of_two_reasons_to_stop_the_first_is_told_and_either_may_cut_it_short(tmp_path):
+    def stop(session):
+        session.stop("enough")
+        session.stop("interrupted", complete=False)
+
+    hooks = [At(3, stop)]
+    sessions = towers(recipe(), tmp_path, 2, hooks=lambda rank: hooks * (rank == 1), batch_size=4, train_steps=99)
+
+    assert run(sessions) == ["enough"] * 2
+    assert not sessions[0].turn.chief
+
+
 def test_somebody_outside_may_stop_them(tmp_path):
     sessions = towers(recipe(), tmp_path, 2, batch_size=4, train_steps=99)
     asked = iter(["", "", "interrupted", "interrupted"])
@@ -181,6 +193,7 @@ def test_somebody_outside_may_stop_them(tmp_path):
 
     assert run(sessions) == ["interrupted"] * 2
     assert [session.turn.version for session in sessions] == [3, 3]
+    assert not sessions[0].turn.chief  # it was cut short, so nobody evaluates
 
 
 def test_a_finished_run_is_not_trained_further(tmp_path):
@@ -233,6 +246,17 @@ def test_tower_0_alone_reports_and_writes_the_ledger_which_is_clean(tmp_path):
     assert updates[1] == [(3, 0, 0, 2), (4, 1, 0, 2), (5, 2, 0, 2)]
     found = account(tmp_path)
     assert found.clean and (found.updates, found.gradients, found.examples) == (7, 21, 84), str(found)
+
+
+def test_the_loss_that_is_told_is_the_mean_over_the_towers(tmp_path):
+    def loss(scores, _target):
+        return 0.0 * scores.sum() + 3.0
+
+    reports = []
+    run(towers(recipe(loss=loss), tmp_path, 3, reports=reports, batch_size=4, train_steps=2))
+
+    assert {report.loss for report in reports if isinstance(report, Progress)} == {3.0}
+    assert [report.train_loss for report in reports if isinstance(report, Finished)] == [3.0]
 
 
 def test_a_resumed_run_is_the_run_that_was_not_interrupted(tmp_path):

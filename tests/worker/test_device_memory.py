@@ -210,6 +210,23 @@ def test_whatever_the_exchange_brings_is_on_the_device_when_it_returns():
     assert owner.calls == ["start", "update", "averages", "parameters", "enough", "close"]
 
 
+def test_the_parameters_are_written_when_no_device_reads_them_any_more_and_then_fetched():
+    class Memory:
+        def settle(self):
+            owner.calls.append("settled")
+
+        def fetch(self):
+            owner.calls.append("fetched")
+
+    owner = Owner(torch.zeros(1))
+    exchange = Fetching(owner, Memory())
+    exchange.start()
+    exchange.update(loss=1.0, examples=1, seconds=0.1)
+    exchange.show("averages")
+
+    assert owner.calls == ["start", "fetched", "settled", "update", "fetched", "settled", "averages", "fetched"]
+
+
 def test_a_failed_gpu_does_not_hide_the_first_error():
     layout = layout_of(nn.Linear(2, 2))
     parameters, gradients = blocks(layout)

@@ -91,6 +91,7 @@ def test_one_that_came_and_ended_is_missed_at_the_next_meeting_only(belled):
     first.ring()  # into the closed link: no error here
     with pytest.raises(PeerGone, match="worker:2"):
         first.wait(DEADLINE)
+    assert first._poll.poll(0) == []  # or whoever waits for others would turn and turn
 
 
 def test_whoever_knocks_and_is_no_tower_is_left_outside(monkeypatch, belled):

@@ -52,6 +52,18 @@ def test_each_stage_holds_the_models_own_parameters():
     assert next(iter(made.pipe.get_stage_module(1).parameters())) is model[1].weight
 
 
+def test_what_travels_between_stages_lies_in_the_order_of_its_dimensions():
+    """Gloo takes nothing else."""
+    images = torch.rand(2, 3, 4, 4).contiguous(memory_format=torch.channels_last)
+    model = nn.Sequential(nn.Conv2d(3, 4, 1), nn.Conv2d(4, 2, 1)).to(memory_format=torch.channels_last)
+    assert not model[0](images).is_contiguous()
+
+    first = cut(model, ["1"], images).pipe.get_stage_module(0)
+
+    assert first(images).is_contiguous()
+    assert torch.equal(first(images), model[0](images))
+
+
 def test_weights_tied_across_the_cut_are_refused():
     model = chain(3)
     model[2].weight = model[0].weight
@@ -93,12 +105,18 @@ def test_what_other_stages_own_is_nothing_until_it_is_shown_and_frozen_parameter
     model[2].weight.requires_grad_(False)
     own, frozen = model[0].weight.clone(), model[2].weight.clone()
     foreign = Foreign(model, ["1.weight", "1.bias", "2.weight", "2.bias"], {"1.weight", "1.bias", "2.bias"})
+    model[1].weight.grad = torch.ones(4, 4)
 
     foreign.hide()
 
+    assert model[1].weight.grad is None
     assert sum(p.numel() for p in model.parameters()) == model[0].weight.numel() + model[0].bias.numel()
     assert [p.dim() for p in model[1].parameters()] == [2, 1]  # a penalty that asks for matrices still finds them
     foreign.fill({name: torch.ones(shape) for name, shape in [("1.weight", (4, 4)), ("1.bias", 4), ("2.bias", 4)]})
     assert torch.equal(model[1].weight, torch.ones(4, 4))
     assert torch.equal(model[2].weight, frozen)
     assert torch.equal(model[0].weight, own)
+    with foreign.hidden():
+        assert model[1].weight.numel() == model[2].weight.numel() == 0
+    assert torch.equal(model[1].weight, torch.ones(4, 4))
+    assert torch.equal(model[2].weight, frozen)

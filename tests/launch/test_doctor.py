@@ -110,6 +110,11 @@ def test_without_ps_0_nobody_knows_of_a_worker():
         assert states([shut], [f"localhost:{shut[10:]}"]) == {"ps:0": "refused", "worker:0": "unknown"}
 
 
+def test_a_standing_server_in_the_place_of_ps_0_knows_of_no_worker_either():
+    with answering(Pong("ps:0", doctor.VERSION, True)) as ps, port(listens=False) as shut:
+        assert states(ps, [f"localhost:{shut[10:]}"]) == {"ps:0": "ready", "worker:0": "unknown"}
+
+
 @pytest.fixture
 def directories(tmp_path):
     """Two clusters' keys."""

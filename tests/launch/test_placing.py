@@ -95,6 +95,14 @@ def test_a_share_of_the_memory_is_all_that_there_is():
     ]
 
 
+def test_a_share_of_the_memory_is_all_that_pytorch_may_take(monkeypatch):
+    limits = []
+    monkeypatch.setattr(placing, "limit_memory", lambda fraction, device: limits.append((fraction, str(device))))
+    placed(place={"2": "meta"}, gpu_memory_fraction=0.5)
+
+    assert limits == [(0.5, "cpu"), (0.5, "meta")]
+
+
 def test_the_placement_is_logged_when_it_is_asked_for():
     _, said = placed(place={"2": "meta"}, log_device_placement=True)
 

@@ -38,6 +38,14 @@ def test_addresses_come_once_all_are_published_and_the_wait_is_told(tmp_path):
     ]
 
 
+def test_every_task_makes_the_directory_unless_another_was_quicker(tmp_path):
+    shared = tmp_path / "not" / "yet"
+    ps, worker = meeting(shared, task="ps:0"), meeting(shared)
+    ps.publish("ps:0", "tcp://h0:9")
+    ps.publish("ps:1", "tcp://h1:7")
+    assert worker.addresses() == ["tcp://h0:9", "tcp://h1:7"]
+
+
 def test_a_restarted_task_publishes_anew(tmp_path):
     here = meeting(tmp_path)
     for port in (1, 2):

@@ -2,6 +2,7 @@
 
 import math
 from functools import partial
+from pathlib import Path
 
 import msgspec
 import pytest
@@ -11,6 +12,9 @@ from torch.optim.lr_scheduler import LambdaLR
 
 from evener import errors
 from evener.checkpoint import load
+from evener.ledger import path_of
+from evener.ledger.lines import Complete, Cut
+from evener.ledger.reading import read
 from evener.report import Finished, Progress
 from evener.server.serve import serve
 from evener.wire import codec
@@ -688,6 +692,35 @@ def test_at_most_one_checkpoint_is_under_way_and_training_does_not_wait_for_it(c
     assert saved(run) == [1, 4]
 
 
+def test_the_ledger_says_when_a_checkpoint_is_cut_and_when_it_is_complete(cluster):
+    run = cluster(train_steps=9, save_checkpoint_steps=1, workers=1)
+    (worker,) = run.started(0)
+
+    def told():
+        path = path_of(Path(run.leader.setup.settings.logdir))
+        return [line for _, line in read(path) if isinstance(line, Cut | Complete)]
+
+    run.disk.held = True
+    worker.push(1.0)
+    run.tick()
+    assert told() == [Cut(1, 2, [1])]  # lease 1 is out
+
+    run.disk.held = False
+    run.disk.work()
+    run.tick()
+    assert told() == [Cut(1, 2, [1]), Complete(1)]
+
+
+def test_a_run_to_which_nobody_came_saves_nothing(cluster):
+    run = cluster(train_steps=9, save_checkpoint_secs=60)
+    run.tick(61.0)
+    run.tick()
+    run.leader.stop("interrupted", complete=False)
+    run.finish()
+
+    assert saved(run) == []
+
+
 def test_a_checkpoint_holds_leases_seqs_and_counts(cluster):
     run = cluster(mode="async", train_steps=9, save_checkpoint_steps=3)
     a, b = run.started(0, 1)
@@ -774,6 +807,24 @@ def test_the_final_checkpoint_that_fails_fails_the_run(cluster, monkeypatch):
     with pytest.raises(errors.CheckpointError, match=r"the final checkpoint was not saved: .*No space left"):
         for _ in range(99):
             run.tick(1.0)
+
+
+def test_the_final_checkpoint_is_tried_again_while_there_is_time(cluster, monkeypatch):
+    run = cluster(train_steps=1, workers=1)
+    (worker,) = run.started(0)
+    with monkeypatch.context() as broken:
+        broken.setattr(
+            run.leader.setup.saver._store,
+            "commit",
+            lambda manifest: (_ for _ in ()).throw(OSError(28, "No space left")),
+        )
+        worker.push(1.0)
+        worker.leave()
+        run.tick(1.0)
+        assert isinstance(run.leader.setup.saver.failure, OSError)
+    run.finish()
+
+    assert saved(run) == [1]
 
 
 def test_a_lost_link_of_a_follower_ends_the_run_by_name(cluster):

@@ -59,6 +59,23 @@ def test_the_log_has_one_line_for_an_occupation_however_long_it_lasts(caplog):
     ]
 
 
+def test_the_log_has_another_line_when_it_was_idle_meanwhile_and_none_for_a_quick_one(caplog):
+    watched, clock, _ = watch()
+
+    def data(seconds):
+        watched.busy("its data", 2.0)
+        clock.now += seconds
+        watched.look()
+
+    for seconds in (2.0, 1.0, 2.0):
+        data(seconds)
+    assert len(caplog.messages) == 1
+    watched.idle()
+    watched.look()
+    data(2.0)
+    assert len(caplog.messages) == 2
+
+
 def test_its_thread_looks_by_itself_and_ends_with_the_session():
     told = threading.Event()
     watched = Watch("worker:1", lambda report: told.set(), Clock())

@@ -18,7 +18,7 @@ from torch.utils.data import DataLoader
 
 from evener.data.batches import Batches
 from evener.data.dataset import Tensors
-from evener.data.tfrecord import Part, Stream, TFRecords, crc, encode, files, index, write
+from evener.data.tfrecord import Part, Stream, TFRecords, crc, encode, files, index, records, write
 from evener.data.tfrecord.records import MAX_RECORD, Bad, Unpacked, opened, walk
 from evener.data.tfrecord.writer import frame
 from evener.errors import ConfigError, InputError
@@ -147,6 +147,15 @@ def test_records_behind_a_long_stretch_of_rubbish_are_found_again(tmp_path):
         assert (bad[0].number, bad[0].offset) == (1, first.length + 16)
         assert sum(stretch.nbytes for stretch in bad) == len(rubbish)
         assert (last.number, last.data) == (1 + len(bad), record(2))
+
+
+def test_a_record_is_found_again_wherever_it_lies_in_the_blocks_of_the_search(tmp_path, monkeypatch):
+    monkeypatch.setattr(records, "_BLOCK", 64)
+    path = tmp_path / "x.tfrecord"
+    for length in range(12, 12 + 64):
+        path.write_bytes(bytes(length) + frame(record(2)))
+        bad, good = walk(opened(path), data=True, skip=True)
+        assert (bad.nbytes, good.data) == (length, record(2))
 
 
 @given(st.binary(max_size=200), st.booleans())

@@ -79,10 +79,19 @@ def test_files_that_exist_are_refused(idx, tmp_path, capsys):
     assert "exists already" in capsys.readouterr().err
 
 
-def test_data_that_are_no_images_are_refused(tmp_path):
+@pytest.mark.parametrize(
+    ("inputs", "target"),
+    [
+        (torch.zeros(4, 2), torch.zeros(4, dtype=torch.int64)),
+        (torch.zeros(4, 2, dtype=torch.uint8), torch.zeros(4)),
+        (torch.zeros(4, 2, dtype=torch.uint8), torch.zeros(4, 2, dtype=torch.int64)),
+    ],
+    ids=["inputs", "labels", "several labels"],
+)
+def test_data_that_are_no_images_with_whole_labels_are_refused(tmp_path, inputs, target):
     recipe = evener.Recipe(
         model=lambda: torch.nn.Linear(2, 2),
-        data=lambda: (torch.zeros(4, 2), torch.zeros(4, dtype=torch.int64)),
+        data=lambda: (inputs, target),
         optimizer=lambda model: torch.optim.SGD(model.parameters(), lr=0.1),
         name="floats",
     )

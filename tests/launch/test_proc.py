@@ -1,13 +1,15 @@
 """A task that was stopped is named, with what lets it go on."""
 
+import os
 import signal
 import subprocess
 import sys
 import time
+from pathlib import Path
 
 import pytest
 
-from evener.launch.proc import PERIOD, Stopped, is_stopped
+from evener.launch.proc import PERIOD, Stopped, is_stopped, process_seconds
 from evener.report import Status
 
 
@@ -56,3 +58,14 @@ def test_a_stopped_task_is_told_of_once_a_second_until_it_goes_on(process):
         Status("worker:1", "waiting", waiting_for=f"{what} (1 s)"),
         Status("worker:1", "training"),
     ]
+
+
+def test_the_age_of_this_process_is_what_the_system_tells_of_it(monkeypatch):
+    ticks = os.sysconf("SC_CLK_TCK")
+    stat = f"7 (a name) with a bracket) S {' '.join(['1'] * 18)} {900 * ticks} 1"
+    told = {"/proc/self/stat": stat, "/proc/uptime": "1000.5 3.25"}
+    monkeypatch.setattr(Path, "read_text", lambda path: told[str(path)])
+    assert process_seconds() == 100.5
+
+    told["/proc/self/stat"] = "of another system"
+    assert process_seconds() == 0.0

@@ -94,6 +94,18 @@ def test_one_that_came_and_ended_is_missed_at_the_next_meeting_only(belled):
     assert first._poll.poll(0) == []  # or whoever waits for others would turn and turn
 
 
+def test_one_that_came_and_ended_does_not_end_the_wait_for_another(belled):
+    first, second, third = belled(3)
+    first.ring()
+    third.ring()
+    third.close()
+
+    assert not first.wait(0.01)
+    assert (first.missing(), first.gone()) == ([1], [])
+    second.ring()
+    assert first.wait(DEADLINE)
+
+
 def test_whoever_knocks_and_is_no_tower_is_left_outside(monkeypatch, belled):
     """Another user, another number, nothing at all: they come first, and the towers find each other all the same."""
     knocking = []

@@ -110,6 +110,10 @@ def test_without_ps_0_nobody_knows_of_a_worker():
         assert states([shut], [f"localhost:{shut[10:]}"]) == {"ps:0": "refused", "worker:0": "unknown"}
 
 
+def test_a_port_that_is_found_when_the_task_starts_is_not_tried():
+    assert states(["127.0.0.1:0"], ["127.0.0.1:0"]) == {"ps:0": "no port", "worker:0": "unknown"}
+
+
 def test_a_standing_server_in_the_place_of_ps_0_knows_of_no_worker_either():
     with answering(Pong("ps:0", doctor.VERSION, True)) as ps, port(listens=False) as shut:
         assert states(ps, [f"localhost:{shut[10:]}"]) == {"ps:0": "ready", "worker:0": "unknown"}

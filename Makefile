@@ -28,7 +28,7 @@ check: $(STAMP)  ## lint, types and the fast tests: under a minute
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
-	$(BIN)/python -m pytest -q -m "not slow" -n 2
+	QUICK=1 $(BIN)/python -m pytest -q -m "not slow" -n 2
 
 chaos: $(STAMP)  ## 200 random schedules of faults over short runs: about half an hour; CHAOS="17 18" plays those seeds
 	$(BIN)/python tests/system/chaos_soak.py $(CHAOS)

@@ -78,7 +78,12 @@ def session(hidden: int, rank: int, group: Any, directory: str) -> Any:
         recipe="mnist", recipe_options={"hidden": hidden}, towers=2, train_steps=FOREVER, logdir=directory,
         save_checkpoint_secs=None,
     )  # fmt: skip
-    made = session_of(build(settings), settings, lambda report: None, Tower(rank=rank, local_rank=rank, meet=group))
+    made = session_of(
+        build(settings),
+        settings,
+        lambda report: None,
+        Tower(rank=rank, local_rank=rank, one_machine=True, meet=group),
+    )
     made.turn = made.exchange.start()
     for hook in made._hooks:
         hook.after_create(made)

@@ -32,7 +32,7 @@ FLOORS = [
     {"recipe", "result", "tensors", "audit"},
     {"settings", "options", "data", "ledger"},
     {"policy", "wire", "transport", "references", "report", "recipes", "tally", "devices", "atomic"},
-    {"cluster", "chaos"},
+    {"cluster", "chaos", "leaving"},
     {"errors"},
 ]
 

@@ -321,6 +321,7 @@ def test_a_file_that_is_no_safetensors_is_refused(damaged):
 # --- one run in a directory
 
 
+@pytest.mark.slow
 def test_a_second_run_is_refused_by_the_pid_of_the_first(store):
     code = f"""
 from pathlib import Path
@@ -588,6 +589,7 @@ def test_the_enumeration_finds_a_writer_that_does_not_flush(store, monkeypatch, 
     assert losses(store, calls, tmp_path)
 
 
+@pytest.mark.slow
 def test_a_writer_killed_at_any_moment_loses_nothing_that_it_announced(tmp_path):
     rng = random.Random(812)
     directory = tmp_path / "checkpoints"

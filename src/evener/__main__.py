@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import sys
-
-from evener.cli import main
+from evener.cli import enter
 
 if __name__ == "__main__":
-    sys.exit(main())
+    enter()

@@ -11,7 +11,6 @@ size and SHA-256 of each file and of itself: one flipped bit is found.
 
 from __future__ import annotations
 
-import contextlib
 import fcntl
 import hashlib
 import logging
@@ -122,7 +121,7 @@ class Store:
 
         Raises:
             NonFinite: a parameter is NaN or infinite; nothing is written.
-            OSError: the disk is full or broken; nothing is left.
+            OSError: the disk is full or broken; no file of this shard is left. `discard` takes the rest.
         """
         for name, tensor in contents.parameters.items():
             if tensor.is_floating_point() and not bool(torch.isfinite(tensor).all()):
@@ -139,9 +138,7 @@ class Store:
         except OSError:
             for kind in KINDS:
                 (path / f"{kind}-{shard}.safetensors").unlink(missing_ok=True)
-            with contextlib.suppress(OSError):
-                path.rmdir()
-            raise
+            raise  # the directory stays: other shards may be about to write there
         chaos.point("checkpoint.written")
         return files
 

@@ -8,7 +8,7 @@ import json
 import os
 import sys
 import traceback
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NoReturn
 
 from evener import errors
 from evener.cli_cluster import add_doctor, add_existing_servers, add_explain, add_keys, add_server, flags
@@ -22,6 +22,7 @@ from evener.cli_options import (
     add_training_options,
     truth,
 )
+from evener.leaving import leave
 from evener.settings import Settings
 
 if TYPE_CHECKING:
@@ -288,5 +289,10 @@ def say(text: str, status: int) -> int:
     return status
 
 
+def enter() -> NoReturn:
+    """The command `evener`."""
+    leave(main())
+
+
 if __name__ == "__main__":
-    sys.exit(main())
+    enter()

@@ -140,9 +140,9 @@ class Saver:
         manifest, own, files = self._manifest, self._own, self._files
         self._manifest, self._own, self._files = None, None, {}
         try:
+            everything = own.result()  # if all failed, the first is the cause that was seen first-hand
             if self._error is not None:
                 raise self._error
-            everything = own.result()
             for more in files.values():
                 everything |= more
             self.newest = str(self._store.commit(msgspec.structs.replace(manifest, files=everything)))

@@ -72,6 +72,7 @@ def test_enlarging_is_bilinear():
     assert (ours - expected).abs().max() <= 0.51
 
 
+@pytest.mark.slow
 def test_loading_does_not_import_scikit_learn():
     code = "import sys; from evener.data import digits; digits.load(); sys.exit('sklearn' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0

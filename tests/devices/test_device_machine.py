@@ -6,7 +6,7 @@ from types import SimpleNamespace
 
 import torch
 
-from evener.devices.machine import _memory, existing, processor, table
+from evener.devices.machine import _limited, _memory, existing, processor, table
 from evener.devices.plan import Device
 
 
@@ -28,6 +28,16 @@ def test_memory_that_nobody_tells_is_unknown(tmp_path):
     assert _memory(tmp_path / "odd")[1] is None
     (tmp_path / "linux").write_text("MemTotal:       2048 kB\nMemFree: 1 kB\nMemAvailable:   1024 kB\n")
     assert _memory(tmp_path / "linux") == (2048 * 1024, 1024 * 1024)
+
+
+def test_a_container_has_no_more_than_it_may_take(tmp_path):
+    assert _limited(1000, 500, tmp_path) == (1000, 500)
+    (tmp_path / "memory.max").write_text("max\n")
+    (tmp_path / "memory.current").write_text("100\n")
+    assert _limited(1000, 500, tmp_path) == (1000, 500)
+    (tmp_path / "memory.max").write_text("400\n")
+    assert _limited(1000, 500, tmp_path) == (400, 300)
+    assert _limited(1000, 200, tmp_path) == (400, 200)
 
 
 def test_free_memory_is_asked_of_the_gpus_that_are_wanted_alone(monkeypatch):

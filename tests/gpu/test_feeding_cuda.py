@@ -50,3 +50,25 @@ def test_a_model_on_one_gpu_is_fed_and_others_move_their_inputs_themselves():
     cpu = torch.device("cpu")
     assert isinstance(feed_for({"a": GPU, "b": GPU}), GpuFeed)
     assert feed_for({"a": GPU, "b": cpu}) is feed_for({"a": cpu}) is feed_for(None) is None
+
+
+@pytest.mark.parametrize(
+    "inputs",
+    [
+        torch.arange(4.0).view(4, 1).expand(4, 3),
+        torch.eye(4).to_sparse(),
+        torch.randn(4, 3, 5, 5).to(memory_format=torch.channels_last),
+        torch.randn(6, 4).T,
+        pack_sequence([torch.arange(2.0), torch.arange(3.0)], enforce_sorted=False),
+    ],
+    ids=["expanded", "sparse", "channels last", "transposed", "unsorted"],
+)
+def test_whatever_a_plain_copy_takes_arrives(inputs):
+    there, _ = GpuFeed(GPU)((inputs, torch.arange(4)))()
+
+    assert there.data.device == GPU
+    if isinstance(inputs, torch.Tensor):
+        torch.testing.assert_close(there.cpu().to_dense(), inputs.to_dense())
+        assert inputs.is_sparse or there.is_contiguous() or there.stride() == inputs.stride()
+    else:
+        assert torch.equal(there.sorted_indices.cpu(), inputs.sorted_indices)

@@ -62,6 +62,7 @@ def states(ps, worker=("127.0.0.1:1",), **options):
     return {one.task: one.state for one in examine(Cluster.of({"ps": ps, "worker": worker}), **options)}
 
 
+@pytest.mark.slow
 def test_each_kind_of_trouble_has_its_name_and_all_take_three_seconds():
     other = b"evnr\x63"  # protocol 99
     old = Pong("ps:1", "0.0.1", False)
@@ -93,6 +94,7 @@ def test_each_kind_of_trouble_has_its_name_and_all_take_three_seconds():
     assert took < 4
 
 
+@pytest.mark.slow
 def test_a_worker_that_does_not_listen_is_as_ps_0_says(tmp_path):
     with answering(LEADER) as ps, port(listens=False) as shut:
         found = examine(Cluster.of({"ps": ps, "worker": [f"localhost:{shut[10:]}", shut, "no-such-host.invalid:1"]}))
@@ -105,6 +107,7 @@ def test_a_worker_that_does_not_listen_is_as_ps_0_says(tmp_path):
     assert found[0].detail == "ps:0 of run a1f3 at step 812; joined: worker:1"
 
 
+@pytest.mark.slow
 def test_without_ps_0_nobody_knows_of_a_worker():
     with port(listens=False) as shut:
         assert states([shut], [f"localhost:{shut[10:]}"]) == {"ps:0": "refused", "worker:0": "unknown"}

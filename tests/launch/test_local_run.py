@@ -71,6 +71,7 @@ def launch():
     return Launcher
 
 
+@pytest.mark.slow
 def test_a_killed_task_starts_again_each_time_later_until_its_restarts_are_used_up(launch):
     run = launch(max_restarts=2)
     run.end("worker:1", KILLED)
@@ -89,6 +90,7 @@ def test_a_ps_that_may_not_start_again_is_the_failure(launch):
     assert run.local.failure(excused=False).task == "ps:1"
 
 
+@pytest.mark.slow
 def test_when_a_ps_dies_who_had_left_the_run_starts_again_too(launch):
     """They left since the run was over; it is not if steps were lost. ps:1 had been told that it is over."""
     run = launch()
@@ -100,6 +102,7 @@ def test_when_a_ps_dies_who_had_left_the_run_starts_again_too(launch):
     assert run.look(0.3) == ["ps:0", "ps:1", "worker:0", "worker:1"]
 
 
+@pytest.mark.slow
 def test_when_a_ps_dies_who_is_just_leaving_starts_again_too(launch):
     """Its process still ends when the ps is dead already: the launcher sees that death first."""
     run = launch()
@@ -112,6 +115,7 @@ def test_when_a_ps_dies_who_is_just_leaving_starts_again_too(launch):
     assert run.look(3.0) == ["ps:1", "worker:1"]
 
 
+@pytest.mark.slow
 def test_who_leaves_after_a_ps_came_back_is_not_needed_if_the_run_ends_now(launch):
     run = launch()
     run.end("ps:0", KILLED)

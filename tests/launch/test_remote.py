@@ -96,6 +96,7 @@ def test_a_task_that_cannot_start_fails_by_name_and_an_order_to_it_is_no_error(s
     client.close()
 
 
+@pytest.mark.slow
 def test_a_server_that_is_gone_is_a_task_that_cannot_start(tmp_path):
     keys.new(tmp_path / "keys", keys.names(1, 1))
     with port(listens=False) as shut:

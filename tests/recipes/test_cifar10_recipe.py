@@ -113,7 +113,9 @@ def test_the_first_loss_is_above_4_with_the_weight_decay_of_the_dense_layers_alo
     assert [name for name, p in model.named_parameters() if p.grad is not None] == ["dense.0.weight", "dense.2.weight"]
 
 
-@pytest.mark.parametrize("options", [{}, {"precision": "bfloat16"}, {"net": "resnet", "width": 4}])
+@pytest.mark.parametrize(
+    "options", [{}, pytest.param({"precision": "bfloat16"}, marks=pytest.mark.slow), {"net": "resnet", "width": 4}]
+)
 def test_a_few_steps_tell_two_colours_apart(made_up, options):
     threads = torch.get_num_threads()
     torch.set_num_threads(1)

@@ -233,7 +233,7 @@ def tell(choices: bytes, *, ps: int, follower: type[Follower] = Follower, **opti
             return story
 
 
-@pytest.mark.parametrize("ps", [2, 3])
+@pytest.mark.parametrize("ps", [2, pytest.param(3, marks=pytest.mark.slow)])
 @pytest.mark.parametrize("mode", MODES)
 @settings(max_examples=15, database=None)
 @given(choices=st.binary(min_size=100, max_size=300))

@@ -411,6 +411,7 @@ def test_a_disk_that_is_full_ends_the_summaries_and_not_the_run(tmp_path, monkey
     assert [event.step for event in read(tmp_path).Scalars("loss")] == [12]
 
 
+@pytest.mark.slow
 def test_tensorboard_is_imported_at_the_first_write_only():
     import subprocess
     import sys

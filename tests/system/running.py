@@ -12,11 +12,13 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import psutil
+import pytest
 
 EVENER = [sys.executable, "-m", "evener.cli"]
 
@@ -313,3 +315,16 @@ def check_nothing_left(run: Run, held: Belongings, seconds: float = 3.0) -> None
 def checkpoint_files(directory: Path) -> dict[str, bytes]:
     """A checkpoint's tensors, as bytes, by file name."""
     return {path.name: path.read_bytes() for path in sorted(directory.glob("*.safetensors"))}
+
+
+@contextmanager
+def small_disk(place: Path, megabytes: int) -> Iterator[Path]:
+    """A disk of its own at `place`, which is made; the test is skipped where that takes more rights than it has."""
+    place.mkdir()
+    words = ["mount", "-t", "tmpfs", "-o", f"size={megabytes}m", "tmpfs", place]
+    if subprocess.run(words, check=False, capture_output=True).returncode:
+        pytest.skip("only root can mount a small disk here")
+    try:
+        yield place
+    finally:
+        subprocess.run(["umount", "-l", place], check=True)

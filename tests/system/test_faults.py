@@ -10,13 +10,12 @@ import contextlib
 import re
 import signal
 import socket
-import subprocess
 from collections.abc import Iterator
 from pathlib import Path
 
 import psutil
 import pytest
-from running import EVENER, Done, Run, alive, belongings, check_nothing_left, evener, promptly, until
+from running import EVENER, Done, Run, alive, belongings, check_nothing_left, evener, promptly, small_disk, until
 
 from evener.checkpoint import Store, load
 
@@ -272,16 +271,9 @@ def test_a_stopped_worker_of_another_host_counts_as_gone_and_comes_back_or_is_fe
 
 @pytest.fixture
 def disk(tmp_path) -> Iterator[Path]:
-    """A disk of its own for the run, of 8 MB."""
-    place = tmp_path / "run"
-    place.mkdir()
-    mounted = subprocess.run(
-        ["mount", "-t", "tmpfs", "-o", "size=8m", "tmpfs", place], check=False, capture_output=True
-    )
-    if mounted.returncode:
-        pytest.skip("only root can mount a small disk here")
-    yield place
-    subprocess.run(["umount", "-l", place], check=True)
+    """A disk of its own for the run."""
+    with small_disk(tmp_path / "run", 8) as place:
+        yield place
 
 
 def test_a_full_disk_costs_checkpoints_and_nothing_else(disk, tmp_path):

@@ -15,6 +15,7 @@ from pathlib import Path
 
 import psutil
 import pytest
+from running import small_disk
 
 from evener.transport import keys
 
@@ -188,27 +189,14 @@ def test_11_data_too_short_for_one_batch(told):
     told("train", "mnist", "--batch-size", "5000").says(r"1437 training samples are fewer than one batch of 5000")
 
 
-@pytest.fixture
-def small_disk(tmp_path):
-    """A disk of 1 MB: too small for two checkpoints of the network."""
-    disk = tmp_path / "disk"
-    disk.mkdir()
-    mounted = subprocess.run(
-        ["mount", "-t", "tmpfs", "-o", "size=12m", "tmpfs", disk], check=False, capture_output=True
-    )
-    if mounted.returncode:
-        pytest.skip("only root can mount a small disk here")
-    yield disk
-    subprocess.run(["umount", "-l", disk], check=True)
-
-
-def test_12_a_disk_that_is_full(told, small_disk):
-    run = told(
-        "train", "mnist", "--ps", "1", "--workers", "1", "--logdir", small_disk, "--train-steps", "1000000",
-        "--save-checkpoint-steps", "50",
-    )  # fmt: skip
-    run.says(r"the checkpoint of step \d+ was not saved: .*No space left on device")
-    run.says(r"training goes on")
+def test_12_a_disk_that_is_full(told, tmp_path):
+    with small_disk(tmp_path / "disk", 12) as disk:  # too small for two checkpoints of the network
+        run = told(
+            "train", "mnist", "--ps", "1", "--workers", "1", "--logdir", disk, "--train-steps", "1000000",
+            "--save-checkpoint-steps", "50",
+        )  # fmt: skip
+        run.says(r"the checkpoint of step \d+ was not saved: .*No space left on device")
+        run.says(r"training goes on")
 
 
 def test_13_a_loss_that_is_not_finite(told):

@@ -79,6 +79,7 @@ def still_serves(listener: SharedListener) -> bool:
 # Death
 
 
+@pytest.mark.slow
 def test_a_killed_worker_is_known_within_a_second_and_leaves_nothing(listener: SharedListener) -> None:
     before = set(os.listdir("/dev/shm"))
     mapped = Path("/proc/self/maps").read_text().count("memfd:evener")

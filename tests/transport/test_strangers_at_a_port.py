@@ -60,6 +60,7 @@ def descriptors() -> int:
     return len(os.listdir("/proc/self/fd"))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("said", [b"", b"\xff", b"\xff" + bytes(8) + b"\x7f\x03"], ids=["nothing", "a byte", "eleven"])
 def test_two_hundred_half_open_connections_keep_no_worker_out_and_are_cut(
     door: Both, said: bytes, caplog: pytest.LogCaptureFixture

@@ -6,6 +6,7 @@ import os
 import socket
 import threading
 import time
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 from meeting_threads import DEADLINE, together
@@ -15,13 +16,17 @@ from evener.worker import doorbell
 from evener.worker.doorbell import Doorbell
 
 
+def nobody(missing):
+    raise AssertionError(f"{missing} should be here by now")
+
+
 @pytest.fixture
 def belled():
     """The bells of some towers that have not met yet."""
     made = []
 
     def make(size):
-        made.extend(together(size, lambda rank, gather: Doorbell(rank, gather, time.monotonic)))
+        made.extend(together(size, lambda rank, gather: Doorbell(rank, gather, nobody, time.monotonic)))
         return made
 
     yield make
@@ -34,7 +39,7 @@ def test_nobody_leaves_a_meeting_before_all_have_come(size):
     come = [0] * size
 
     def tower(rank, gather):
-        bell = Doorbell(rank, gather, time.monotonic)
+        bell = Doorbell(rank, gather, nobody, time.monotonic)
         for number in range(1, 201):
             come[rank] = number
             bell.ring()
@@ -131,16 +136,67 @@ def test_whoever_knocks_and_is_no_tower_is_left_outside(monkeypatch, belled):
         stranger.close()
 
 
-def test_another_user_is_left_outside(monkeypatch):
-    monkeypatch.setattr(doorbell, "credentials_of", lambda link: (1, os.getuid() + 1))
-    monkeypatch.setattr(doorbell, "PATIENCE", 0.05)
+def test_towers_of_two_users_are_not_linked(monkeypatch):
+    users = iter([1000, 1001])
+    monkeypatch.setattr(doorbell.os, "getuid", lambda: next(users))
 
     def tower(rank, gather):
-        with pytest.raises(OSError, match="worker:0 is not linked to all others") as caught:
-            Doorbell(rank, gather, time.monotonic)
-        return str(caught.value)
+        with pytest.raises(OSError, match="worker:1 runs as another user than worker:0"):
+            Doorbell(rank, gather, nobody, time.monotonic)
 
-    assert len(set(together(2, tower))) == 1
+    together(2, tower)
+
+
+def test_a_stranger_of_another_user_is_left_outside_and_the_tower_goes_on_looking(monkeypatch):
+    """Whoever it is, it is not the tower that is waited for: that is said each second, until it is in vain."""
+    monkeypatch.setattr(doorbell, "SLICE", 0.02)
+    monkeypatch.setattr("evener.transport.packets.credentials_of", lambda link: (1, os.getuid() + 1))
+
+    def look(missing):
+        raise PeerGone(f"{missing} never came.")
+
+    def tower(rank, gather):
+        if rank == 1:
+            Doorbell(rank, gather, look, time.monotonic).close()
+            return
+        with pytest.raises(PeerGone, match=r"\[1\] never came"):
+            Doorbell(rank, gather, look, time.monotonic)
+        gather()  # for the other one, which is told of no failure and goes
+
+    together(2, tower)
+
+
+def test_descriptors_are_swapped_and_belong_to_whoever_took_them(belled):
+    bells = belled(3)
+    pipes = [os.pipe() for _ in bells]
+    with ThreadPoolExecutor(3) as pool:
+        taken = list(pool.map(lambda bell, pipe: bell.swap(pipe[1]), bells, pipes))
+
+    for rank, fds in enumerate(taken):
+        for other, fd in fds.items():
+            os.write(fd, b"%d for %d " % (rank, other))
+            os.close(fd)
+    for rank, (reading, writing) in enumerate(pipes):
+        os.close(writing)
+        said = os.read(reading, 100).decode().split(" ")
+        os.close(reading)
+        assert sorted(said[0:-1:3]) == sorted(str(other) for other in range(3) if other != rank)
+
+
+def test_a_tower_that_swaps_nothing_is_waited_for_until_that_is_in_vain(belled, monkeypatch):
+    monkeypatch.setattr(doorbell, "SLICE", 0.02)
+    first, second, _ = belled(3)
+    before = len(os.listdir("/proc/self/fd"))
+    second._links[0].setblocking(True)
+    socket.send_fds(second._links[0], [b"m"], [0])
+
+    def look(missing):
+        raise PeerGone(f"{missing} gives nothing.")
+
+    first._look = look
+    with pytest.raises(PeerGone, match=r"\[2\] gives nothing"):
+        first.swap(0)
+    assert len(os.listdir("/proc/self/fd")) == before
 
 
 def test_towers_that_cannot_open_a_door_all_learn_it(monkeypatch):
@@ -148,7 +204,7 @@ def test_towers_that_cannot_open_a_door_all_learn_it(monkeypatch):
 
     def tower(rank, gather):
         with pytest.raises(OSError, match="has no socket"):
-            Doorbell(rank, gather, time.monotonic)
+            Doorbell(rank, gather, nobody, time.monotonic)
 
     together(3, tower)
 

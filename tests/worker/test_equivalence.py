@@ -125,7 +125,9 @@ class Case:
 CASES = [Case(m, o, d) for m in MODELS for o in OPTIMIZERS for d in (torch.float32, torch.float64)]
 
 
-@pytest.mark.parametrize("case", CASES, ids=str)
+@pytest.mark.parametrize(
+    "case", [pytest.param(case, id=str(case), marks=[pytest.mark.slow] * (case.model == "cnn")) for case in CASES]
+)
 def test_two_workers_in_sync_and_two_towers_are_one_process_at_twice_the_batch(case, tmp_path):
     recipe = recipe_of(case.model, case.optimizer, case.dtype)
     expected = alone(recipe, tmp_path / "alone", batch_size=2 * BATCH)

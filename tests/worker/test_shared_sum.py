@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import gc
 import os
+import time
 
 import pytest
 import torch
@@ -10,6 +12,7 @@ from meeting_threads import together
 
 from evener.transport import channel
 from evener.worker import shared_sum
+from evener.worker.doorbell import Doorbell
 from evener.worker.shared_sum import SharedSum
 
 
@@ -19,12 +22,26 @@ def given(rank, update):
     return [torch.randn(1237, generator=generator), torch.full((5,), rank, dtype=torch.uint8), torch.zeros(0)]
 
 
+def linked(rank, gather):
+    return Doorbell(rank, gather, lambda missing: None, time.monotonic)
+
+
+def summing(rank, gather, **options):
+    """What tower `rank` sums with; its links are closed again."""
+    bell = linked(rank, gather)
+    try:
+        return SharedSum(given(rank, 0), rank, gather, bell, **options)
+    finally:
+        gather()
+        bell.close()
+
+
 @pytest.mark.parametrize("size", [2, 3, 5])
 def test_every_tower_has_the_sum_in_the_order_of_ranks_update_after_update(size):
     updates = 50
 
     def tower(rank, gather):
-        shared = SharedSum(given(rank, 0), rank, gather)
+        shared = summing(rank, gather)
         sums = []
         for update in range(updates):
             flats = given(rank, update)
@@ -46,34 +63,59 @@ def test_every_tower_has_the_sum_in_the_order_of_ranks_update_after_update(size)
 
 def test_nothing_is_left_open():
     before = len(os.listdir("/proc/self/fd"))
-    together(3, lambda rank, gather: SharedSum(given(rank, 0), rank, gather))
+    together(3, summing)
 
     assert len(os.listdir("/proc/self/fd")) == before
 
 
-@pytest.mark.parametrize("what", ["memory", "mapping"])
-def test_towers_that_cannot_share_all_learn_why(monkeypatch, what):
+@pytest.mark.parametrize(
+    ("what", "said"),
+    [
+        ("memory", "worker:0: no memory to share: no room; worker:1: no memory to share"),
+        ("no memfd", "worker:1: no memory to share"),
+        ("mapping", "worker:0 cannot map the memory of all others: no room; worker:1 cannot"),
+    ],
+)
+def test_towers_that_cannot_share_all_learn_why(monkeypatch, what, said):
     """Then they sum in another way; one that went on alone would wait for ever."""
+    before = len(os.listdir("/proc/self/fd"))
 
     def refuse(*_):
         raise OSError("no room")
 
     if what == "memory":
         monkeypatch.setattr(channel.os, "posix_fallocate", refuse)
+    elif what == "no memfd":
+        monkeypatch.delattr(channel.os, "memfd_create")
     else:
-        monkeypatch.setattr(shared_sum.os, "open", refuse)
+        made = channel.Memory
+        monkeypatch.setattr(shared_sum, "Memory", lambda nbytes: made(nbytes // 2))  # the others want all of it
+        said = "worker:0 cannot map the memory of all others: mmap length is greater than file size"
 
     def tower(rank, gather):
-        with pytest.raises(OSError, match="has no memory to share" if what == "memory" else "no room") as caught:
-            SharedSum(given(rank, 0), rank, gather)
+        with pytest.raises(OSError, match=said) as caught:
+            summing(rank, gather)
         return str(caught.value)
 
     assert len(set(together(2, tower))) == 1
+    gc.collect()
+    assert len(os.listdir("/proc/self/fd")) == before
+
+
+def test_memory_that_is_not_there_is_not_taken():
+    """Where a container's memory is limited, nobody is refused: somebody is killed."""
+
+    def tower(rank, gather):
+        with pytest.raises(OSError, match="2 towers would share 10112 bytes each, and 20223 are free"):
+            summing(rank, gather, free=20_223)
+        return summing(rank, gather, free=20_224).fits(given(rank, 1))
+
+    assert together(2, tower) == [True, True]
 
 
 def test_it_fits_tensors_like_those_it_was_made_for():
     def tower(rank, gather):
-        shared = SharedSum(given(rank, 0), rank, gather)
+        shared = summing(rank, gather)
         others = ([torch.zeros(1236)], [flat.double() for flat in given(rank, 0)])
         return shared.fits(given(rank, 1)), *map(shared.fits, others)
 

@@ -25,10 +25,12 @@ else:
     store = store_at(sys.stdin.readline().strip(), 60.0)
 group = StageGroup(store, stage=stage, stages=2, patience=2.0)
 if stage == 1:
-    assert group.take() == (Ask.CONTINUE, 7)
+    assert group.take() == (Ask.CONTINUE, -1)
+    assert group.take() == (Ask.COMPUTE, 7)
     print("stops", flush=True)
     os.kill(os.getpid(), signal.SIGSTOP)
-group.give(Ask.CONTINUE, 7)
+group.give(Ask.CONTINUE, -1)
+group.give(Ask.COMPUTE, 7)
 sys.stdin.readline()  # the other one has stopped
 try:
     group.give(Ask.COMPUTE, 8)

@@ -31,13 +31,23 @@ def _memory(path: Path = Path("/proc/meminfo")) -> tuple[int | None, int | None]
     """Bytes of memory: all, and what could be had without swapping. Linux alone tells the second."""
     try:
         lines = dict(line.split(":", 1) for line in path.read_text().splitlines())
-        return tuple(int(lines[name].split()[0]) * 1024 for name in ("MemTotal", "MemAvailable"))  # type: ignore[return-value]
+        total, free = (int(lines[name].split()[0]) * 1024 for name in ("MemTotal", "MemAvailable"))
+        return _limited(total, free)
     except (OSError, KeyError, ValueError):
         pass
     try:
         return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES"), None
     except (AttributeError, OSError, ValueError):
         return None, None
+
+
+def _limited(total: int, free: int, group: Path = Path("/sys/fs/cgroup")) -> tuple[int, int]:
+    """What a container may have of it (cgroup v2)."""
+    try:
+        limit, taken = (int((group / name).read_text()) for name in ("memory.max", "memory.current"))
+    except (OSError, ValueError):  # no such file, or "max"
+        return total, free
+    return min(total, limit), min(free, max(0, limit - taken))
 
 
 def _processor_name() -> str:

@@ -41,6 +41,7 @@ class Tower:
 
     rank: int
     local_rank: int
+    one_machine: bool  # all of them
     meet: Callable[[torch.device], Group]
     stop_asked: Callable[[], str] = lambda: ""
 
@@ -60,8 +61,8 @@ def session_of(built: Built, settings: Settings, report: Reporter, tower: Tower 
     home = next(iter(homes.values())) if homes and len(set(homes.values())) == 1 else CPU
     group = tower.meet(home) if tower else None
     try:
-        if group is not None:
-            agree(group, _facts(built, settings, len(data.train), home))
+        if group is not None and tower is not None:
+            agree(group, _facts(built, settings, len(data.train), home, tower))
         saver, ledger, restored = _kept(settings, report) if rank == 0 else (NoSaver(), Ledger(), None)
         if group is not None:
             restored = share_restored(group, restored)
@@ -110,7 +111,7 @@ def _kept(settings: Settings, report: Reporter) -> tuple[Saver, Ledger, Restored
     return saver, open_ledger(settings, generation=0, run="", report=report, task="worker:0"), restored
 
 
-def _facts(built: Built, settings: Settings, samples: int, home: torch.device) -> dict[str, object]:
+def _facts(built: Built, settings: Settings, samples: int, home: torch.device, tower: Tower) -> dict[str, object]:
     """What towers must agree about, by the name that a person gave it."""
     options = json.dumps(dict(settings.recipe_options), sort_keys=True, default=str)
     return {
@@ -118,6 +119,7 @@ def _facts(built: Built, settings: Settings, samples: int, home: torch.device) -
         "batch size": settings.batch_size, "train steps": settings.steps(samples), "samples": samples,
         "options of the recipe": options, "a model of layout": built.layout.fingerprint,
         "recipe": built.fingerprint, "values": _digest(built), "its gradients on": home.type,
+        "all on one machine": tower.one_machine,
     }  # fmt: skip
 
 

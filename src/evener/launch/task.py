@@ -15,6 +15,7 @@ from evener import chaos, errors
 from evener.launch.control import Assignment, TaskEnd
 from evener.launch.environment import chaos_plan
 from evener.launch.rendezvous import START, LauncherLine
+from evener.leaving import leave
 from evener.report import Failed
 
 
@@ -91,4 +92,4 @@ def die_with_parent() -> None:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    leave(main())

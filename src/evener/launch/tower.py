@@ -57,7 +57,7 @@ def run_tower(  # noqa: PLR0913 - what a task is told, each once
         asked = stop_asked()
         return "" if asked == INTERRUPTED else asked
 
-    tower = Tower(rank=index, local_rank=index, meet=meet, stop_asked=stop_asked)
+    tower = Tower(rank=index, local_rank=index, one_machine=True, meet=meet, stop_asked=stop_asked)
     session_of(built, settings, report if index == 0 else partial(_pass_on, report), tower).run()
     report(Status(f"worker:{index}", "done"))
 
@@ -75,7 +75,7 @@ def tower_of(rank: Rank, settings: Settings, report: Reporter) -> Tower:
         store, _, _ = next(dist.rendezvous("env://", timeout=wait))  # type: ignore[attr-defined]
         return _group(store, rank, settings=settings, device=device, report=report, lost=lambda: "")
 
-    return Tower(rank=rank.rank, local_rank=rank.local_rank, meet=meet)
+    return Tower(rank=rank.rank, local_rank=rank.local_rank, one_machine=rank.one_machine, meet=meet)
 
 
 def _group(  # noqa: PLR0913 - a place among others

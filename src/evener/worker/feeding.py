@@ -7,6 +7,7 @@ from functools import partial
 from typing import Any
 
 import torch
+from torch.nn.utils.rnn import PackedSequence
 
 from evener.data.dataset import Batch
 from evener.data.prefetch import Feed
@@ -37,7 +38,8 @@ class GpuFeed:
         self._stream = torch.cuda.Stream(device)  # type: ignore[no-untyped-call]
 
     def __call__(self, batch: Batch) -> Callable[[], Batch]:
-        with torch.cuda.stream(self._stream):
+        # The device too, or leaving the block would make a context on GPU 0, where this thread is otherwise.
+        with torch.cuda.device(self._device), torch.cuda.stream(self._stream):
             there = moved(mapped(batch, _locked), self._device)
             return partial(self._arrived, there, self._stream.record_event())
 
@@ -50,9 +52,17 @@ class GpuFeed:
 
 
 def _locked(held: Any) -> Any:
-    return held if held.data.is_cuda else held.pin_memory()
+    """A dense copy in page-locked memory: an expanded tensor cannot be locked as it is. Sparse ones travel as ever."""
+    if isinstance(held, PackedSequence):
+        return held if held.data.is_cuda else held.pin_memory()
+    if held.device.type != "cpu" or held.layout != torch.strided or held.is_pinned():
+        return held
+    return torch.empty_like(held, pin_memory=True).copy_(held)
 
 
 def _used_by(held: Any, stream: torch.cuda.Stream) -> Any:
-    held.data.record_stream(stream)
+    parts = (held.data, held.sorted_indices, held.unsorted_indices) if isinstance(held, PackedSequence) else (held,)
+    for part in parts:
+        if part is not None and part.is_cuda and part.layout == torch.strided:
+            part.record_stream(stream)
     return held

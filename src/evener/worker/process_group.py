@@ -20,7 +20,8 @@ from torch._C._distributed_c10d import Store
 from torch.distributed import Work
 
 from evener import errors
-from evener.report import Reporter, Status
+from evener.devices.machine import processor
+from evener.report import Line, Reporter, Status
 from evener.worker.doorbell import Doorbell
 from evener.worker.shared_sum import MOST, SharedSum
 
@@ -63,7 +64,7 @@ class ProcessGroup:
     ) -> None:
         self.rank, self.size = rank, size
         self._store, self._patience, self._report, self._clock, self._lost = store, patience, report, clock, lost
-        self._near = one_machine and device.type == "cpu" and size <= MOST
+        self._near = one_machine and device.type == "cpu" and 1 < size <= MOST
         self._memory: SharedSum | None = None
         self._bell: Doorbell | None = None
         self._calls = 0
@@ -102,13 +103,17 @@ class ProcessGroup:
 
     def _come_near(self, flats: Sequence[Tensor], what: str) -> None:
         """All towers come here at the same update, and either all succeed or none."""
+        gather, since = partial(self._gather, what=what), self._clock()
         try:
-            gather = partial(self._gather, what=what)
-            self._memory = SharedSum(flats, self.rank, gather)
-            self._bell = self._bell or Doorbell(self.rank, gather, self._clock)
+            if self._bell is None:
+                self._bell = Doorbell(self.rank, gather, partial(self._look, what, since), self._clock)
+            self._memory = SharedSum(flats, self.rank, gather, self._bell, free=processor().free)
         except OSError as error:
+            self._leave()
             self._near = False
             log.warning("gradients travel by Gloo: %s", error)
+            if self.rank == 0:
+                self._report(Line("worker:0", f"warning: gradients travel by Gloo, which is slower: {error}"))
 
     def _sum_in_memory(self, flats: Sequence[Tensor], what: str, meanwhile: Callable[[], None]) -> None:
         memory, bell = self._memory, self._bell
@@ -155,8 +160,7 @@ class ProcessGroup:
         return data if self.rank == 0 else body.numpy().tobytes()
 
     def close(self, *, failed: bool = False) -> None:
-        if self._bell is not None:
-            self._bell.close()
+        self._leave()
         if not dist.is_initialized():
             return
         with contextlib.suppress(RuntimeError):
@@ -164,6 +168,11 @@ class ProcessGroup:
                 dist.distributed_c10d._abort_process_group()
             else:
                 dist.destroy_process_group()
+
+    def _leave(self) -> None:
+        if self._bell is not None:
+            self._bell.close()
+        self._memory = self._bell = None
 
     # --- waiting
 
@@ -208,11 +217,12 @@ class ProcessGroup:
                 self._look(what, since, self._absent(f"waits/{self._calls}"))
 
     def _look(self, what: str, since: float, found: list[int] | None) -> None:
+        """Each second of a wait. `found`: who has not come; None if nobody knows."""
         waited = self._clock() - since
-        if reason := self._lost():
-            raise self._gone(what, reason)
         # Worker:0 holds the store: once it has given up, what was known before is what there is.
         self._awaited = found if found is not None else self._awaited or self._silent
+        if reason := self._lost():
+            raise self._gone(what, reason)
         whom = _names(self._awaited) or f"the other {self.size - 1} towers"
         if waited > self._patience:
             raise errors.Unavailable(

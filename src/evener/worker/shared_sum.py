@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import mmap
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor
 
 from evener.tensors import as_tensor
 from evener.transport.channel import Memory
+from evener.worker.doorbell import Doorbell, Gather
 
 #: Every tower reads what all have given, so this serves few towers; a ring moves less among many.
 MOST = 8
@@ -29,26 +30,30 @@ class SharedSum:
     Args:
         flats: like those that are summed, on the CPU.
         gather: what every tower says, in the order of ranks.
+        bell: the links over which memory is given to the others.
+        free: bytes of memory that this machine has left, if that is known.
 
     Raises:
         OSError: this tower, or another one, cannot map the memory of all. It is the same on every tower.
     """
 
-    def __init__(self, flats: Sequence[Tensor], rank: int, gather: Callable[[str], list[str]]) -> None:
+    def __init__(
+        self, flats: Sequence[Tensor], rank: int, gather: Gather, bell: Doorbell, *, free: int | None = None
+    ) -> None:
         starts, end = [], 0
         for flat in flats:
             starts.append(end)
             end += -(-flat.nbytes // _ALIGNMENT) * _ALIGNMENT
-        mine, where = _made(2 * end)
+        mine, failure = _made(2 * end, bell.size, free)
         try:
-            places = gather(where)
-            blocks, failure = _mapped(places, 2 * end, rank, mine)
-            failures = [said for said in gather(failure) if said]
+            # All are here: nobody waits for a ring any more, so descriptors may travel.
+            _check(gather(failure and f"worker:{rank}: {failure}"))
+            assert mine is not None
+            blocks, failure = _mapped(bell, mine, 2 * end, rank)
+            _check(gather(failure))
         finally:
             if mine is not None:
                 mine.close()  # all that wanted to have mapped it
-        if failures:
-            raise OSError(failures[0])
         self._rank, self._kinds = rank, _kinds(flats)
         self._turns = [
             [
@@ -84,30 +89,33 @@ def _name(dtype: torch.dtype) -> str:
     return str(dtype).removeprefix("torch.")
 
 
-def _made(nbytes: int) -> tuple[Memory | None, str]:
-    """Memory, and how another process of this user reaches it; nothing is left when both have ended."""
+def _made(nbytes: int, towers: int, free: int | None) -> tuple[Memory | None, str]:
+    """Memory to share, or why not. It is asked for before it is taken: where memory is limited, taking it kills."""
+    if free is not None and nbytes * towers > free:
+        return None, f"{towers} towers would share {nbytes} bytes each, and {free} are free"
     try:
         memory = Memory(nbytes)
-    except OSError:
-        return None, ""
-    return memory, f"/proc/{os.getpid()}/fd/{memory.fd}"
+    except (OSError, AttributeError) as error:  # some builds of Python have no memfd_create
+        return None, f"no memory to share: {error}"
+    return (memory, "") if memory.fd >= 0 else (None, "no memory to share on this system")
 
 
-def _mapped(places: Sequence[str], nbytes: int, rank: int, mine: Memory | None) -> tuple[list[memoryview], str]:
+def _check(said: list[str]) -> None:
+    if failures := "; ".join(filter(None, said)):
+        raise OSError(failures)
+
+
+def _mapped(bell: Doorbell, mine: Memory, nbytes: int, rank: int) -> tuple[list[memoryview], str]:
     """The blocks of all ranks, or why not."""
-    blocks = []
-    for index, place in enumerate(places):
-        if not place:
-            return [], f"worker:{index} has no memory to share"
-        if index == rank and mine is not None:
-            blocks.append(mine.view)
-            continue
+    blocks = {rank: mine.view}
+    try:
+        taken = bell.swap(mine.fd)
         try:
-            fd = os.open(place, os.O_RDWR | os.O_CLOEXEC)
-            try:
-                blocks.append(memoryview(mmap.mmap(fd, nbytes)))
-            finally:
+            for other, fd in taken.items():
+                blocks[other] = memoryview(mmap.mmap(fd, nbytes))
+        finally:
+            for fd in taken.values():
                 os.close(fd)
-        except (OSError, ValueError) as error:
-            return [], f"worker:{rank} cannot map the memory of worker:{index}: {error}"
-    return blocks, ""
+    except (OSError, ValueError) as error:
+        return [], f"worker:{rank} cannot map the memory of all others: {error}"
+    return [blocks[other] for other in range(bell.size)], ""

@@ -43,7 +43,7 @@ class StageGroup:
 
     def __init__(self, store: Store, *, stage: int, stages: int, patience: float) -> None:
         self.stage, self.stages, self._patience = stage, stages, patience
-        self.broken = False
+        self.broken = self._prompt = False
         with self.guarded("all stages to start"):
             store.set(f"here/{stage}", "")  # imports take one longer than another: only then the clock begins
             store.wait([f"here/{other}" for other in range(stages)])
@@ -74,10 +74,11 @@ class StageGroup:
             ) from error
 
     def give(self, ask: Ask, number: int = 0) -> None:
-        """Stage 0 orders. Once the first order is given, the others take each at once, or are stopped."""
+        """Stage 0 orders. From the second on the others take each at once, or are stopped."""
         with self.guarded(f"the others to take the order {ask.name}"):
             dist.broadcast(torch.tensor([int(ask), number]), 0, group=self._orders)
-        if ask is Ask.CONTINUE:
+        if ask is not Ask.CONTINUE and not self._prompt:  # after CONTINUE they first read a checkpoint
+            self._prompt = True
             dist.distributed_c10d._set_pg_timeout(timedelta(seconds=self._patience), self._orders)
 
     def take(self) -> tuple[Ask, int]:

@@ -9,7 +9,7 @@ import time
 from concurrent.futures import ThreadPoolExecutor
 
 import pytest
-from meeting_threads import DEADLINE, together
+from meeting_threads import DEADLINE, descriptors, together
 
 from evener.errors import PeerGone
 from evener.worker import doorbell
@@ -186,7 +186,7 @@ def test_descriptors_are_swapped_and_belong_to_whoever_took_them(belled):
 def test_a_tower_that_swaps_nothing_is_waited_for_until_that_is_in_vain(belled, monkeypatch):
     monkeypatch.setattr(doorbell, "SLICE", 0.02)
     first, second, _ = belled(3)
-    before = len(os.listdir("/proc/self/fd"))
+    before = descriptors()
     second._links[0].setblocking(True)
     socket.send_fds(second._links[0], [b"m"], [0])
 
@@ -196,7 +196,7 @@ def test_a_tower_that_swaps_nothing_is_waited_for_until_that_is_in_vain(belled, 
     first._look = look
     with pytest.raises(PeerGone, match=r"\[2\] gives nothing"):
         first.swap(0)
-    assert len(os.listdir("/proc/self/fd")) == before
+    assert descriptors() == before
 
 
 def test_towers_that_cannot_open_a_door_all_learn_it(monkeypatch):
@@ -210,10 +210,10 @@ def test_towers_that_cannot_open_a_door_all_learn_it(monkeypatch):
 
 
 def test_nothing_is_left_open(belled):
-    before = len(os.listdir("/proc/self/fd"))
+    before = descriptors()
     bells = belled(3)
-    assert len(os.listdir("/proc/self/fd")) == before + 6
+    assert descriptors() == before + 6
     for bell in bells:
         bell.close()
 
-    assert len(os.listdir("/proc/self/fd")) == before
+    assert descriptors() == before

@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-import gc
-import os
 import time
 
 import pytest
 import torch
-from meeting_threads import together
+from meeting_threads import descriptors, together
 
 from evener.transport import channel
 from evener.worker import shared_sum
@@ -62,10 +60,10 @@ def test_every_tower_has_the_sum_in_the_order_of_ranks_update_after_update(size)
 
 
 def test_nothing_is_left_open():
-    before = len(os.listdir("/proc/self/fd"))
+    before = descriptors()
     together(3, summing)
 
-    assert len(os.listdir("/proc/self/fd")) == before
+    assert descriptors() == before
 
 
 @pytest.mark.parametrize(
@@ -78,7 +76,7 @@ def test_nothing_is_left_open():
 )
 def test_towers_that_cannot_share_all_learn_why(monkeypatch, what, said):
     """Then they sum in another way; one that went on alone would wait for ever."""
-    before = len(os.listdir("/proc/self/fd"))
+    before = descriptors()
 
     def refuse(*_):
         raise OSError("no room")
@@ -98,8 +96,7 @@ def test_towers_that_cannot_share_all_learn_why(monkeypatch, what, said):
         return str(caught.value)
 
     assert len(set(together(2, tower))) == 1
-    gc.collect()
-    assert len(os.listdir("/proc/self/fd")) == before
+    assert descriptors() == before
 
 
 def test_memory_that_is_not_there_is_not_taken():

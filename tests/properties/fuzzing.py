@@ -29,7 +29,7 @@ from mutations import Mutator, valid
 
 from evener.errors import EvenerError, PeerGone, ProtocolError, VersionError
 from evener.wire import codec
-from evener.wire.messages import Halt, Hello, Identity, Push
+from evener.wire.messages import Goodbye, Halt, Hello, Identity, Push
 
 #: Bytes that peak memory may grow by under any flood of frames. One description of a model unpacks to at most 16 MB,
 #: is copied once while it does, and becomes at most 100,000 tensors; the rest is the allocator's.
@@ -176,7 +176,16 @@ class Siege:
         if lies and gone:  # cut off, or said goodbye
             self.outcomes["gone"] += 1
             assert now[:2] == self.before[:2], told
-            self._again(self.liar)
+            if now[5] == self.before[5]:
+                self._again(self.liar)
+                return
+            # Whoever belongs may say that it has failed, which ends the run: nobody else may.
+            assert isinstance(message, Goodbye), told
+            assert message.failed, told
+            assert message.identity.worker == self.liar.identity.worker, told
+            self.outcomes["valid failures"] += 1
+            self.cluster.close()
+            self._start()
         elif lies and isinstance(message, Push):
             assert self.liar.turn is not None and now[0] == [self.before[0][0] + 1] * 2, told
             turn = self.liar.turn

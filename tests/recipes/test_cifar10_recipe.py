@@ -9,6 +9,7 @@ import pytest
 import torch
 from torch import nn
 
+from evener import cli
 from evener.data.batches import Batches
 from evener.data.dataset import as_data
 from evener.errors import ConfigError
@@ -237,3 +238,22 @@ def test_both_networks_can_be_cut_into_four_stages_that_compute_the_same(net, si
 
     assert set(cut_.homes.values()) == {0, 1, 2, 3}
     torch.testing.assert_close(staged, whole)
+
+
+def test_in_bfloat16_they_cannot_be_cut_and_that_is_said():
+    recipe = cifar10(precision="bfloat16", data_dir="/there")
+    model = made(recipe)
+    with pytest.raises(ConfigError, match="the model cannot be cut into stages"):
+        cut(model, points_of(recipe, model, 2), torch.randn(4, 3, 24, 24))
+
+
+def test_converted_files_are_found_in_their_directory_and_give_the_same_batches(made_up, tmp_path, capsys):
+    """The two commands of docs/data.md, up to the batches."""
+    words = ["data", "convert", "cifar10", "--to", "tfrecord", str(tmp_path / "images"), "--data-dir", made_up]
+    assert cli.main(words) == 0
+    assert "in all 80 records" in capsys.readouterr().out
+    ways = [Batches(cifar10(data_dir=str(place)).data().train, batch_size=8, seed=3) for place in
+            (made_up, tmp_path / "images")]  # fmt: skip
+    for lease in range(6):
+        for one, other in zip(*(way.batch(lease) for way in ways), strict=True):
+            assert torch.equal(one, other)

@@ -72,7 +72,7 @@ def test_a_script_without_a_guard_is_refused_a_cluster_instead_of_starting_itsel
     assert len(list((tmp_path / "run" / "logs").iterdir())) == 3, "no task started tasks"
 
 
-def test_one_process_takes_functions_and_recipes_of_any_origin(tmp_path):
+def test_one_process_takes_functions_and_recipes_of_any_origin(tmp_path, capfd):
     for number, one in enumerate((recipe, finished, recipe(0.2), lambda: recipe(0.3))):
         result = evener.run(one, train_steps=20, logdir=tmp_path / str(number), quiet=True)
         assert isinstance(result, evener.Result)
@@ -81,6 +81,8 @@ def test_one_process_takes_functions_and_recipes_of_any_origin(tmp_path):
     again = evener.run(recipe, recipe_options={"rate": 0.1}, train_steps=20, logdir=tmp_path / "again", quiet=True)
     assert again.validation_loss == evener.evaluate(recipe(), again.checkpoint)["validation_loss"]
     assert again.validation_loss == evener.evaluate(recipe(), again.checkpoint, place="cpu")["validation_loss"]
+    refused = here(capfd, "eval", f"{__file__}:recipe", "--checkpoint", again.checkpoint, "--place", "cuda:77")
+    assert (refused.code, "there is no cuda:77" in refused.err) == (2, True)
     with pytest.raises(ConfigError, match="there is no cuda:77"):
         evener.evaluate(recipe(), again.checkpoint, place={"": "cuda:77"})
 

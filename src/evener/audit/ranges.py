@@ -54,16 +54,7 @@ class Ranges:
 
     def holes(self, stop: int) -> list[Range]:
         """The ranges of 0 to stop - 1 that are not in the set."""
-        found, at = [], 0
-        for start, end in zip(self._starts, self._stops, strict=True):
-            if start >= stop:
-                break
-            if at < start:
-                found.append((at, start))
-            at = end
-        if at < stop:
-            found.append((at, stop))
-        return found
+        return without([(0, stop)], list(self))
 
 
 def of(numbers: Iterable[int]) -> list[Range]:

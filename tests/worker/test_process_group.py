@@ -65,7 +65,7 @@ if what in ("kill", "stop"):
         os.kill(os.getpid(), signal.SIGKILL if what == "kill" else signal.SIGSTOP)
     began = time.monotonic()
     try:
-        group.sum([flat], "update 2", lambda: None)
+        group.sum([flat, count], "update 2", lambda: None)
     except Exception as error:
         print(type(error).__name__, error.what, f"{time.monotonic() - began:.1f}", flush=True)
     group.close(failed=True)

@@ -358,6 +358,19 @@ def test_another_shards_failure_fails_the_save(run, caplog):
     assert training.save() == str(training.store.path(2))  # the error is forgotten
 
 
+def test_when_all_shards_fail_the_cause_that_is_told_is_the_one_seen_first_hand(run, full, caplog):
+    it = run(shards=2, every_steps=1)
+    it.train_to(1)
+    full()
+    it.start()
+    it.saver.wait_own(30)
+    it.follow(1, "No such file or directory")
+
+    assert it.saver.poll() == ""
+    assert "No space left on device" in str(it.saver.failure)
+    assert "No such file" not in caplog.text
+
+
 def test_a_parameter_that_is_not_finite_is_not_saved(run):
     training = run()
     training.states[0].parameters.trained[0][0] = float("inf")

@@ -11,7 +11,7 @@ import pytest
 
 from evener import errors, transport
 from evener.cluster import Address, Task
-from evener.launch import control
+from evener.launch import control, standing
 from evener.launch.control import Addresses, Assignment, Stop
 from evener.launch.standing import VERSION, Own, StandingServer
 from evener.report import Line, Progress
@@ -285,3 +285,27 @@ def test_what_only_tasks_and_present_clients_say_is_refused(stage):
     hear(channel)
     say(channel, Relay(b"\xff\xff\xff\xff"))
     assert hear(channel).kind == "ProtocolError"
+
+
+def test_only_the_client_of_a_job_gives_its_task_orders_and_ends_it(stage):
+    first, task = at_work(stage)
+    second = stage.client()
+    for message in (Relay(control.framed(Addresses(["tcp://elsewhere:1"]))), Dismiss()):
+        say(second, message)
+        assert hear(second).kind == "ProtocolError"
+
+    assert (task.orders, task.killed) == ([], False)
+    say(first, Dismiss())
+    assert hear(first) == Ended("was killed by SIGKILL")
+
+
+def test_the_key_of_a_task_is_none_of_a_client(stage, monkeypatch):
+    monkeypatch.setattr(standing, "user", lambda listener, peer: "worker-1")
+    channel = stage.client()
+    reserve(channel)
+    refused = hear(channel)
+    assert (refused.kind, refused.what[:31]) == ("AuthError", "this key may act as worker:1, n")
+
+    monkeypatch.setattr(standing, "user", lambda listener, peer: "client")
+    reserve(channel)
+    assert isinstance(hear(channel), Reserved)

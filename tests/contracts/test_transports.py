@@ -74,7 +74,11 @@ class World:
         self._kind = kind
         self.listener = listen(kind)
         self._stack = contextlib.ExitStack()
-        self._stack.callback(self.listener.close)
+        self._stack.callback(lambda: self.listener.close())
+
+    def listen_again(self) -> None:
+        """As a server that starts after its workers."""
+        self.listener = listen(self._kind, self.listener.address)
 
     def hear(self, until: Callable[[list[Incoming]], bool]) -> list[Incoming]:
         events: list[Incoming] = []
@@ -457,11 +461,10 @@ def test_a_server_may_start_after_its_workers(kind: str, world: World) -> None:
     made: list[Channel] = []
     worker = threading.Thread(target=lambda: made.append(connect(kind, address, *boxes([8]))))
     worker.start()
-    with contextlib.closing(listen(kind, address)) as listener:
-        worker.join(SECONDS)
-        assert wait([listener], SECONDS) == [listener]
-        assert isinstance(listener.receive()[0], Opened)
-        made[0].close()
+    world.listen_again()
+    worker.join(SECONDS)
+    assert isinstance(world.next(), Opened)
+    made[0].close()
 
 
 # Waiting

@@ -134,7 +134,9 @@ def test_the_bytes_of_a_session_played_again_are_no_member(door: Both) -> None:
     with socket.create_connection(("127.0.0.1", port_of(listener)), 5.0) as sock:
         sock.settimeout(10.0)
         sock.sendall(tap.heard[:64])
-        assert sock.recv(64, socket.MSG_WAITALL)[:1] == b"\xff"  # ZeroMQ cuts who says all at once
+        # Without keys the server says READY unasked after its greeting; libzmq cuts who says a message before that.
+        with sock.makefile("rb") as answer:
+            assert len(answer.read(64 if keys else 65)) >= 64
         sock.sendall(tap.heard[64:])
         if keys is None:
             opened, gone = hear(listener, lambda events: len(events) == 2)

@@ -74,7 +74,6 @@ class World:
         self._kind = kind
         self.listener = listen(kind)
         self._stack = contextlib.ExitStack()
-        self._stack.callback(lambda: self.listener.close())
 
     def listen_again(self) -> None:
         """As a server that starts after its workers."""
@@ -114,6 +113,7 @@ class World:
 
     def close(self) -> None:
         self._stack.close()
+        self.listener.close()
 
 
 @pytest.fixture

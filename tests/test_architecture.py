@@ -21,7 +21,7 @@ FLOORS = [
     {"__init__", "__main__"},
     {"cli"},
     {"cli_cluster"},
-    {"cli_options", "cli_data", "cli_devices"},
+    {"cli_options", "cli_data", "cli_devices", "cli_endings"},
     {"api"},
     {"launch"},
     {"session"},

@@ -3,17 +3,18 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
 import difflib
 import json
 import os
 import sys
-import traceback
 from typing import TYPE_CHECKING, Any, NoReturn
 
 from evener import errors
 from evener.cli_cluster import add_doctor, add_existing_servers, add_explain, add_keys, add_server, flags
 from evener.cli_data import add_data
 from evener.cli_devices import add_device_options, add_devices
+from evener.cli_endings import FAILED, OK, USAGE, ending
 from evener.cli_options import (
     add_cluster_options,
     add_link_options,
@@ -27,11 +28,6 @@ from evener.settings import Settings
 
 if TYPE_CHECKING:
     from evener.result import Result
-
-#: How a command ended; documented in docs/cluster.md.
-OK, FAILED, USAGE, FENCED, INTERRUPTED = 0, 1, 2, 3, 130
-#: Errors that the words of the command caused, before anything was trained.
-WRONG_USAGE = (errors.ConfigError, errors.SecurityError, errors.BindError)
 
 #: Flags that are options of the shipped recipes: --hidden-units 100 is --set hidden=100.
 RECIPE_FLAGS = ("data", "data_dir", "download", "skip_bad_records", "optimizer", "learning_rate", "hidden")
@@ -223,29 +219,19 @@ def main(argv: list[str] | None = None) -> int:
 
     0 finished, 1 failed, 2 wrong usage, 3 replaced by a newer process of the same task, 130 interrupted.
     """
+    argv = sys.argv[1:] if argv is None else argv
     try:
         return piped(argv)
-    except KeyboardInterrupt as interrupt:
-        return say(f"\n{str(interrupt) or 'interrupted'}", INTERRUPTED)
-    except errors.RunFailed as error:
-        return say(error.block, status_of(getattr(errors, error.kind, Exception)))
-    except errors.SessionError as error:  # a hook of the user failed: its own traceback stands last
-        cause = "".join(traceback.format_exception(error.__cause__)) if error.__cause__ else ""
-        return say(f"evener: {error}\n\n{cause}".rstrip(), FAILED)
-    except errors.EvenerError as error:
-        return say(f"evener: {error}", status_of(type(error)))
-    except Exception as error:
-        context = errors.take_context(error)
-        return say(f"{f'failed at {context}' if context else ''}\n{traceback.format_exc()}".lstrip(), FAILED)
+    except (KeyboardInterrupt, Exception) as error:
+        end = ending(error)
+    print(end.text, file=sys.stderr)
+    if "--json" in argv:
+        with contextlib.suppress(BrokenPipeError):
+            print(json.dumps(end.as_dict()), flush=True)
+    return end.status
 
 
-def status_of(kind: type[BaseException]) -> int:
-    if issubclass(kind, errors.Fenced):
-        return FENCED
-    return USAGE if issubclass(kind, WRONG_USAGE) else FAILED
-
-
-def piped(argv: list[str] | None) -> int:
+def piped(argv: list[str]) -> int:
     """`evener ... | head`: whoever read has enough, which is no error; nor may Python's own flush at exit fail."""
     try:
         status = command(argv)
@@ -256,8 +242,8 @@ def piped(argv: list[str] | None) -> int:
     return status
 
 
-def command(argv: list[str] | None) -> int:
-    args, unknown = parser().parse_known_args([dashed(word) for word in (sys.argv[1:] if argv is None else argv)])
+def command(argv: list[str]) -> int:
+    args, unknown = parser().parse_known_args([dashed(word) for word in argv])
     if unknown:
         raise unknown_option(unknown[0], args)
     if args.version:
@@ -282,11 +268,6 @@ def unknown_option(given: str, args: argparse.Namespace) -> errors.ConfigError:
     near = difflib.get_close_matches(given.partition("=")[0], known, n=1, cutoff=0.75)
     see = f"see {' '.join(['evener', args.command or '']).strip()} --help."
     return errors.ConfigError(f"unknown option {given!r}.", fix=f"did you mean {near[0]!r}?" if near else see)
-
-
-def say(text: str, status: int) -> int:
-    print(text, file=sys.stderr)
-    return status
 
 
 def enter() -> NoReturn:

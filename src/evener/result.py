@@ -79,7 +79,7 @@ class Outcome:
         seconds = finished.seconds
         return Result(
             recipe=settings.recipe, mode=settings.way, ps=settings.ps,
-            workers=settings.workers,
+            workers=settings.processes,
             replicas_to_aggregate=settings.aggregate if settings.mode == "sync" and settings.ps else None,
             global_step=finished.global_step, examples=finished.examples, seconds=seconds,
             steps_per_second=steps / seconds if seconds > 0 else 0.0,

@@ -83,6 +83,8 @@ class Stage:
         self.started.append(Puppet(assignment))
         return self.started[-1]
 
+    def close(self): ...
+
     def end(self):
         self.asked += ["SIGTERM", "SIGTERM"]
         self._thread.join(10)

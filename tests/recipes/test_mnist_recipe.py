@@ -8,7 +8,7 @@ from torch import nn
 
 from evener.data.batches import Batches, whole
 from evener.data.dataset import as_data
-from evener.errors import ConfigError
+from evener.errors import ConfigError, InputError
 from evener.recipe import check_model, resolve
 from evener.recipes.mnist import l2_loss, mnist, network
 
@@ -179,7 +179,18 @@ def test_mnist_is_read_from_its_directory_or_fetched_into_the_cache(monkeypatch,
     monkeypatch.setattr(files, "load", lambda where, download: asked.append((str(where), download)))
     mnist(data="mnist", data_dir="/there").data()
     mnist(data="mnist", download=True).data()
-    assert asked == [("/there", False), (str(files.default_dir()), True)]
+    mnist(data_dir="/there").data()
+    mnist(download=True).data()
+    assert asked == [("/there", False), (str(files.default_dir()), True)] * 2
+
+
+def test_a_directory_is_never_passed_over(tmp_path):
+    """Whoever names one does not want the digits."""
+    (tmp_path / "train-00000-of-00001.tfrecord").touch()
+    with pytest.raises(InputError, match="the train set is empty"):
+        mnist(data_dir=str(tmp_path)).data()
+    with pytest.raises(ConfigError, match=r"data_dir=.* cannot be used"):
+        mnist(data="digits", data_dir=str(tmp_path))
 
 
 def test_the_convolutional_network():

@@ -158,11 +158,15 @@ class Run:
                 self._tasks.setdefault(child.pid, child)
         return list(self._tasks.values())
 
+    def names(self) -> set[str]:
+        """Of the tasks that live."""
+        return {name for name in map(task_of, alive(self.tasks())) if ":" in name}
+
     def task(self, name: str) -> psutil.Process:
         """The live process of a task: "worker:1"."""
         for process in self.tasks():
             with contextlib.suppress(psutil.Error):
-                if process.is_running() and process.cmdline()[-1] == name:
+                if process.is_running() and task_of(process) == name:
                     return process
         raise AssertionError(f"no process of {name} among {self.tasks()}")
 
@@ -239,6 +243,11 @@ def until(condition: Callable[[], object], seconds: float, what: str) -> None:
     while not condition():
         assert time.monotonic() < deadline, f"not within {seconds} s: {what}"
         time.sleep(0.005)
+
+
+def task_of(process: psutil.Process) -> str:
+    """What `ps` shows last of its command: a task's name, "worker:1"."""
+    return (" ".join(process.cmdline()).split() or [""])[-1]
 
 
 def alive(processes: Iterable[psutil.Process]) -> list[psutil.Process]:

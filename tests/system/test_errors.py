@@ -155,7 +155,10 @@ def check_finite_checkpoint(logdir: Path) -> None:
 def test_a_mistake_in_a_recipe_is_told_in_one_process(name, bad, tmp_path, capfd):
     said, code, own = MISTAKES[name]
     args = ["train", f"{bad}:{name}", "--train-steps", 50, "--save-checkpoint-steps", 2, "--logdir", tmp_path / "run"]
-    check_told(here(capfd, *args, "--json"), code, said, own, says_why=code == 2)
+    done = here(capfd, *args, "--json")
+    check_told(done, code, said, own, says_why=code == 2)
+    told = done.json
+    assert told["status"] == code and told["error"]["kind"] and told["error"]["what"] in done.err
     if name in ("nan", "infinite", "forward"):
         check_finite_checkpoint(tmp_path / "run")
 

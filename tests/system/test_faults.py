@@ -15,7 +15,7 @@ from pathlib import Path
 
 import psutil
 import pytest
-from running import EVENER, Done, Run, alive, belongings, check_nothing_left, evener, promptly, small_disk, until
+from running import EVENER, Done, Run, belongings, check_nothing_left, evener, promptly, small_disk, until
 
 from evener.checkpoint import Store, load
 
@@ -179,7 +179,7 @@ def test_a_killed_launcher_takes_all_tasks_with_it_also_a_stopped_one(tmp_path):
     with train(tmp_path, "worker:1/worker.computing@5=stop", *MODES["async"], "--train-steps", 10**6) as run:
         until(lambda: stopped(run.tasks()), PATIENCE, "a worker is stopped")
         held = belongings(run.tasks())
-        assert len(alive(run.tasks())) == 5
+        assert len(run.names()) == 5
         run.signal(signal.SIGKILL)
         check_nothing_left(run, held, promptly())
 

@@ -15,7 +15,7 @@ from pathlib import Path
 
 import psutil
 import pytest
-from running import small_disk
+from running import small_disk, task_of
 
 from evener.transport import keys
 
@@ -71,7 +71,7 @@ def told(tmp_path):
 
     yield start
     for one in started:
-        children = psutil.Process(one.process.pid).children() if one.process.poll() is None else []
+        children = psutil.Process(one.process.pid).children(recursive=True) if one.process.poll() is None else []
         one.end()
         psutil.wait_procs(children, timeout=10)
 
@@ -178,7 +178,7 @@ def test_9_a_ps_that_was_killed(told, ps):
 def test_10_a_worker_that_was_stopped(told):
     run = told("train", "mnist", "--ps", "1", "--workers", "2", "--mode", "sync", "--train-steps", "1000000")
     run.says(r"global step [1-9]")
-    (worker,) = [one for one in psutil.Process(run.process.pid).children() if one.cmdline()[-1] == "worker:1"]
+    (worker,) = [one for one in psutil.Process(run.process.pid).children(recursive=True) if task_of(one) == "worker:1"]
     os.kill(worker.pid, signal.SIGSTOP)
     run.says(rf"worker:1 +waiting for SIGCONT: process {worker.pid} is stopped")
     run.says(r"run .*waiting for: .*worker 1")

@@ -265,6 +265,12 @@ def task_environment(settings: Settings, job: str) -> dict[str, str]:
     return {**os.environ, **device_variables(settings, job, os.environ), **alone}
 
 
+def change_environment(changes: Mapping[str, str | None]) -> None:
+    """Of this very process; None removes a variable."""
+    for name, value in changes.items():
+        os.environ.pop(name, None) if value is None else os.environ.update({name: value})
+
+
 @contextmanager
 def seeing_devices(settings: Settings, job: str) -> Iterator[None]:
     """The same for this very process, until the block ends.

@@ -91,7 +91,7 @@ class LocalRun:
         """
         with collected() as interrupts:
             try:
-                for task in self.tasks:
+                for task in sorted(self.tasks, key=lambda task: task.job == "ps"):  # these take longest to import
                     self._start(task)
                 while not all(task.over for task in self.tasks):
                     self._turn(interrupts)

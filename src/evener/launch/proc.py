@@ -1,11 +1,14 @@
-"""What the system tells of processes.
+"""What the system tells of processes, and does for them.
 
 Tasks that were stopped (SIGSTOP, Ctrl-Z, a debugger) keep their links open, so only the system can say that they are.
 """
 
 from __future__ import annotations
 
+import ctypes
 import os
+import signal
+import sys
 from collections.abc import Callable
 from pathlib import Path
 
@@ -46,6 +49,13 @@ class Stopped:
             since = self._since.setdefault(task, now)
             what = f"SIGCONT: process {pid} is stopped (kill -CONT {pid} lets it go on)"
             self._report(Status(task, "waiting", waiting_for=f"{what} ({now - since:.0f} s)"))
+
+
+def die_with_parent() -> None:
+    """Linux only, and besides the control line: a task that is stopped (SIGSTOP) cannot see that line's end."""
+    if sys.platform == "linux":
+        pr_set_pdeathsig = 1
+        ctypes.CDLL(None).prctl(pr_set_pdeathsig, signal.SIGKILL)
 
 
 def process_seconds() -> float:

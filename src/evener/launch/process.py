@@ -11,6 +11,7 @@ from typing import Protocol
 
 from evener.launch.control import Assignment, LauncherEnd, Order
 from evener.launch.environment import task_environment
+from evener.launch.fork_server import ForkServer, possible
 from evener.report import AnyReport
 from evener.settings import make
 from evener.transport.channel import Source
@@ -21,7 +22,11 @@ class Running(Source, Protocol):
 
     host: str  # where it runs,
     log: str  # and what it writes there
-    pid: int  # of this machine; 0 for a task of another
+
+    @property
+    def pid(self) -> int:
+        """Of this machine; 0 for a task of another, and for one that is not born yet."""
+        ...
 
     @property
     def open(self) -> bool:
@@ -64,24 +69,31 @@ def log_of(assignment: Assignment) -> Path:
     return Path(assignment.settings["logdir"]) / "logs" / f"{assignment.job}-{assignment.index}.log"
 
 
+class Child(Protocol):
+    """A process of this machine: `subprocess.Popen`, or a fork."""
+
+    @property
+    def pid(self) -> int: ...
+
+    def poll(self) -> int | None: ...
+
+    def kill(self) -> None: ...
+
+    def wait(self) -> int: ...
+
+
 class Process:
     """A task in a process of this machine, and in a session of its own: Ctrl-C reaches its launcher alone."""
 
-    def __init__(self, assignment: Assignment) -> None:
-        """Raises OSError when the log cannot be written."""
+    def __init__(self, assignment: Assignment, child: Child, line: socket.socket) -> None:
         self.host, self.log = socket.gethostname(), str(log_of(assignment))
-        mine, theirs = socket.socketpair()
-        name = f"{assignment.job}:{assignment.index}"
-        with Path(self.log).open("ab") as log:
-            self._process = subprocess.Popen(
-                [sys.executable, "-m", "evener.launch.task", str(theirs.fileno()), name],
-                pass_fds=[theirs.fileno()], stdin=subprocess.DEVNULL, stdout=log, stderr=log, start_new_session=True,
-                env=task_environment(make(assignment.settings), assignment.job),
-            )  # fmt: skip
-        theirs.close()
-        self.pid = self._process.pid
-        self._end = LauncherEnd(mine)
+        self._child = child
+        self._end = LauncherEnd(line)
         self._end.order(assignment)
+
+    @property
+    def pid(self) -> int:
+        return self._child.pid
 
     @property
     def open(self) -> bool:
@@ -100,7 +112,7 @@ class Process:
         return self._end.reports() if self.open else []
 
     def ended(self) -> str | None:
-        code = self._process.poll()
+        code = self._child.poll()
         if code is None:
             return None
         if code == 0:
@@ -108,19 +120,52 @@ class Process:
         return f"was killed by {signal.Signals(-code).name}" if code < 0 else f"ended with status {code}"
 
     def kill(self) -> None:
-        self._process.kill()
+        self._child.kill()
 
     def close(self) -> None:
-        self._process.kill()
-        self._process.wait()
+        self._child.kill()
+        self._child.wait()
         self._end.close()
 
 
 class Processes:
-    """Starts tasks on this machine."""
+    """Starts tasks on this machine: off a fork server where that is possible, else one by one."""
+
+    def __init__(self, *, forks: bool | None = None) -> None:
+        self._forks = possible() if forks is None else forks
+        self._server: ForkServer | None = None
 
     def start(self, assignment: Assignment) -> Process:
-        return Process(assignment)
+        """Raises OSError when the log cannot be written."""
+        name, settings = f"{assignment.job}:{assignment.index}", make(assignment.settings)
+        environment = task_environment(settings, assignment.job)
+        with log_of(assignment).open("ab") as log:
+            mine, theirs = socket.socketpair()
+            with theirs:
+                if self._forks:
+                    server = self._living_server(environment, log.fileno())
+                    steps = assignment.job == "ps" or not settings.ps
+                    child: Child = server.fork(name, environment, theirs.fileno(), log.fileno(), steps=steps)
+                else:
+                    child = _spawn(name, environment, theirs.fileno(), log.fileno())
+        return Process(assignment, child, mine)
+
+    def _living_server(self, environment: dict[str, str], log: int) -> ForkServer:
+        if self._server is not None and not self._server.alive:
+            self._server.close()
+            self._server = None
+        self._server = self._server or ForkServer(environment, log)
+        return self._server
 
     def close(self) -> None:
         """Each process was closed by whoever started it."""
+        if self._server is not None:
+            self._server.close()
+            self._server = None
+
+
+def _spawn(name: str, environment: dict[str, str], line: int, log: int) -> Child:
+    return subprocess.Popen(
+        [sys.executable, "-m", "evener.launch.task", str(line), name],
+        pass_fds=[line], stdin=subprocess.DEVNULL, stdout=log, stderr=log, start_new_session=True, env=environment,
+    )  # fmt: skip

@@ -97,6 +97,7 @@ class StandingServer:
         finally:
             if self._job is not None and self._job.running is not None:
                 self._job.running.close()
+            self._starter.close()
             self._listener.close()
         self._say(f"{self._own.task}: ended ({self._leaving})")
 

@@ -1,11 +1,11 @@
 """One task of a run: told by its launcher who it is, over the socket it inherited.
 
-Started as ``python -m evener.launch.task FD JOB:INDEX``; the second argument is for people who look at `ps`.
+Forked by `fork_server`; or, where that is not possible, started as ``python -m evener.launch.task FD JOB:INDEX``, the
+second argument for people who look at `ps`.
 """
 
 from __future__ import annotations
 
-import ctypes
 import logging
 import signal
 import sys
@@ -14,13 +14,15 @@ import traceback
 from evener import chaos, errors
 from evener.launch.control import Assignment, TaskEnd
 from evener.launch.environment import chaos_plan
+from evener.launch.proc import die_with_parent
 from evener.launch.rendezvous import START, LauncherLine
 from evener.leaving import leave
 from evener.report import Failed
 
 
-def main() -> int:
-    control = TaskEnd(int(sys.argv[1]))
+def main(line: int) -> int:
+    """The whole life of a task. `line`: a descriptor, of the socket to its launcher."""
+    control = TaskEnd(line)
     die_with_parent()
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches the launcher, which ends the run in order
     logging.basicConfig(stream=sys.stderr, level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s: %(message)s")
@@ -84,12 +86,5 @@ def failure(task: str, error: BaseException) -> Failed:
     return Failed(task, kind, str(error), traceback="".join(traceback.format_exception(error)), context=context)
 
 
-def die_with_parent() -> None:
-    """Linux only, and besides the control line: a task that is stopped (SIGSTOP) cannot see that line's end."""
-    if sys.platform == "linux":
-        pr_set_pdeathsig = 1
-        ctypes.CDLL(None).prctl(pr_set_pdeathsig, signal.SIGKILL)
-
-
 if __name__ == "__main__":
-    leave(main())
+    leave(main(int(sys.argv[1])))

@@ -6,6 +6,7 @@ import math
 from collections import OrderedDict
 from collections.abc import Callable
 from functools import partial
+from pathlib import Path
 from typing import Any, TypeVar
 
 import torch
@@ -55,7 +56,7 @@ def mnist(  # noqa: PLR0913  # a recipe's parameters are its options, all by key
     ema_decay: float = 0.99,
     optimizer: str = "sgd",
     momentum: float = 0.9,
-    data: str = "digits",
+    data: str = "auto",
     data_dir: str = "",
     download: bool = False,
     skip_bad_records: bool = False,
@@ -72,7 +73,8 @@ def mnist(  # noqa: PLR0913  # a recipe's parameters are its options, all by key
         ema_decay: average of the parameters for evaluation; 0 for none.
         optimizer, momentum: sgd, momentum (with this coefficient) or adam.
         data: digits (1,797 images that come with scikit-learn), mnist (70,000, IDX files), or tfrecord: either of them
-            as written by `evener data convert`, or other files of its schema.
+            as written by `evener data convert`, or other files of its schema. auto: digits; with data_dir or download
+            mnist, or tfrecord if there are such files.
         data_dir, download: where the files lie; fetch missing IDX files (without data_dir into the user's cache).
         skip_bad_records: tfrecord: leave damaged records out, and say how many.
     """
@@ -181,9 +183,12 @@ def _decayed(decay: float, staircase: bool, steps_per_epoch: float, step: int) -
 
 
 def _source(data: str, data_dir: str, download: bool, skip_bad_records: bool) -> Callable[[], Data]:
-    check("data", data, data in ("digits", "mnist", "tfrecord"), "one of digits, mnist, tfrecord")
+    if data == "auto":
+        data = "digits" if not data_dir and not download else "tfrecord" if _has_tfrecords(data_dir) else "mnist"
+    check("data", data, data in ("digits", "mnist", "tfrecord"), "one of auto, digits, mnist, tfrecord")
     check("skip_bad_records", skip_bad_records, not skip_bad_records or data == "tfrecord", "for data=tfrecord only")
     if data == "digits":
+        check("data_dir", data_dir, not data_dir, "left out with data=digits, which come with scikit-learn")
         return digits_data.load
     if data == "tfrecord":
         if not data_dir:
@@ -196,6 +201,10 @@ def _source(data: str, data_dir: str, download: bool, skip_bad_records: bool) ->
             fix="add --data-dir DIR, or --download to fetch them (11 MB), or use --data digits.",
         )
     return lambda: mnist_data.load(data_dir or mnist_data.default_dir(), download=download)
+
+
+def _has_tfrecords(data_dir: str) -> bool:
+    return bool(data_dir) and any(Path(data_dir).expanduser().glob("train*.tfrecord*"))
 
 
 def _from_tfrecords(data_dir: str, skip_bad_records: bool) -> Data:

@@ -1,0 +1,142 @@
+"""Tasks as processes of this machine, forked and started one by one: a launcher must not see a difference."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import time
+from pathlib import Path
+
+import psutil
+import pytest
+
+from evener.launch.control import Assignment
+from evener.launch.fork_server import possible
+from evener.launch.process import Process, Processes
+from evener.report import Failed, Published
+from evener.transport.channel import wait
+
+pytestmark = pytest.mark.slow
+
+#: A recipe's file that writes down what it finds in its process, and holds no recipe.
+RECIPE = """
+import json, os, random, numpy
+
+with open(os.environ["SAYS"], "w") as file:
+    gpus = os.environ.get("CUDA_VISIBLE_DEVICES")
+    drawn = numpy.random.random(), random.random()
+    json.dump([os.getsid(0) == os.getpid(), gpus, *drawn, len(os.listdir("/proc/self/fd"))], file)
+"""
+
+
+@pytest.fixture(params=["forked", "started"])
+def processes(request, tmp_path, monkeypatch):
+    if request.param == "forked" and not possible():
+        pytest.skip("no fork server here: it needs Linux, and no GPU")
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "logs").mkdir()
+    (tmp_path / "telling.py").write_text(RECIPE)
+    processes = Processes(forks=request.param == "forked")
+    yield processes
+    processes.close()
+
+
+def until(condition, seconds=60.0):
+    deadline = time.monotonic() + seconds
+    while not (found := condition()):
+        assert time.monotonic() < deadline, "the condition did not come true"
+        time.sleep(0.01)
+    return found
+
+
+def assignment(job: str = "ps", index: int = 0, recipe: str = "mnist") -> Assignment:
+    return Assignment(job, index, {"recipe": recipe, "logdir": ".", "ps": 1, "workers": 2, "train_steps": 5}, "run")
+
+
+def heard(process: Process, kind: type, seconds: float = 60.0):
+    """The first report of a kind."""
+
+    def look():
+        wait([process], 0.1)
+        return [report for report in process.reports() if isinstance(report, kind)]
+
+    return until(look, seconds)[0]
+
+
+def listening(processes: Processes, index: int = 0) -> Process:
+    """A ps task that waits for workers."""
+    process = processes.start(assignment(index=index))
+    heard(process, Published)
+    assert process.pid > 0
+    return process
+
+
+def test_a_failing_task_says_why_and_ends_with_a_status_and_its_log_has_the_traceback(processes):
+    process = processes.start(assignment(recipe="absent.py:nobody"))
+    assert "absent.py" in heard(process, Failed).what
+    until(lambda: process.ended() is not None)
+    assert process.ended() == "ended with status 1"
+    assert "Traceback" in Path(process.log).read_text()
+    process.close()
+
+
+def test_each_task_has_its_own_session_environment_randomness_and_no_other_descriptors(processes, monkeypatch):
+    said = []
+    for index in range(2):
+        monkeypatch.setenv("SAYS", f"{index}.json")
+        process = processes.start(assignment("ps", index, "telling.py:nothing"))
+        heard(process, Failed)
+        process.close()
+        said.append(json.loads(Path(f"{index}.json").read_text()))
+
+    (session, gpus, numpys, pythons, descriptors), (_, _, others, theirs, as_many) = said
+    assert session and gpus == "" and numpys != others and pythons != theirs and descriptors == as_many
+
+
+def test_a_killed_task_is_told_as_such_and_is_dead_when_closed(processes):
+    process = listening(processes)
+    assert process.ended() is None
+    name = " ".join(psutil.Process(process.pid).cmdline()).split()[-1]
+    process.kill()
+    until(lambda: process.ended() is not None)
+    assert (name, process.ended()) == ("ps:0", "was killed by SIGKILL")
+    pid = process.pid
+    process.close()
+    assert not psutil.pid_exists(pid)
+
+
+def test_tasks_that_are_killed_before_they_are_born_are_never_born(processes):
+    started = [processes.start(assignment(index=index)) for index in range(3)]
+    for process in started:
+        process.kill()
+    for process in started:
+        process.close()
+        assert process.ended() == "was killed by SIGKILL"
+        assert not process.pid or not psutil.pid_exists(process.pid)
+
+
+def test_after_a_close_no_process_is_left(processes):
+    process = listening(processes)
+    below = psutil.Process().children(recursive=True)
+    assert process.pid in {one.pid for one in below}
+    process.close()
+    processes.close()
+    assert not any(one.is_running() for one in below)
+
+
+@pytest.mark.parametrize("processes", ["forked"], indirect=True)
+def test_a_killed_fork_server_takes_its_tasks_along_and_the_next_task_has_a_new_one(processes):
+    one = listening(processes)
+    server = processes._server
+    unborn = processes.start(assignment(index=1))
+    os.kill(one.pid, signal.SIGSTOP)  # it cannot see that its line has ended
+    server._process.kill()
+    until(lambda: one.ended() and unborn.ended())
+    assert one.ended() == unborn.ended() == "was killed by SIGKILL"
+    assert not psutil.pid_exists(one.pid) or psutil.Process(one.pid).status() == psutil.STATUS_ZOMBIE  # init's
+    for process in (one, unborn):
+        process.close()
+    again = listening(processes)
+    assert processes._server is not server
+    again.close()

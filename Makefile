@@ -22,13 +22,13 @@ test: $(STAMP)  ## the whole test suite
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
-	$(BIN)/python -m pytest -q -n 2
+	$(BIN)/python -m pytest -q -n 2 --dist worksteal
 
 check: $(STAMP)  ## lint, types and the fast tests: under a minute
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
-	QUICK=1 $(BIN)/python -m pytest -q -m "not slow" -n 2
+	QUICK=1 $(BIN)/python -m pytest -q -m "not slow" -n 2 --dist worksteal
 
 chaos: $(STAMP)  ## 200 random schedules of faults over short runs: about half an hour; CHAOS="17 18" plays those seeds
 	$(BIN)/python tests/system/chaos_soak.py $(CHAOS)

@@ -20,6 +20,7 @@ import time
 from multiprocessing.connection import Connection
 
 from evener import transport
+from evener.devices import prepare_process
 from evener.transport import keys, zeromq_wire
 from evener.transport.channel import Arrived, Closed, Memory, Opened, Ranges, wait
 
@@ -34,6 +35,7 @@ def keys_of(task: str, directory: str) -> keys.Keys | None:
 
 def serve(kind: str, nbytes: int, pipe: Connection, directory: str, frame: int) -> None:
     """Answer every push with the parameters until the worker leaves."""
+    prepare_process(1, serves=True)  # as a ps task does
     parameters = [memoryview(bytearray(nbytes))]
     zeromq_wire.CHUNK = frame
     listener = transport.listen(kind, keys=keys_of("ps-0", directory))
@@ -61,6 +63,7 @@ def measure(kind: str, nbytes: int, rounds: int, frame: int) -> list[float]:
 
 def exchange(kind: str, nbytes: int, rounds: int, directory: str, frame: int) -> list[float]:
     here, there = multiprocessing.Pipe()
+    prepare_process(1)
     server = multiprocessing.get_context("spawn").Process(target=serve, args=(kind, nbytes, there, directory, frame))
     server.start()
     zeromq_wire.CHUNK = frame

@@ -50,7 +50,7 @@ def ask(address: str, port: int, nbytes: int, seconds: float, keys: keys_module.
 
 
 if __name__ == "__main__":
-    prepare_process(1)  # as every task does
     role, where, *words = sys.argv[1:]
+    prepare_process(1, serves=role == "serve")  # as every task does
     mine = keys_module.load(words[3], "ps-0" if role == "serve" else "worker-0") if len(words) > 3 else None
     (serve if role == "serve" else ask)(where, *map(int, words[:3]), mine)  # type: ignore[arg-type]

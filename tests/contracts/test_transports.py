@@ -280,6 +280,27 @@ def test_one_call_gives_at_most_one_message_of_a_peer_so_that_its_inbox_is_still
     ]
 
 
+def test_a_gradient_stays_as_it_came_until_its_peer_is_answered_and_for_whoever_holds_it(world: World) -> None:
+    """Other peers come and go meanwhile; memory that is the peer's own is the same list each time."""
+    link, other = world.link([100_000]), world.link([100_000])
+    link.outbox[0][:] = b"a" * 100_000
+    link.channel.send(b"push", payload=True)
+    assert world.next() == Arrived(link.peer, b"push", True)
+    (held,) = inbox = world.listener.inbox(link.peer)
+    for letter in b"bcd":
+        other.outbox[0][:] = bytes([letter]) * 100_000
+        other.channel.send(b"push", payload=True)
+        world.hear(arrived(1))
+        world.listener.send(other.peer, b"release", [memoryview(bytes(100_000))])
+        assert other.channel.receive(SECONDS) == b"release"
+    assert world.listener.inbox(link.peer) is inbox and bytes(held) == b"a" * 100_000
+
+    world.listener.send(link.peer, b"release", [held])  # also what it pushed can be its answer
+    assert link.channel.receive(SECONDS) == b"release"
+    assert bytes(link.inbox[0]) == b"a" * 100_000
+    assert world.listener.inbox(link.peer) in ([], inbox)
+
+
 # The ends of links
 
 

@@ -259,7 +259,7 @@ class AppliesOnArrival(Follower):
 
     def _push(self, seat, push):
         if push.seq != seat.awaits:
-            self.shard.apply([self.shard.hold(push, seat.slot)])
+            self.shard.apply([self.shard.hold(push, self.links.gradient(seat))])
             self._holds(seat, push.seq)
 
     def _follow(self, decided):

@@ -379,8 +379,9 @@ def test_a_wrong_message_of_an_admitted_peer_closes_it_and_writes_nothing(
     with dealer(listener, OPENING) as sock:
         (opened,) = hear(listener, bool)
         listener.admit(opened.peer, (3_000_000,))
+        sock.send_multipart([GOOD, *zeromq_wire.chunks([memoryview(b"7" * 3_000_000)])])
+        assert hear(listener, bool) == [Arrived(opened.peer, b"push", True)]
         inbox = listener.inbox(opened.peer)[0]
-        inbox[:] = b"7" * 3_000_000
         sock.send_multipart(message)
         sock.send(first_frame(PLAIN, b"and another"))
         (event,) = hear(listener, bool)

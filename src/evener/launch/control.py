@@ -191,3 +191,4 @@ class LauncherEnd:
 
     def close(self) -> None:
         self._socket.close()
+        self.open = False

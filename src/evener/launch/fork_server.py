@@ -79,7 +79,7 @@ class Forked:
 
     def __init__(self, server: ForkServer) -> None:
         self.returncode: int | None = None
-        self.killed = False
+        self.killed, self.unborn = False, True
         self._server, self._pid, self._pidfd = server, 0, -1
 
     @property
@@ -98,6 +98,7 @@ class Forked:
         if self._pidfd >= 0:
             with contextlib.suppress(ProcessLookupError):
                 signal.pidfd_send_signal(self._pidfd, signal.SIGKILL)
+        self._server.spare()
 
     def wait(self) -> int:
         """Until it is dead, which somebody has to see to."""
@@ -106,7 +107,7 @@ class Forked:
         return code
 
     def born(self, pid: int, pidfd: int) -> None:
-        self._pid, self._pidfd = pid, pidfd
+        self._pid, self._pidfd, self.unborn = pid, pidfd, False
         if self.killed:
             self.kill()
 
@@ -172,10 +173,14 @@ class ForkServer:
                     self._tasks.pop(number).died(status)
 
     def wait(self, seconds: float) -> None:
-        """For news. If all its tasks were killed before some of them were born, it need not go on importing."""
-        if all(task.killed for task in self._tasks.values()) and not all(task.pid for task in self._tasks.values()):
-            self._process.kill()
+        """For news."""
         select.select([self._line], [], [], seconds)
+
+    def spare(self) -> None:
+        """If all tasks were killed, and some before they were born, the server need not go on importing."""
+        tasks = self._tasks.values()
+        if all(task.killed for task in tasks) and any(task.unborn for task in tasks):
+            self._process.kill()
 
     def _lost(self) -> None:
         """It is gone, and so are its tasks: the kernel kills them when their parent dies."""

@@ -78,7 +78,7 @@ def _run(found: Found, settings: Settings, report: Callable[[AnyReport], None], 
             report=report, stop_asked=stop_asked,
         ),
     )  # fmt: skip
-    prepare_process(settings.threads)
+    prepare_process(settings.threads, serves=job == "ps")
     logging.basicConfig(
         filename=Path(settings.logdir) / "logs" / f"{job}-{index}.log",
         level=logging.INFO,

@@ -45,7 +45,7 @@ def run(assignment: Assignment, control: TaskEnd) -> None:
     from evener.settings import make
 
     settings = make(assignment.settings)
-    prepare_process(settings.threads)
+    prepare_process(settings.threads, serves=assignment.job == "ps")
     built = build(settings)
     rendezvous = LauncherLine(control)
     if settings.way == "towers":

@@ -115,9 +115,9 @@ class Follower:
         answered = seat.answer.seq if seat.answer is not None else 0
         if push.seq <= answered or push.seq == seat.awaits:  # sent again
             if push.seq == answered and seat.answer is not None:
-                self.links.answer(seat.link, seat.answer, self.shard.state.parameters.parts)
+                self.links.release(seat, seat.answer, self.shard.state.parameters.parts)
         elif seat.may_push(push):
-            self._keys[seat.worker, seat.epoch, push.seq] = self.shard.hold(push, seat.slot)
+            self._keys[seat.worker, seat.epoch, push.seq] = self.shard.hold(push, self.links.gradient(seat))
             self._holds(seat, push.seq)
         else:
             raise errors.ProtocolError(f"{seat.name} pushed out of turn: version {push.version}, seq {push.seq}.")
@@ -180,8 +180,8 @@ class Follower:
             seat = self.links.seats.get(worker)
             if seat is not None and seat.epoch == epoch:
                 self.shard.detach(worker)
-                seat.awaits, seat.answer = None, answer
-                self.links.answer(seat.link, answer, self.shard.state.parameters.parts)
+                seat.awaits = None
+                self.links.release(seat, answer, self.shard.state.parameters.parts)
 
     def _save(self) -> None:
         contents = self.shard.state.contents()

@@ -138,7 +138,7 @@ class Leader:
         verdict = self.members.check(seat.worker, seat.epoch, push.identity.generation, push.seq)
         if verdict is Verdict.DUPLICATE:
             if seat.answer is not None and seat.answer.seq == push.seq:
-                self.links.answer(seat.link, seat.answer, self.shard.state.parameters.parts)
+                self.links.release(seat, seat.answer, self.shard.state.parameters.parts)
             return
         if verdict is Verdict.STALE:
             old, now = push.identity.generation, self.setup.generation
@@ -147,7 +147,7 @@ class Leader:
             raise errors.ProtocolError(f"{seat.name} pushed out of turn: version {push.version}, seq {push.seq}.")
         seat.awaits = push.seq
         self.members.record(seat.worker, seat.epoch, push.seq)
-        handle = self.shard.hold(push, seat.slot)
+        handle = self.shard.hold(push, self.links.gradient(seat))
         if self.whole.held((seat.worker, seat.epoch, push.seq), 0):
             self._whole_push(seat, push.version, handle)
 

@@ -6,7 +6,7 @@ import contextlib
 import logging
 from collections import deque
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from evener import errors
 from evener.policy.members import Members
@@ -50,13 +50,14 @@ class Seat:
     worker: int
     epoch: int
     link: Link
-    slot: Slot
     host: str = ""
     pid: int = 0
     joined: bool = False  # the policy knows it
     awaits: int | None = None  # seq of the request it waits on; None while it computes
     whole: bool = False  # that request lies on every shard
     answer: Release | None = None  # the last one, for a repeated request
+    inbox: list[memoryview] = field(default_factory=list)  # the peer's, when it last pushed,
+    slot: Slot | None = None  # and the gradient in it
 
     @property
     def name(self) -> str:
@@ -217,10 +218,23 @@ class Links:
         self.accept_payloads(link)
         if old := self.seats.get(hello.identity.worker):
             self.dismiss(old)
-        slot = Slot(self._layout, self._shard, link.listener.inbox(link.peer))
-        seat = Seat(hello.identity.worker, epoch, link, slot, hello.host, hello.pid)
+        seat = Seat(hello.identity.worker, epoch, link, hello.host, hello.pid)
         link.seat = self.seats[seat.worker] = seat
         return seat
+
+    def gradient(self, seat: Seat) -> Slot:
+        """What a worker has just pushed, where its transport has put it."""
+        inbox = seat.link.listener.inbox(seat.link.peer)
+        if seat.slot is None or inbox is not seat.inbox:
+            seat.inbox, seat.slot = inbox, Slot(self._layout, self._shard, inbox)
+        return seat.slot
+
+    def release(self, seat: Seat, answer: Release, parameters: Sequence[memoryview]) -> None:
+        """Answer a push. Memory that its transport has let go of is kept for the chief, who may ask to see it."""
+        seat.answer = answer
+        sent = self.answer(seat.link, answer, parameters)
+        if sent and not answer.chief and seat.link.listener.inbox(seat.link.peer) is not seat.inbox:
+            seat.inbox, seat.slot = [], None
 
     def dismiss(self, seat: Seat) -> None:
         """Forget a worker and close its link."""

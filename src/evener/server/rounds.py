@@ -135,8 +135,8 @@ class Rounds:
             dropped=self.course.tally.dropped, learning_rate=self.shard.state.learning_rate,
             failed=self.course.failed,
         )  # fmt: skip
-        seat.awaits, seat.whole, seat.answer = None, False, answer
-        self.links.answer(seat.link, answer, self.shard.state.parameters.parts)
+        seat.awaits, seat.whole = None, False
+        self.links.release(seat, answer, self.shard.state.parameters.parts)
         self._decided.release.append((seat.worker, seat.epoch, answer))
 
     def _chief(self) -> int:

@@ -78,10 +78,10 @@ class Shard:
     def drop(self, handle: int) -> Push:
         return self.held.pop(handle).push
 
-    def parts(self, what: str, own: Slot) -> list[memoryview]:
-        """The bytes of what a `Pull` asks for; `own` is the asking worker's slot."""
+    def parts(self, what: str, own: Slot | None) -> list[memoryview]:
+        """The bytes of what a `Pull` asks for; `own` is the asking worker's last gradient, if it is kept."""
         if what == "averages" and self.state.averages is not None:
             return self.state.averages.parts
         if what == "gradients":
-            return self.state.averaged.parts if self._mean_is_last else own.parts
+            return self.state.averaged.parts if self._mean_is_last or own is None else own.parts
         return self.state.parameters.parts

@@ -166,7 +166,11 @@ class Listener(Source, Protocol):
         ...
 
     def inbox(self, peer: int) -> list[memoryview]:
-        """Where the payloads of an admitted peer land. Usable after the peer closed, as long as someone holds it."""
+        """Where the last payload of an admitted peer lies; the same list while it is the same memory.
+
+        A transport may use other memory for each payload, and let go of it when the peer is sent one: then this is
+        empty until the next. Usable after the peer closed, as long as someone holds it.
+        """
         ...
 
     def send(self, peer: int, header: bytes, payload: Sequence[memoryview] = ()) -> None:

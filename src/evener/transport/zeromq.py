@@ -38,11 +38,13 @@ from evener.transport.zeromq_wire import (
     PLAIN,
     Origin,
     Wire,
+    check_frames,
     check_library,
     chunks,
-    fill,
     first_frame,
+    frame_sizes,
     heartbeats,
+    joined,
     origin_of,
     read_first,
     read_frames,
@@ -71,8 +73,8 @@ class _Link:
     peer: int = 0
     sizes: tuple[int, ...] = ()
     admitted: bool = False
-    inbox: list[memoryview] = field(default_factory=list)
-    chunks: list[memoryview] = field(default_factory=list)  # the inbox, as it arrives
+    frames: list[int] = field(default_factory=list)  # bytes of each frame of a payload
+    inbox: list[memoryview] = field(default_factory=list)  # the last payload, until it is answered
 
 
 class ZeroMQListener:
@@ -143,7 +145,7 @@ class ZeroMQListener:
 
     def _read(self, routing_id: bytes) -> None:
         link = self._links.get(routing_id)
-        frames = read_frames(self._wire.socket, 1 + len(link.chunks) if link else 1)
+        frames = read_frames(self._wire.socket, 1 + len(link.frames) if link else 1)
         origin = origin_of(frames[0])
         if link is not None and link.origin != origin:  # the name of a connection that ended, taken by another
             self._watch()
@@ -184,10 +186,11 @@ class ZeroMQListener:
                 raise ValueError("a first message that opens no link")
             self._open(link, unpack_sizes(header))
         elif kind == PLAIN:
-            fill([], frames[1:])
+            check_frames([], frames[1:])
             self._events.append(Arrived(link.peer, header, False))
         elif kind == PAYLOAD and link.admitted:
-            fill(link.chunks, frames[1:])
+            check_frames(link.frames, frames[1:])
+            link.inbox = joined(frames[1:], link.sizes)
             self._events.append(Arrived(link.peer, header, True))
         else:
             raise ValueError("a payload before it was admitted" if kind == PAYLOAD else f"a message of kind {kind}")
@@ -215,14 +218,13 @@ class ZeroMQListener:
             self._events.append(Closed(link.peer, reason))
         self._peers.pop(link.peer, None)
         self._strangers.discard(link.peer)
-        link.peer, link.admitted, link.inbox, link.chunks = 0, False, [], []
+        link.peer, link.admitted, link.frames, link.inbox = 0, False, [], []
 
     def admit(self, peer: int, sizes: Sequence[int]) -> None:
         link = self._link(peer)
         check_sizes(link.sizes, sizes)
         if not link.admitted:
-            link.inbox = [memoryview(bytearray(nbytes)) for nbytes in sizes]
-            link.chunks = chunks(link.inbox)
+            link.frames = frame_sizes(sizes)
             link.admitted = True
             self._strangers.discard(peer)
 
@@ -248,6 +250,8 @@ class ZeroMQListener:
             reason = "it does not read what it is sent" if error.errno == zmq.EAGAIN else "its connection broke"
             self._forget(link, reason)
             raise PeerGone(f"peer {peer} ({link.origin.description}) is gone: {reason}.") from error
+        if payload:
+            link.inbox = []  # so that a peer costs memory for one payload: its own, or the one that waits to be sent
 
     def _transmit(self, link: _Link, frames: list[bytes | memoryview]) -> None:
         # Only the routing id can fail: it finds the peer gone (EHOSTUNREACH) or its queue full (EAGAIN).

@@ -9,6 +9,7 @@ from the sizes of the link's ranges, so everything else is refused.
 
 from __future__ import annotations
 
+import itertools
 import select
 import struct
 import time
@@ -207,9 +208,28 @@ def read_frames(socket: zmq.Socket[bytes], limit: int) -> list[zmq.Frame]:
     return frames
 
 
-def fill(targets: Sequence[memoryview], frames: Sequence[zmq.Frame]) -> None:
-    """Copy a payload to where it belongs, after a look at all of it: nothing is written of a wrong one."""
-    if [len(frame) for frame in frames] != [target.nbytes for target in targets]:
+def frame_sizes(sizes: Sequence[int]) -> list[int]:
+    """Bytes of each frame of a payload whose ranges have these sizes."""
+    return [min(CHUNK, nbytes - at) for nbytes in sizes for at in range(0, nbytes, CHUNK)]
+
+
+def check_frames(expected: Sequence[int], frames: Sequence[zmq.Frame]) -> None:
+    """Look at all of a payload before anything is done with it. Raises ValueError."""
+    if [len(frame) for frame in frames] != list(expected):
         raise ValueError("a payload of other sizes than those of its link")
+
+
+def fill(targets: Sequence[memoryview], frames: Sequence[zmq.Frame]) -> None:
+    """Copy a payload to where it belongs; nothing is written of a wrong one."""
+    check_frames([target.nbytes for target in targets], frames)
     for target, frame in zip(targets, frames, strict=True):
         target[:] = frame.buffer
+
+
+def joined(frames: Sequence[zmq.Frame], sizes: Sequence[int]) -> list[memoryview]:
+    """A payload that was checked, copied into memory of its own: one block for each range."""
+    rest = iter(frames)
+    return [
+        memoryview(bytearray().join(frame.buffer for frame in itertools.islice(rest, -(-nbytes // CHUNK))))
+        for nbytes in sizes
+    ]

@@ -301,6 +301,22 @@ def test_a_gradient_stays_as_it_came_until_its_peer_is_answered_and_for_whoever_
     assert world.listener.inbox(link.peer) in ([], inbox)
 
 
+def test_what_a_peer_pushed_before_it_left_can_still_be_looked_at(world: World) -> None:
+    for round_ in range(10):
+        link = world.link([1000])
+        link.outbox[0][:] = bytes([round_]) * 1000
+        link.channel.send(b"push", payload=True)
+        link.channel.close()
+        heard: list[Incoming] = []
+        while not closed(link.peer)(heard):
+            assert wait([world.listener], SECONDS)
+            for event in world.listener.receive():
+                heard.append(event)
+                if isinstance(event, Arrived):
+                    assert bytes(world.listener.inbox(event.peer)[0]) == bytes([round_]) * 1000
+        assert [type(event) for event in heard] == [Arrived, Closed]
+
+
 # The ends of links
 
 

@@ -8,7 +8,6 @@ import socket
 import msgspec
 import pytest
 
-from evener.launch import fork_server
 from evener.launch.fork_server import NOT_MADE, Died, Wanted, serve
 
 
@@ -20,7 +19,7 @@ def refuse() -> int:
 def test_a_task_that_the_system_refuses_to_make_ends_with_its_reason_in_the_log_and_the_server_goes_on(
     tmp_path, monkeypatch
 ):
-    monkeypatch.setattr(fork_server, "_fork", refuse)
+    monkeypatch.setattr(os, "fork", refuse)
     ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
     with ours, theirs, (tmp_path / "log").open("wb") as log:
         before = len(os.listdir("/proc/self/fd"))

@@ -12,7 +12,7 @@ import psutil
 import pytest
 
 from evener.launch.control import Assignment
-from evener.launch.fork_server import possible
+from evener.launch.forked import possible
 from evener.launch.process import Process, Processes
 from evener.report import Failed, Published
 from evener.transport.channel import wait
@@ -140,3 +140,33 @@ def test_a_killed_fork_server_takes_its_tasks_along_and_the_next_task_has_a_new_
     again = listening(processes)
     assert processes._server is not server
     again.close()
+
+
+@pytest.mark.parametrize("processes", ["forked"], indirect=True)
+def test_a_stopped_fork_server_keeps_nobody_waiting(processes):
+    process = listening(processes)
+    os.kill(processes._server._process.pid, signal.SIGSTOP)
+    process.kill()
+    process.close()
+    assert process.ended() == "was killed by SIGKILL"
+
+
+@pytest.mark.parametrize("processes", ["forked"], indirect=True)
+def test_ctrl_c_ends_no_fork_server(processes):
+    """Not even one that reaches all processes of a job, as Slurm's does: tasks that are to save would die with it."""
+    one = listening(processes)
+    os.kill(processes._server._process.pid, signal.SIGINT)
+    two = listening(processes, 1)
+    assert one.ended() is None
+    for process in (one, two):
+        process.close()
+
+
+@pytest.mark.parametrize("processes", ["forked"], indirect=True)
+def test_a_task_that_the_fork_server_cannot_be_told_of_is_started_all_the_same(processes, monkeypatch):
+    one = listening(processes)
+    monkeypatch.setenv("EVENER_SAYS", "x" * (1 << 16))
+    two = listening(processes, 1)
+    assert psutil.Process(two.pid).parent() == psutil.Process()
+    for process in (one, two):
+        process.close()

@@ -79,6 +79,15 @@ def test_one_worker_from_hello_to_goodbye(cluster):
     assert (figures.global_step, figures.first_step, figures.examples, figures.reason) == (2, 0, 20, "reached step 2")
 
 
+def test_what_one_worker_has_to_say_however_long_can_be_told_to_the_others(cluster):
+    run = cluster(workers=2, train_steps=99)
+    zero, one = run.started(0, 1)
+    zero.ask(Goodbye(zero.identity, "x" * 120_000, failed=True))
+
+    answer = one.push(0.0)
+    assert answer.failed and answer.stop.startswith("worker:0 failed: xxx") and len(answer.stop) < 9000
+
+
 def test_the_learning_rate_of_the_next_update_travels_with_the_release(cluster):
     schedule = partial(LambdaLR, lr_lambda=lambda step: 1 / (1 + step))
     run = cluster(row_recipe(lr_scheduler=lambda made, steps_per_epoch: schedule(made)), train_steps=9)

@@ -136,6 +136,15 @@ def test_one_link_is_one_task(run: Cluster) -> None:
     assert member.push(1.0).version == 1
 
 
+def test_a_push_without_a_gradient_is_refused_and_what_came_before_is_not_taken_for_one(run: Cluster) -> None:
+    (member,) = run.started(0)
+    assert member.push(1.0).version == 1
+    before = everything(run)
+    assert "a push without a gradient" in member.refused(member.message()).what
+    assert everything(run) == before
+    assert member.push(1.0).version == 2
+
+
 def test_a_stranger_is_logged_once_and_cut_off_when_it_does_not_listen(
     run: Cluster, caplog: pytest.LogCaptureFixture
 ) -> None:

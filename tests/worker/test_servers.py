@@ -15,7 +15,7 @@ from evener.recipe import Recipe
 from evener.report import Line, Status
 from evener.server.serve import serve
 from evener.tensors import whole_views
-from evener.transport.channel import Memory
+from evener.transport.channel import MAX_HEADER, Memory
 from evener.wire import codec
 from evener.wire.layout import Layout, Spec
 from evener.wire.messages import (
@@ -348,6 +348,14 @@ def test_stop_asks_the_leader_alone(world):
     world.started()
     assert world.exchange.stop("enough", complete=False) is None
     assert world.said[-1] == (0, Halt(Identity(3, 5, 2), "enough", complete=False), False)
+
+
+def test_an_error_with_a_long_message_is_told_and_not_lost(world):
+    world.started()
+    world.exchange.close("x" * 200_000)
+
+    goodbye = world.said[-1][1]
+    assert goodbye.failed and goodbye.reason.startswith("xxx") and len(codec.encode(goodbye)) < MAX_HEADER
 
 
 def test_close_says_goodbye_to_all_that_are_there(world):

@@ -96,8 +96,10 @@ class LocalRun:
                 while not all(task.over for task in self.tasks):
                     self._turn(interrupts)
             finally:
-                self._kill_rest()
-                self._starter.close()
+                try:
+                    self._kill_rest()
+                finally:
+                    self._starter.close()
         if failure := self.failure(excused=self._done or bool(interrupts.numbers)):
             running = next(task.running for task in self.tasks if task.name == failure.task)
             host, log = (running.host, running.log) if running else ("", "")

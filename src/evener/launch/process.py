@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import signal
 import socket
 import subprocess
@@ -11,7 +12,7 @@ from typing import Protocol
 
 from evener.launch.control import Assignment, LauncherEnd, Order
 from evener.launch.environment import task_environment
-from evener.launch.fork_server import ForkServer, possible
+from evener.launch.forked import ForkServer, possible
 from evener.report import AnyReport
 from evener.settings import make
 from evener.transport.channel import Source
@@ -142,13 +143,15 @@ class Processes:
         with log_of(assignment).open("ab") as log:
             mine, theirs = socket.socketpair()
             with theirs:
-                if self._forks:
-                    server = self._living_server(environment, log.fileno())
-                    steps = assignment.job == "ps" or not settings.ps
-                    child: Child = server.fork(name, environment, theirs.fileno(), log.fileno(), steps=steps)
-                else:
-                    child = _spawn(name, environment, theirs.fileno(), log.fileno())
+                line, steps = theirs.fileno(), assignment.job == "ps" or not settings.ps
+                child = self._child(name, environment, line, log.fileno(), steps=steps)
         return Process(assignment, child, mine)
+
+    def _child(self, name: str, environment: dict[str, str], line: int, log: int, *, steps: bool) -> Child:
+        if self._forks:
+            with contextlib.suppress(OSError):  # it has just ended, or there is too much to tell it
+                return self._living_server(environment, log).fork(name, environment, line, log, steps=steps)
+        return _spawn(name, environment, line, log)
 
     def _living_server(self, environment: dict[str, str], log: int) -> ForkServer:
         if self._server is not None and not self._server.alive:

@@ -17,6 +17,7 @@ from evener.server.links import Link, Links, Seat
 from evener.server.rounds import Rounds
 from evener.server.saves import Saves
 from evener.server.shard import Shard
+from evener.wire import codec
 from evener.wire.messages import (
     AnyMessage,
     Contents as Shown,
@@ -126,8 +127,9 @@ class Leader:
             case Pull(_, what):
                 self.links.answer(seat.link, Shown(what, self.shard.state.step), self.shard.parts(what, seat.slot))
             case Halt(_, reason, complete):
-                self.stop(reason, complete=complete)
+                self.stop(codec.cut(reason, codec.MAX_SENTENCE), complete=complete)
             case Goodbye(_, reason, failed):
+                reason = codec.cut(reason, codec.MAX_SENTENCE)  # all others are told, in one message each
                 if reason and not self.course.stopping:  # else it tells us our own reason
                     self._tell(f"{seat.name} {'failed' if failed else 'leaves'}: {reason}")
                 self._leave(seat)
@@ -145,9 +147,10 @@ class Leader:
             raise errors.PushRejected(f"{seat.name} pushed a gradient of generation {old}; the servers are at {now}.")
         if not seat.may_push(push):
             raise errors.ProtocolError(f"{seat.name} pushed out of turn: version {push.version}, seq {push.seq}.")
+        gradient = self.links.gradient(seat)
         seat.awaits = push.seq
         self.members.record(seat.worker, seat.epoch, push.seq)
-        handle = self.shard.hold(push, self.links.gradient(seat))
+        handle = self.shard.hold(push, gradient)
         if self.whole.held((seat.worker, seat.epoch, push.seq), 0):
             self._whole_push(seat, push.version, handle)
 

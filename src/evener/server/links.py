@@ -104,9 +104,9 @@ class Links:
                         if link := self._links.pop((id(listener), peer), None):
                             link.ended = reason
                             yield source, link, None
-                    case Arrived(peer, header, _):
+                    case Arrived(peer, header, payload):
                         link = self._links.get((id(listener), peer))
-                        if link is not None and (message := self._decode(link, header)) is not None:
+                        if link is not None and (message := self._decode(link, header, payload)) is not None:
                             yield source, link, message
             while self._hopeless:  # refused once too often: gone, as if its connection had broken
                 link = self._hopeless.pop()
@@ -114,12 +114,15 @@ class Links:
                     link.listener.disconnect(link.peer)
                     yield source, link, None
 
-    def _decode(self, link: Link, header: bytes) -> AnyMessage | None:
+    def _decode(self, link: Link, header: bytes, payload: bool) -> AnyMessage | None:
         try:
-            return codec.decode(header)
+            message = codec.decode(header)
+            if isinstance(message, Push) and link.seat is not None and not payload:
+                raise errors.ProtocolError(f"{link.description} sent a push without a gradient.")
         except errors.WireError as error:
             self.refuse(link, error)
             return None
+        return message
 
     def seat_of(self, link: Link, identity: Identity) -> Seat:
         """The seat of a link, if its message is from its worker in its present life. Raises ProtocolError."""

@@ -152,8 +152,8 @@ class Listener(Source, Protocol):
     def receive(self) -> list[Incoming]:
         """What has happened since the last call; never blocks.
 
-        At most one message of each peer, so that its inbox is not overwritten by the next one; while there is more,
-        the listener stays ready for `wait`.
+        At most one message of each peer, and its `Closed` not beside it, so that its inbox is there and not overwritten
+        by the next one; while there is more, the listener stays ready for `wait`.
         """
         ...
 

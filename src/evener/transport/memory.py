@@ -160,9 +160,9 @@ class MemoryListener:
         heard: set[int] = set()
         while (letter := self.mail.first()) is not None:
             event = letter.event
+            if event.peer in heard:
+                break  # its inbox holds the message before this one
             if isinstance(event, Arrived):
-                if event.peer in heard:
-                    break  # its inbox holds the message before this one
                 heard.add(event.peer)
             self.mail.take()
             if (news := self._accept(event, letter.channel)) is not None:

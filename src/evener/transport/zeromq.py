@@ -113,7 +113,7 @@ class ZeroMQListener:
             heard.add(routing_id)
             self._read(routing_id)
         else:
-            self._bury()
+            self._bury(heard)
         events, self._events = self._events, []
         return events
 
@@ -133,11 +133,12 @@ class ZeroMQListener:
             else:
                 self._shaken += 1
 
-    def _bury(self) -> None:
-        """Report broken connections, now that all they sent before is read."""
-        for link in self._lost:
+    def _bury(self, heard: set[bytes]) -> None:
+        """Report broken connections, now that all they sent before is read; the next time if it was read just now."""
+        buried = [link for link in self._lost if link.routing_id not in heard]
+        self._lost = [link for link in self._lost if link.routing_id in heard]
+        for link in buried:
             self._end(link)
-        self._lost.clear()
 
     def _end(self, link: _Link) -> None:
         del self._links[link.routing_id]

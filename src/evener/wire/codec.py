@@ -16,7 +16,7 @@ from evener.wire.messages import PROTOCOL, AnyMessage, Refused
 MAGIC = b"evnr"
 PREFIX = MAGIC + bytes([PROTOCOL])
 MAX_SPECS = 16 * 1024 * 1024  # bytes a description of a model may unpack to
-MAX_SENTENCE = 8000  # characters of one sentence of a refusal: three of the longest fit in a header
+MAX_SENTENCE = 8000  # characters that one peer tells another to pass on: three of the longest fit in a header
 
 #: Without these bounds 64 KB from the wire would become three million empty tensors, half a gigabyte of them.
 _Shape = Annotated[tuple[int, ...], Meta(max_length=64)]

@@ -223,7 +223,7 @@ class Servers:
         return min(versions)
 
     def stop(self, reason: str, *, complete: bool = True) -> Turn | None:
-        reason = codec.cut(reason, 8000)
+        reason = codec.cut(reason, codec.MAX_SENTENCE)
         while True:
             try:
                 self._send(0, Halt(self._identity, reason, complete))
@@ -236,7 +236,7 @@ class Servers:
         failed = bool(reason) and not reason.startswith("KeyboardInterrupt")  # who was sent away has not failed
         for shard in range(len(self._channels)):
             with contextlib.suppress(errors.WireError):
-                self._send(shard, Goodbye(self._identity, reason, failed))
+                self._send(shard, Goodbye(self._identity, codec.cut(reason, codec.MAX_SENTENCE), failed))
         self._hang_up()
         chaos.point("worker.left")
 

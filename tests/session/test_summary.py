@@ -9,6 +9,7 @@ import pytest
 import torch
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from tensorboard.plugins.hparams import metadata, plugin_data_pb2
+from tensorboard.summary.writer import event_file_writer
 from torch import nn
 
 from evener.data.batches import Batches
@@ -362,7 +363,10 @@ def test_a_worker_that_takes_over_continues_the_curves_and_hides_nothing(tmp_pat
     assert [event.step for event in read(tmp_path).Scalars("loss")] == [12, 24, 36]
 
 
-def test_a_run_that_resumes_hides_what_was_rolled_back(tmp_path):
+def test_a_run_that_resumes_hides_what_was_rolled_back(tmp_path, monkeypatch):
+    # TensorBoard reads files in the order of their names: second, host, process, number. Of one second and one process,
+    # which no two real runs are, file 10 would come before file 9.
+    monkeypatch.setattr(event_file_writer, "_global_uid", event_file_writer.AtomicCounter(10))
     train(tmp_path, steps=12)  # 12, 24, 36
     loss = read(tmp_path).Scalars("loss")[1].value
     train(tmp_path, steps=5, first=24, seconds=0.5)  # 30, 36, and 39 at the end

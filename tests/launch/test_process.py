@@ -21,12 +21,13 @@ pytestmark = pytest.mark.slow
 
 #: A recipe's file that writes down what it finds in its process, and holds no recipe.
 RECIPE = """
-import json, os, random, numpy
+import json, os, pathlib, random, numpy
 
 with open(os.environ["SAYS"], "w") as file:
     gpus = os.environ.get("CUDA_VISIBLE_DEVICES")
     drawn = numpy.random.random(), random.random()
-    json.dump([os.getsid(0) == os.getpid(), gpus, *drawn, len(os.listdir("/proc/self/fd"))], file)
+    held = [str(path.readlink()) for path in pathlib.Path("/proc/self/fd").iterdir() if path.exists()]
+    json.dump([os.getsid(0) == os.getpid(), gpus, *drawn, len(held), "pidfd" in " ".join(held)], file)
 """
 
 
@@ -83,15 +84,17 @@ def test_a_failing_task_says_why_and_ends_with_a_status_and_its_log_has_the_trac
 
 def test_each_task_has_its_own_session_environment_randomness_and_no_other_descriptors(processes, monkeypatch):
     said = []
+    other = listening(processes)
     for index in range(2):
         monkeypatch.setenv("SAYS", f"{index}.json")
         process = processes.start(assignment("ps", index, "telling.py:nothing"))
         heard(process, Failed)
         process.close()
         said.append(json.loads(Path(f"{index}.json").read_text()))
+    other.close()
 
-    (session, gpus, numpys, pythons, descriptors), (_, _, others, theirs, as_many) = said
-    assert session and gpus == "" and numpys != others and pythons != theirs and descriptors == as_many
+    (session, gpus, numpys, pythons, descriptors, pidfd), (_, _, others, theirs, as_many, _) = said
+    assert session and gpus == "" and numpys != others and pythons != theirs and descriptors == as_many and not pidfd
 
 
 def test_a_killed_task_is_told_as_such_and_is_dead_when_closed(processes):
@@ -103,7 +106,16 @@ def test_a_killed_task_is_told_as_such_and_is_dead_when_closed(processes):
     assert (name, process.ended()) == ("ps:0", "was killed by SIGKILL")
     pid = process.pid
     process.close()
-    assert not psutil.pid_exists(pid)
+    assert not psutil.pid_exists(pid) and not process.open
+
+
+def test_one_that_is_killed_before_it_is_born_takes_no_other_along(processes):
+    one = listening(processes)
+    two = processes.start(assignment(index=1))
+    two.kill()
+    two.close()
+    assert (two.ended(), one.ended()) == ("was killed by SIGKILL", None)
+    one.close()
 
 
 def test_tasks_that_are_killed_before_they_are_born_are_never_born(processes):

@@ -17,6 +17,7 @@ from evener.ledger.lines import Complete, Cut
 from evener.ledger.reading import read
 from evener.report import Finished, Progress
 from evener.server.serve import serve
+from evener.transport.channel import Arrived
 from evener.wire import codec
 from evener.wire.messages import (
     Follow,
@@ -863,3 +864,35 @@ def test_the_followers_are_told_the_generation_and_where_to_begin(cluster):
     assert run.servers[1].generation == 1
     assert isinstance(Lead(1, 0), Lead)
     assert torch.equal(run.parameters()["row"], torch.zeros(64, dtype=torch.float64))
+
+
+def lets_go(listener):
+    """As a transport between hosts: a payload has memory of its own until its peer is answered."""
+    inbox, receive, send = listener.inbox, listener.receive, listener.send
+    own = {}
+
+    def arrive():
+        events = receive()
+        for event in events:
+            if isinstance(event, Arrived) and event.payload:
+                own[event.peer] = [memoryview(bytearray(view)) for view in inbox(event.peer)]
+        return events
+
+    def answer(peer, header, payload=()):
+        send(peer, header, payload)
+        if payload:
+            own[peer] = []
+
+    listener.receive, listener.send, listener.inbox = arrive, answer, lambda peer: own.get(peer, [])
+
+
+def test_where_payloads_are_let_go_of_the_chief_can_still_see_its_last_gradient_and_the_others_cost_nothing(cluster):
+    run = cluster(workers=2, train_steps=99)
+    lets_go(run.listeners[0])
+    chief, other = run.started(0, 1)
+    for number in range(3):
+        assert chief.push(1.0 + number).chief
+        other.push(7.0)
+        assert set(chief.pull("gradients")["row"].tolist()) == {1.0 + number}
+    assert [seat.slot is not None for _, seat in sorted(run.leader.links.seats.items())] == [True, False]
+    assert row(run) == -(1.0 + 2.0 + 3.0 + 3 * 7.0)

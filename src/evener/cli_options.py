@@ -80,7 +80,7 @@ def add_recipe_options(command: argparse.ArgumentParser) -> None:
     recipe = command.add_argument_group("options of the recipe")
     add = recipe.add_argument
     add("--set", action="append", default=[], metavar="NAME=VALUE", dest="assignments", help="any option of the recipe")
-    add("--data", help="mnist: digits (default, ships with scikit-learn), mnist or tfrecord")
+    add("--data", help="mnist: digits, mnist or tfrecord; default: what --data-dir has, else digits")
     add("--data-dir", metavar="DIR", help="where the files of mnist or cifar10 lie")
     add("--download", action="store_true", default=None, help="fetch the files that are missing")
     add("--skip-bad-records", action="store_true", default=None, help="tfrecord: leave damaged records out, and count")

@@ -96,7 +96,7 @@ def test_one_flipped_bit_anywhere_is_named_or_its_record_left_out(tmp_path, caps
             assert "skip_bad_records" in caught.value.fix
             assert read(skip_bad_records=True) == NUMBERS[:number] + NUMBERS[number + 1 :]
             said = capsys.readouterr().err
-            assert said.startswith(f"skipped 1 bad records, kept 3; the first: {path}, record {number} at byte")
+            assert said.startswith(f"skipped 1 bad record, kept 3; the first: {path}, record {number} at byte")
 
 
 def test_a_file_cut_at_any_byte_is_named_or_its_last_record_left_out(tmp_path):

@@ -154,7 +154,7 @@ def test_a_damaged_file_ends_the_run_or_its_records_are_left_out(tmp_path, capsy
     with pytest.raises(InputError, match=r"train-00000-of-00001\.tfrecord: record 2 at byte 1720 is bad"):
         trained(tmp_path, "a", data="tfrecord", data_dir=str(tmp_path / "out"))
     trained(tmp_path, "b", data="tfrecord", data_dir=str(tmp_path / "out"), skip_bad_records="true")
-    assert "skipped 1 bad records, kept 8" in capsys.readouterr().err
+    assert "skipped 1 bad record, kept 8" in capsys.readouterr().err
 
 
 def test_old_files_are_found_by_the_beginning_of_their_names(tmp_path):

@@ -197,7 +197,7 @@ def told(skipped: int, good: int, first: Bad | None) -> None:
     """Say how many bad records were left out, and where the first of them is."""
     if skipped and first:
         sys.stderr.write(
-            f"skipped {skipped} bad records, kept {good}; the first: {first.path}, record {first.number} at byte "
+            f"skipped {skipped} bad record{'s' * (skipped > 1)}, kept {good}; the first: {first.path}, record {first.number} at byte "
             f"{first.offset}: {first.reason}\n"
         )
 

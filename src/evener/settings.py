@@ -32,9 +32,7 @@ class Settings:
     mode: str = "async"
     ps: int = 0  # 0: one process, no cluster
     workers: int = 1
-    towers: int = (
-        0  # without ps: processes that each hold the whole model and average their gradients; 0, 1: one process
-    )
+    towers: int = 0  # without ps: processes that average the gradients of their whole models; 0, 1: one process
     replicas_to_aggregate: int | None = None  # sync: gradients averaged in one update; None: as many as workers
     accumulate: bool = False  # sync: a worker may give several gradients to one update
     elastic: bool = False  # sync: with fewer live workers, average fewer gradients

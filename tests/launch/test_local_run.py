@@ -66,6 +66,28 @@ class Launcher:
         return sorted(self.started)
 
 
+class Hasty:
+    """Its tasks end as they should, at once."""
+
+    def __init__(self):
+        self.did = []
+
+    def start(self, assignment):
+        self.did.append(f"{assignment.job}:{assignment.index}")
+        life = Life()
+        life.how, life.open = "", False
+        return life
+
+    def close(self):
+        self.did.append("close")
+
+
+def test_workers_start_first_since_they_take_longest_and_the_starter_is_closed_at_the_end():
+    starter, settings = Hasty(), Settings(ps=2, workers=2, train_steps=9)
+    ended = LocalRun(settings, hear=lambda report: None, say=print, clock=lambda: 1.0, starter=starter).run()
+    assert (ended, starter.did) == ("", ["worker:0", "worker:1", "ps:0", "ps:1", "close"])
+
+
 @pytest.fixture
 def launch():
     return Launcher

@@ -31,6 +31,37 @@ with open(os.environ["SAYS"], "w") as file:
 """
 
 
+#: Another, which writes down how many arenas glibc makes for four threads, and whether the optimizers' compiler is here.
+ARENAS = """
+import ctypes, json, os, pathlib, sys, threading, torch
+
+libc = ctypes.CDLL(None)
+libc.fopen.restype = ctypes.c_void_p
+
+
+def arenas():
+    with_all = ctypes.c_void_p(libc.fopen(b"arenas.xml", b"w"))
+    libc.malloc_info(0, with_all)
+    libc.fclose(with_all)
+    return pathlib.Path("arenas.xml").read_text().count("<heap")
+
+
+def take():
+    torch.empty(1 << 16)
+    all_have.wait()
+
+
+before, all_have = arenas(), threading.Barrier(4)
+threads = [threading.Thread(target=take) for _ in range(4)]
+for thread in threads:
+    thread.start()
+for thread in threads:
+    thread.join()
+with open(os.environ["SAYS"], "w") as file:
+    json.dump([arenas() - before, "torch._dynamo" in sys.modules], file)
+"""
+
+
 @pytest.fixture(params=["forked", "started"])
 def processes(request, tmp_path, monkeypatch):
     if request.param == "forked" and not possible():
@@ -97,6 +128,20 @@ def test_each_task_has_its_own_session_environment_randomness_and_no_other_descr
     assert session and gpus == "" and numpys != others and pythons != theirs and descriptors == as_many and not pidfd
 
 
+def test_a_ps_has_one_arena_and_only_a_task_with_an_optimizer_gets_the_compiler(processes, monkeypatch):
+    Path("arenas.py").write_text(ARENAS)
+    said = {}
+    for job in ("worker", "ps"):  # once a fork server has imported more, all later tasks have that too
+        monkeypatch.setenv("SAYS", f"{job}.json")
+        process = processes.start(assignment(job, recipe="arenas.py:nothing"))
+        heard(process, Failed)
+        process.close()
+        said[job] = json.loads(Path(f"{job}.json").read_text())
+
+    assert (said["ps"][0], said["worker"][0] > 0) == (0, True)
+    assert [said[job][1] for job in ("worker", "ps")] == [False, processes.forks]
+
+
 def test_a_killed_task_is_told_as_such_and_is_dead_when_closed(processes):
     process = listening(processes)
     assert process.ended() is None
@@ -152,6 +197,42 @@ def test_a_killed_fork_server_takes_its_tasks_along_and_the_next_task_has_a_new_
     again = listening(processes)
     assert processes._server is not server
     again.close()
+
+
+@pytest.mark.parametrize("processes", ["forked"], indirect=True)
+def test_how_a_task_ended_is_known_although_the_fork_server_dies_with_an_order_unread(processes):
+    one = processes.start(assignment(recipe="absent.py:nobody"))
+    pid, server = until(lambda: one.pid), processes._server
+    until(lambda: not psutil.pid_exists(pid))
+    held = psutil.Process(server._process.pid)
+    until(lambda: held.status() == psutil.STATUS_SLEEPING)  # it has said so, and waits for more
+    held.suspend()
+    two = processes.start(assignment(index=1))
+    held.kill()
+    until(lambda: not server.alive)
+    assert (one.ended(), two.ended()) == ("ended with status 1", "was killed by SIGKILL")
+    for process in (one, two):
+        process.close()
+
+
+@pytest.mark.parametrize("processes", ["forked"], indirect=True)
+def test_how_tasks_end_is_known_where_children_are_ignored_as_under_some_supervisors(processes):
+    before = signal.signal(signal.SIGCHLD, signal.SIG_IGN)  # a new process inherits it
+    try:
+        process = processes.start(assignment(recipe="absent.py:nobody"))
+    finally:
+        signal.signal(signal.SIGCHLD, before)
+    until(lambda: process.ended() is not None)
+    assert process.ended() == "ended with status 1"
+    process.close()
+
+
+@pytest.mark.parametrize("processes", ["forked"], indirect=True)
+def test_what_still_lives_when_the_fork_server_is_closed_was_killed(processes):
+    process = listening(processes)
+    processes.close()
+    assert process.ended() == "was killed by SIGKILL"
+    process.close()
 
 
 @pytest.mark.parametrize("processes", ["forked"], indirect=True)

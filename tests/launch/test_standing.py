@@ -71,6 +71,7 @@ class Stage:
 
     def __init__(self):
         self.started, self.said, self.asked, self.now = [], [], [], 100.0
+        self.closed = False
         own = Own(Task("ps", 0), Address("127.0.0.1", 2222), {"keys": "", "insecure": True, "heartbeat_timeout": 7.0})
         self.listener = transport.listen("memory")
         self.server = StandingServer(
@@ -83,11 +84,13 @@ class Stage:
         self.started.append(Puppet(assignment))
         return self.started[-1]
 
-    def close(self): ...
+    def close(self):
+        self.closed = True
 
     def end(self):
         self.asked += ["SIGTERM", "SIGTERM"]
         self._thread.join(10)
+        assert self.closed, "what starts tasks ends with the server"
         assert not self._thread.is_alive()
 
     def client(self):

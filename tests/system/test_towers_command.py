@@ -47,7 +47,8 @@ def test_two_towers_learn_the_digits_and_resume_under_torchrun_bit_for_bit(tmp_p
         done = run.finish(200)
         check_nothing_left(run, held)
     assert done.code == 0, done.text
-    assert (done.json["mode"], done.json["towers"], done.json["examples"]) == ("towers", 2, 150 * 100)
+    told = {key: done.json[key] for key in ("mode", "towers", "workers", "examples")}
+    assert told == {"mode": "towers", "towers": 2, "workers": 2, "examples": 150 * 100}
     assert done.json["validation_accuracy"] > 0.9
     check_clean(capfd, tmp_path / "towers", 150)
 

@@ -41,7 +41,7 @@ def hear(report):
 
 group = ProcessGroup(
     store, rank=rank, size=size, device=CPU, shared=False, one_machine=way != "far", start=100.0, patience=patience,
-    report=hear, clock=time.monotonic, lost=lambda: "",
+    report=hear, clock=(lambda: 0.0) if what == "gloo's clock" else time.monotonic, lost=lambda: "",
 )
 flat = torch.randn(4001, generator=torch.Generator().manual_seed(rank))
 mine = flat.clone()
@@ -60,7 +60,7 @@ all_ = [torch.randn(4001, generator=torch.Generator().manual_seed(each)) for eac
 expected = sum(all_[1:], all_[0])
 assert torch.equal(flat, expected) if size == 2 or near else torch.allclose(flat, expected, atol=1e-6)
 print("sum", hashlib.sha256(flat.numpy().tobytes()).hexdigest(), flush=True)
-if what in ("kill", "stop"):
+if what in ("kill", "stop", "gloo's clock"):
     if rank == size - 1:
         os.kill(os.getpid(), signal.SIGKILL if what == "kill" else signal.SIGSTOP)
     began = time.monotonic()
@@ -150,3 +150,13 @@ def test_whoever_is_killed_or_stopped_is_named_by_all_survivors(tmp_path, what, 
     for text in said:
         assert re.search(words, text), text
         assert what == "stop" or float(text.split()[-1]) < 3.0
+
+
+def test_when_gloo_gives_up_first_they_say_whom_they_waited_for(tmp_path):
+    """Who else gives up at that moment is just leaving: it would be missing in a roll call."""
+    with Some(tmp_path, 3, 3.0, "far", "gloo's clock") as some:
+        said = some.finish(0, 1)
+        some.processes[2].send_signal(signal.SIGKILL)
+
+    for text in said:
+        assert re.search("Unavailable .* has waited 3 s for .*worker:2", text), text

@@ -133,7 +133,7 @@ class Processes:
     """Starts tasks on this machine: off a fork server where that is possible, else one by one."""
 
     def __init__(self, *, forks: bool | None = None) -> None:
-        self._forks = possible() if forks is None else forks
+        self.forks = possible() if forks is None else forks
         self._server: ForkServer | None = None
 
     def start(self, assignment: Assignment) -> Process:
@@ -148,7 +148,7 @@ class Processes:
         return Process(assignment, child, mine)
 
     def _child(self, name: str, environment: dict[str, str], line: int, log: int, *, steps: bool) -> Child:
-        if self._forks:
+        if self.forks:
             with contextlib.suppress(OSError):  # it has just ended, or there is too much to tell it
                 return self._living_server(environment, log).fork(name, environment, line, log, steps=steps)
         return _spawn(name, environment, line, log)

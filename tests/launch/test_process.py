@@ -31,7 +31,7 @@ with open(os.environ["SAYS"], "w") as file:
 """
 
 
-#: Another, which writes down how many arenas glibc makes for four threads, and whether the optimizers' compiler is here.
+#: Another, which writes down how many arenas glibc makes for four threads, and whether PyTorch's compiler is there.
 ARENAS = """
 import ctypes, json, os, pathlib, sys, threading, torch
 

@@ -30,6 +30,7 @@ from evener.wire.messages import (
     Lead,
     Lost,
     Pull,
+    Refused,
     Release,
     Saved,
 )
@@ -857,6 +858,19 @@ def test_who_comes_in_the_moment_a_follower_is_lost_is_sent_away_to_come_again(c
     run.leader.links.close()
     with pytest.raises(errors.PeerGone):
         worker.channels[0].receive(0.0)
+
+
+def test_when_a_follower_is_lost_all_others_are_told_that_it_was_not_us(cluster):
+    run = cluster(ps=3, train_steps=99)
+    (worker,) = run.started(0)
+    run.servers[1].leader.close()
+    with pytest.raises(errors.ServerLost):
+        serve(run.leader)
+
+    (told,) = worker.heard()
+    assert isinstance(told, Refused) and (told.kind, told.what[:12]) == ("ServerLost", "ps:1 is gone")
+    with pytest.raises(errors.ServerLost, match="ps:1 is gone"):
+        run.servers[2].hear()
 
 
 def test_the_followers_are_told_the_generation_and_where_to_begin(cluster):

@@ -39,9 +39,9 @@ def everything(run: Cluster) -> tuple[object, ...]:
     """All that a stranger must not move."""
     lead = run.leader
     return (
-        run.step, bytes(lead.shard.state.parameters.parts[0]), lead.leases.state(), dict(lead.members.epochs), dict(lead.members.seqs),
-        dict(run.epochs), lead.course.train_steps, lead.course.stopping, set(lead.links.seats), list(lead.shard.held),
-        list(lead.links.followers),
+        run.step, bytes(lead.shard.state.parameters.parts[0]), lead.leases.state(), dict(lead.members.epochs),
+        dict(lead.members.seqs), dict(run.epochs), lead.course.train_steps, lead.course.stopping, set(lead.links.seats),
+        list(lead.shard.held), list(lead.links.followers),
     )  # fmt: skip
 
 

@@ -226,17 +226,44 @@ def test_a_server_that_does_not_come_back_is_named_when_patience_ends(world):
 
     with pytest.raises(errors.Unavailable) as ended:
         update(world)
-    assert ended.value.what.startswith("worker:3 has waited 31 s for ps:0 to listen at memory:0: nobody listens there")
+    assert ended.value.what.startswith("worker:3 has waited 30 s for ps:0 to listen at memory:0: nobody listens there")
     assert ended.value.fix == "start it"
 
 
 def test_a_shard_that_lives_in_an_older_generation_is_asked_again(world):
-    world.links[0].answers.append(Granted(Identity(3, 5, 2)))
-    world.links[1].answers.append(Granted(Identity(3, 5, 1)))
+    for link in world.links:
+        link.answers.append(Granted(Identity(3, 5, 2 - link.shard)))
+    for _ in range(14):
+        for link in again(world, epoch=5, generation=2, version=6):
+            link.answers[0] = Granted(Identity(3, 5, 2 - link.shard))
     again(world, epoch=6, generation=2, version=7)
 
     assert world.exchange.start().version == 7
-    assert world.told()[0].startswith("ps:1 to hear of the generation that ps:0 has begun (0 s of 30 s)")
+    told = world.told()
+    assert told[0].startswith("ps:1 to hear of the generation that ps:0 has begun (1 s of 30 s)")
+    assert len(told) == 4 + 1, "of 15 tries in 1.4 s, those after the first second; then that it trains"
+
+
+def test_no_server_hears_of_a_worker_before_all_of_them_listen(world):
+    """Else each try would be a new life for those that are there."""
+    (first,) = world.free = world.free[:1]
+    with pytest.raises(errors.Unavailable):
+        world.exchange.start()
+    assert first.closed and world.said == []
+
+
+@pytest.mark.parametrize("busy", ["waiting", "pushing"])
+def test_a_server_that_lost_another_one_is_not_taken_for_the_lost_one(world, busy):
+    world.started()
+    world.links[0].answers += [Refused("ServerLost", "ps:1 is gone (pid 7: killed).", "", ""), GONE]
+    world.links[0].broken = busy == "pushing"
+    again(world, epoch=6, generation=3, version=4)
+    assert update(world).version == 4
+
+    line = next(report.text for report in world.reports if isinstance(report, Line))
+    assert line == (
+        "ps:1 is gone (pid 7: killed): ps:0 goes back to the newest checkpoint; it links up again by itself"
+    )
 
 
 def test_a_link_that_breaks_while_something_is_shown_costs_the_gradient_of_that_step(world):
@@ -477,6 +504,6 @@ def test_a_server_that_does_not_listen_yet_is_waited_for_aloud_and_named_when_pa
     with pytest.raises(errors.Unavailable) as ended:
         world.exchange.start()
     what = "ps:0 to listen at memory:0: nobody listens there"
-    assert ended.value.what == f"worker:3 has waited 31 s for {what}."
+    assert ended.value.what == f"worker:3 has waited 30 s for {what}."
     assert ended.value.fix == "start it"
-    assert world.told()[:2] == [f"{what} (2 s of 30 s)", f"{what} (4 s of 30 s)"]
+    assert world.told()[:2] == [f"{what} (1 s of 30 s)", f"{what} (3 s of 30 s)"]

@@ -22,7 +22,7 @@ def serve(server: Leader | Follower, stop_asked: Callable[[], str] = lambda: "")
     peer was told why.
 
     Raises:
-        ServerLost: another ps task is gone. Peers find their links closed and come back for a new generation.
+        ServerLost: another ps task is gone. Peers are told which, and come back for a new generation.
     """
     try:
         while not server.done:
@@ -30,10 +30,11 @@ def serve(server: Leader | Follower, stop_asked: Callable[[], str] = lambda: "")
             if reason := stop_asked():
                 server.stop(reason, complete=False)
             server.tick()
-    except errors.ServerLost:
+    except errors.ServerLost as loss:
+        _tell_peers(server, loss)  # else they would take the one that closes their links for the one that is gone
         raise
     except Exception as error:
-        _tell_peers(server, error)
+        _tell_peers(server, errors.TaskFailed(f"the run ended because a ps task failed: {error}".splitlines()[0]))
         if isinstance(server, Leader) and isinstance(error, errors.EvenerError):
             server.rescue()  # our own errors are raised before anything is changed
         raise
@@ -68,8 +69,7 @@ def _guarded(server: Leader | Follower, link: Link, message: AnyMessage | None) 
         server.links.refuse(link, error)
 
 
-def _tell_peers(server: Leader | Follower, error: Exception) -> None:
-    failure = errors.TaskFailed(f"the run ended because a ps task failed: {error}".splitlines()[0])
+def _tell_peers(server: Leader | Follower, error: errors.EvenerError) -> None:
     links = [seat.link for seat in server.links.seats.values()] + list(server.links.followers.values())
     for link in links:
-        server.links.tell(link, failure)
+        server.links.tell(link, error)

@@ -34,8 +34,9 @@ log = logging.getLogger(__name__)
 
 #: A wait longer than this many seconds is told.
 SILENCE = 1.0
-#: Seconds of one attempt to reach a shard, and of the pause before the next.
-ATTEMPT, PAUSE = 2.0, 0.1
+#: Seconds of one attempt to reach a shard, of each in the first second of a wait, and of the pause before the next. A
+#: ps that starts again may have another address, which is asked for at each attempt.
+ATTEMPT, FIRST, PAUSE = 2.0, 0.2, 0.1
 
 
 class Connect(Protocol):
@@ -98,7 +99,7 @@ class Servers:
         since, told = self._clock(), False
         while True:
             try:
-                turn = self._link_up()
+                turn = self._link_up(FIRST if self._clock() - since < SILENCE else ATTEMPT)
                 if lost:
                     log.info("%s is back after %.1f s, at step %d", self.name, self._clock() - since, turn.version)
                 if told or lost:
@@ -115,27 +116,20 @@ class Servers:
                         f"{self.name} has waited {waited:.0f} s for {what}.",
                         fix=error.fix or "start it, or look at its log.",
                     ) from None
-                wait = f"{what} ({waited:.0f} s of {self._patience:.0f} s)"
-                if not told:
-                    log.warning("%s waits: %s", self.name, wait)
-                told = True
-                self._report(Status(self.name, "waiting", waiting_for=wait))
+                if waited > SILENCE:
+                    wait = f"{what} ({waited:.0f} s of {self._patience:.0f} s)"
+                    if not told:
+                        log.warning("%s waits: %s", self.name, wait)
+                    told = True
+                    self._report(Status(self.name, "waiting", waiting_for=wait))
                 self._sleep(PAUSE)
 
-    def _link_up(self) -> Turn:
+    def _link_up(self, attempt: float) -> Turn:
         self._addresses = list(self._find())
         chaos.point("worker.hello")
-        for shard, address in enumerate(self._addresses):
-            ranges = self._layout.ranges(shard)
-            try:
-                channel = self._connect(
-                    shard, address, Ranges(self._gradients, ranges), Ranges(self._parameters, ranges), ATTEMPT
-                )
-            except errors.Unavailable as error:
-                raise errors.Unavailable(
-                    f"ps:{shard} to listen at {address}: {error.why or error.what}", fix=error.fix
-                ) from None
-            self._channels.append(channel)
+        for shard, address in enumerate(self._addresses):  # all of them first: as long as one is absent none is told
+            self._channels.append(self._dial(shard, address, attempt))
+        for shard in range(len(self._addresses)):
             # ps:0 grants the epoch that the other shards are told; an epoch of ours tells it that we come back
             self._send(shard, msgspec.structs.replace(self._hello, identity=self._identity))
             granted = self._receive(shard, f"ps:{shard} to admit {self.name}")
@@ -148,6 +142,17 @@ class Servers:
             self._send(shard, Join(self._identity))
         chaos.point("worker.joined")
         return self._turn()
+
+    def _dial(self, shard: int, address: str, attempt: float) -> Channel:
+        ranges = self._layout.ranges(shard)
+        try:
+            return self._connect(
+                shard, address, Ranges(self._gradients, ranges), Ranges(self._parameters, ranges), attempt
+            )
+        except errors.Unavailable as error:
+            raise errors.Unavailable(
+                f"ps:{shard} to listen at {address}: {error.why or error.what}", fix=error.fix
+            ) from None
 
     def _return(self, gone: errors.PeerGone) -> Turn:
         """A link broke: come back. The gradient that was on its way is not ours any more."""
@@ -259,7 +264,7 @@ class Servers:
             if header is not None:
                 answer = codec.decode(header)
                 if isinstance(answer, Refused):
-                    raise codec.raised(answer)
+                    raise self._refused(shard, answer)
                 if told:
                     self._report(Status(self.name, "training"))
                 return answer
@@ -279,9 +284,16 @@ class Servers:
         )
 
     def _explain_loss(self, shard: int) -> None:
-        """A server that fails says why before it goes: its last words may still be there to read."""
+        """A server that hangs up says why before it goes: its last words may still be there to read."""
+        answer: AnyMessage | None = None
         with contextlib.suppress(errors.PeerGone, errors.ProtocolError):
-            while (header := self._channels[shard].receive(0.0)) is not None:
+            while not isinstance(answer, Refused) and (header := self._channels[shard].receive(0.0)) is not None:
                 answer = codec.decode(header)
-                if isinstance(answer, Refused):
-                    raise codec.raised(answer)
+        if isinstance(answer, Refused):
+            raise self._refused(shard, answer)
+
+    def _refused(self, shard: int, answer: Refused) -> errors.EvenerError:
+        error = codec.raised(answer)
+        if isinstance(error, errors.ServerLost):  # another one: this one is there and begins a new generation
+            return errors.PeerGone(error.what, why=f"ps:{shard} goes back to the newest checkpoint")
+        return error

@@ -196,8 +196,9 @@ def walk(source: Source, *, data: bool, skip: bool = False) -> Iterator[Record |
 def told(skipped: int, good: int, first: Bad | None) -> None:
     """Say how many bad records were left out, and where the first of them is."""
     if skipped and first:
+        records = "record" if skipped == 1 else "records"
         sys.stderr.write(
-            f"skipped {skipped} bad record{'s' * (skipped > 1)}, kept {good}; the first: {first.path}, record {first.number} at byte "
+            f"skipped {skipped} bad {records}, kept {good}; the first: {first.path}, record {first.number} at byte "
             f"{first.offset}: {first.reason}\n"
         )
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import signal
 
 import pytest
@@ -82,6 +83,12 @@ def test_what_cannot_be_audited_is_an_error_and_what_is_wrong_is_the_exit_code(r
     assert here(capfd, "train", recipe, "--train-steps", "20", "--logdir", logdir, "--quiet").code == 0
     clean = here(capfd, "audit", logdir)
     assert (clean.code, clean.out.splitlines()[-1]) == (0, "ledger clean")
+
+    manifest = logdir / "checkpoints" / "step-00000020" / "manifest.json"
+    manifest.write_text("{")
+    unread = here(capfd, "audit", logdir)
+    assert (unread.code, unread.out.splitlines()[-1]) == (0, "ledger clean")
+    assert re.search("note: .*step-00000020.*is not a manifest of evener", unread.out), unread.out
 
     ledger = logdir / "ledger.jsonl"
     lines = ledger.read_text().splitlines(keepends=True)

@@ -1,0 +1,74 @@
+"""From what a caller says to settings, and to a directory of its own."""
+
+from __future__ import annotations
+
+import time
+
+import pytest
+import torch
+from torch import nn
+
+from evener.cluster import Cluster
+from evener.errors import ConfigError
+from evener.launch.environment import Rank
+from evener.launch.preparation import as_rank, new_logdir, options_there, settings_of
+from evener.recipe import Recipe
+
+REFERENCE = f"{__file__}:described"
+
+
+def described() -> Recipe:
+    """A recipe that other processes find by name."""
+    return Recipe(
+        model=lambda: nn.Linear(1, 1),
+        data=lambda: ((torch.zeros(4, 1), torch.zeros(4, 1)), (torch.zeros(4, 1), torch.zeros(4, 1))),
+        loss=nn.functional.mse_loss,
+        optimizer=lambda model: torch.optim.SGD(model.parameters(), lr=0.1),
+    )
+
+
+@pytest.mark.parametrize("others", [{"ps": 1}, {"towers": 2}, {"pipeline_stages": 2}], ids=str)
+def test_other_processes_must_find_a_recipe_by_name(others, tmp_path):
+    settings, made = settings_of(described, {**others, "logdir": tmp_path})
+    assert (settings.recipe, made) == (REFERENCE, None)
+    nameless = described()
+    with pytest.raises(ConfigError, match="other processes cannot find the recipe"):
+        settings_of(nameless, {**others, "logdir": tmp_path})
+
+
+@pytest.mark.parametrize("alone", [{}, {"towers": 1}, {"pipeline_stages": 1}], ids=str)
+def test_one_process_takes_any_recipe_and_keeps_its_name_if_it_has_one(alone, tmp_path):
+    settings, made = settings_of(described(), {**alone, "logdir": tmp_path})
+    assert isinstance(made, Recipe) and settings.recipe == made.name
+    settings, made = settings_of(described, {**alone, "logdir": tmp_path})
+    assert isinstance(made, Recipe) and settings.recipe == REFERENCE
+
+
+@pytest.fixture
+def one_second(monkeypatch, tmp_path):
+    """All that happens in this test happens within the same one."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(time, "strftime", lambda _: "20261121-120000")
+
+
+@pytest.mark.usefixtures("one_second")
+def test_runs_of_one_second_get_directories_of_their_own():
+    names = [new_logdir("some.module:small") for _ in range(3)]
+    assert names == [f"evener-runs/small-20261121-120000{more}" for more in ("", "-1", "-2")]
+
+
+@pytest.mark.usefixtures("one_second")
+def test_on_standing_servers_too_where_nobody_here_can_look():
+    servers = Cluster.of({"ps": ["a:1"], "worker": ["b:1"]})
+    first, second = (options_there("mnist", servers, {})["logdir"] for _ in range(2))
+    assert first != second
+    assert options_there("mnist", servers, {"logdir": "mine"})["logdir"] == "mine"
+
+
+def test_under_torchrun_its_processes_are_the_towers():
+    rank = Rank(0, 2, 0, 2)
+    assert as_rank({"mode": "sync"}, None) == {"mode": "sync"}
+    assert as_rank({"workers": 2}, rank) == {"workers": 2, "towers": 2}
+    for name in ("towers", "workers"):
+        with pytest.raises(ConfigError, match=f"{name}=3, but torchrun has started 2 processes"):
+            as_rank({name: 3}, rank)

@@ -492,6 +492,14 @@ def test_an_address_where_nobody_listens_is_named(kind: str, world: World) -> No
     assert 0.25 < time.monotonic() - start < 2.0
 
 
+def test_whoever_would_rather_ask_for_the_address_again_need_not_wait_where_nobody_listens(
+    kind: str, world: World
+) -> None:
+    world.listener.close()
+    with pytest.raises(Unavailable, match=world.listener.address):
+        transport.connect(world.listener.address, *boxes([8]), timeout=10_000.0, absent=0.0)
+
+
 def test_a_server_may_start_after_its_workers(kind: str, world: World) -> None:
     address = world.listener.address
     world.listener.close()

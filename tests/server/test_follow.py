@@ -25,7 +25,7 @@ from evener.report import Finished, Status
 from evener.server.follow import Follower
 from evener.server.serve import serve
 from evener.server.shard import Shard
-from evener.wire.messages import Contents, Goodbye, Granted, Halt, Identity, Join, Pull, Release
+from evener.wire.messages import Contents, Goodbye, Granted, Halt, Identity, Join, Lost, Pull, Release
 
 MODES = {
     "async": {"mode": "async"},
@@ -515,6 +515,26 @@ def test_a_follower_without_its_leader_says_so(cluster):
 
     with pytest.raises(errors.TaskFailed, match="ps:0 is gone"):
         run.look(1)
+
+
+def test_the_end_of_the_run_is_heard_even_by_a_follower_that_has_something_to_tell(cluster):
+    run = cluster(train_steps=1)
+    (worker,) = run.started(0)
+    worker.push(1.0)
+    for shard in (0, 1):
+        worker.say(shard, Goodbye(worker.identity))
+    run.settle()
+    for _ in range(10):
+        run.leader.tick()
+        if run.leader.done:
+            break
+        run.servers[1].tick()
+        run.settle()
+    run.leader.close()
+    run.leader.links.close()
+    assert run.leader.done and not run.servers[1].done
+    run.servers[1]._tell(Lost(1, 0, 1, "it left"))
+    assert run.servers[1].done
 
 
 def test_pull_shows_the_same_update_on_all_shards(cluster):

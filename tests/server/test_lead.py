@@ -869,8 +869,10 @@ def test_when_a_follower_is_lost_all_others_are_told_that_it_was_not_us(cluster)
 
     (told,) = worker.heard()
     assert isinstance(told, Refused) and (told.kind, told.what[:12]) == ("ServerLost", "ps:1 is gone")
+    worker.say(2, worker.message(), payload=True)
     with pytest.raises(errors.ServerLost, match="ps:1 is gone"):
-        run.servers[2].hear()
+        serve(run.servers[2])  # which has something to tell a leader that has hung up
+    assert worker.heard(2)[-1] == told
 
 
 def test_the_followers_are_told_the_generation_and_where_to_begin(cluster):

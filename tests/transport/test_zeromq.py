@@ -260,6 +260,8 @@ def test_nobody_there_is_told_with_the_reason() -> None:
         with pytest.raises(Unavailable, match=address) as error:
             transport.connect(address, *boxes(8), timeout=0.2)
         assert "no packet came back" in error.value.why
+        with pytest.raises(Unavailable, match=r"has not answered for 0\.[45] s"):  # somebody does listen
+            transport.connect(address, *boxes(8), timeout=0.4, absent=0.0)
     with pytest.raises(Unavailable) as error:
         transport.connect("tcp://no-such-host.invalid:1", *boxes(8), timeout=0.1)
     assert "does not resolve" in error.value.why

@@ -73,10 +73,11 @@ class World:
         self.clock, self.reports, self.said = Clock(), [], []
         self.links = [Script(shard, self.clock, self.said) for shard in range(shards)]
         self.free = list(self.links)
+        self.addresses, self.dialled = [f"memory:{shard}" for shard in range(shards)], []
         layout = Layout([Spec("row", (64,), "float32", True)], shards=shards)
         hello = Hello(Identity(3), RUN, EVENER, "2", "row", layout.fingerprint, b"", 40, "here", 812)
         self.exchange = Servers(
-            lambda: [f"memory:{shard}" for shard in range(shards)], hello, layout,
+            lambda: self.addresses, hello, layout,
             gradients=Memory(layout.nbytes), parameters=Memory(layout.nbytes),
             connect=self.dial, report=self.reports.append, clock=self.clock,
             sleep=self.clock.advance, patience=30.0,
@@ -88,10 +89,11 @@ class World:
         return self.exchange.start()
 
     def dial(self, shard, address, outbox, inbox, timeout):
-        if not self.free:
+        self.dialled.append(shard)
+        if not self.free or (link := self.free.pop(0)) is None:
             self.clock.advance(timeout)
             raise errors.Unavailable(f"{address} has not answered.", why="nobody listens there.", fix="start it")
-        return self.free.pop(0)
+        return link
 
     def told(self):
         return [report.waiting_for for report in self.reports]
@@ -226,7 +228,7 @@ def test_a_server_that_does_not_come_back_is_named_when_patience_ends(world):
 
     with pytest.raises(errors.Unavailable) as ended:
         update(world)
-    assert ended.value.what.startswith("worker:3 has waited 30 s for ps:0 to listen at memory:0: nobody listens there")
+    assert ended.value.what.startswith("worker:3 has waited 31 s for ps:0 to listen at memory:0: nobody listens there")
     assert ended.value.fix == "start it"
 
 
@@ -245,11 +247,39 @@ def test_a_shard_that_lives_in_an_older_generation_is_asked_again(world):
 
 
 def test_no_server_hears_of_a_worker_before_all_of_them_listen(world):
-    """Else each try would be a new life for those that are there."""
+    """Else each try would be a new life for those that are there. Links that are open stay open."""
     (first,) = world.free = world.free[:1]
     with pytest.raises(errors.Unavailable):
         world.exchange.start()
+    assert (world.dialled[:4], world.said) == ([0, 1, 1, 1], [])
+    world.exchange.close("ps:1 did not come")
     assert first.closed and world.said == []
+
+
+def test_a_shard_that_has_moved_meanwhile_is_dialled_where_it_is_now(world):
+    first, second = world.links
+    third = Script(0, world.clock, world.said)
+    for link in (third, second):
+        link.answers += [Granted(Identity(3, 5, 2)), Release(seq=0, version=7, lease=40)]
+    world.free = [first, None, third, second]
+
+    def moved(seconds):
+        world.clock.advance(seconds)
+        world.addresses = ["memory:7", "memory:1"]
+
+    world.exchange._sleep = moved
+    assert world.exchange.start().version == 7
+    assert world.dialled == [0, 1, 0, 1]
+    assert first.closed and not third.closed
+
+
+def test_who_never_admitted_us_hears_no_goodbye(world):
+    world.links[0].answers.append(Granted(Identity(3, 5, 2)))
+    world.links[1].answers.append(Refused("ModelMismatch", "another network", "", ""))
+    with pytest.raises(errors.ModelMismatch):
+        world.exchange.start()
+    world.exchange.close("ModelMismatch: another network")
+    assert [(shard, type(message)) for shard, message, _ in world.said] == [(0, Hello), (1, Hello), (0, Goodbye)]
 
 
 @pytest.mark.parametrize("busy", ["waiting", "pushing"])
@@ -504,6 +534,6 @@ def test_a_server_that_does_not_listen_yet_is_waited_for_aloud_and_named_when_pa
     with pytest.raises(errors.Unavailable) as ended:
         world.exchange.start()
     what = "ps:0 to listen at memory:0: nobody listens there"
-    assert ended.value.what == f"worker:3 has waited 30 s for {what}."
+    assert ended.value.what == f"worker:3 has waited 31 s for {what}."
     assert ended.value.fix == "start it"
-    assert world.told()[:2] == [f"{what} (1 s of 30 s)", f"{what} (3 s of 30 s)"]
+    assert world.told()[:2] == [f"{what} (2 s of 30 s)", f"{what} (4 s of 30 s)"]

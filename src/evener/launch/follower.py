@@ -18,7 +18,7 @@ from evener.transport.channel import Channel, Memory, Ranges
 from evener.wire import codec
 from evener.wire.messages import Follow, Lead, Refused
 
-#: Seconds of one attempt; between two of them a person is told, and may end it.
+#: Seconds of one attempt, at most; between two of them a person is told, and may end it.
 ATTEMPT = 1.0
 
 

@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import contextlib
 from dataclasses import dataclass
 
 from evener import errors, transport
 from evener.settings import Settings
 from evener.transport import keys
 from evener.transport.channel import Channel, Listener, Ranges
+
+#: Seconds at a port where nobody listens; of a name of this machine the kernel knows at once.
+ABSENT = 0.2
 
 
 def same_host(run: str, shard: int, address: str) -> str:
@@ -66,20 +70,27 @@ class Dialer:
         """One link to a shard; through shared memory where it runs on this very machine.
 
         Raises:
-            Unavailable: nobody answered within `timeout` seconds; its `why` tells what was seen.
+            Unavailable: it did not answer within `timeout` seconds, or nobody listens there: then it may have started
+                again at another address, so ask for that. `why` tells what was seen.
             AuthError, SecurityError: keys that are missing, refused or not those of the cluster.
         """
         settings = self.settings
-        if address.startswith("shared:"):
-            timeout = 0.0  # the kernel knows whether anybody listens; a restarted one has another address
-        if address.startswith("tcp:") and settings.ps_hosts and settings.transport != "zeromq":
+        near = address.startswith("tcp:") and settings.ps_hosts and settings.transport != "zeromq"
+        beside = same_host(self.run, shard, address) if near else ""
+        if beside:
             try:
-                return transport.connect(same_host(self.run, shard, address), outbox, inbox, timeout=0.0)
+                return transport.connect(beside, outbox, inbox, timeout=0.0)
             except errors.Unavailable:
                 if settings.transport == "shared":
                     raise
         mine = keys.load(settings.keys, self.task) if settings.keys else None
-        return transport.connect(
-            address, outbox, inbox, timeout=timeout, keys=mine, server=f"ps-{shard}",
-            heartbeat=settings.heartbeat_timeout,
+        channel = transport.connect(
+            address, outbox, inbox, timeout=timeout, absent=ABSENT if address.startswith("tcp:") else 0.0, keys=mine,
+            server=f"ps-{shard}", heartbeat=settings.heartbeat_timeout,
         )  # fmt: skip
+        if beside:  # it may have begun to listen only now
+            with contextlib.suppress(errors.Unavailable):
+                nearer = transport.connect(beside, outbox, inbox, timeout=0.0)
+                channel.close()
+                return nearer
+        return channel

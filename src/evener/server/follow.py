@@ -209,7 +209,9 @@ class Follower:
         try:
             self.leader.send(codec.encode(message))
         except errors.PeerGone as error:
-            raise errors.ServerLost("ps:0 is gone.", why=f"ps:{self.index} could not reach it.") from error
+            self.hear()  # its last words say why: that the run is over, or who is really gone
+            if not self.done:
+                raise errors.ServerLost("ps:0 is gone.", why=f"ps:{self.index} could not reach it.") from error
 
     def close(self) -> None:
         self._thread.shutdown(wait=True)

@@ -10,6 +10,7 @@ Between hosts a link has keys (`keys`); within one the kernel says who the other
 from __future__ import annotations
 
 import importlib
+import math
 from typing import TYPE_CHECKING, Protocol, cast, runtime_checkable
 
 from evener.errors import ConfigError
@@ -83,11 +84,14 @@ def connect(  # noqa: PLR0913 - what a link is made of, each once
     inbox: Ranges,
     *,
     timeout: float = 10.0,
+    absent: float = math.inf,
     keys: Keys | None = None,
     server: str = "ps-0",
     heartbeat: float = 6.0,
 ) -> Channel:
     """Connect to the listener at `address`, trying for up to `timeout` seconds: the server may start later than we do.
+
+    It gives up after `absent` seconds if nobody listens there: whoever does may have moved.
 
     Returns without waiting for the server to notice; one that refuses us closes the link (PeerGone at `receive`).
     Between hosts `keys` say who we are, and that `server` is the task which must answer; one that is silent for
@@ -105,9 +109,10 @@ def connect(  # noqa: PLR0913 - what a link is made of, each once
                 from evener.transport import zeromq
 
                 return zeromq.connect(
-                    address, outbox, inbox, timeout=timeout, keys=keys, server=server, heartbeat=heartbeat
-                )
-            return _load(module).connect(address, outbox, inbox, timeout=timeout)
+                    address, outbox, inbox,
+                    timeout=timeout, absent=absent, keys=keys, server=server, heartbeat=heartbeat,
+                )  # fmt: skip
+            return _load(module).connect(address, outbox, inbox, timeout=min(timeout, absent))
     raise ConfigError(
         f"'{address}' is not an address of any transport.",
         fix=f"addresses begin with {', '.join(prefix for prefix, _ in TRANSPORTS.values())}.",

@@ -96,9 +96,11 @@ def connect(address: str, outbox: Ranges, inbox: Ranges, *, timeout: float = 10.
         except OSError as error:
             sock.close()
             if time.monotonic() >= deadline:
+                busy = isinstance(error, BlockingIOError)
+                seen = "too many wait there to be let in" if busy else "no process of this host takes a link there"
                 raise Unavailable(
                     f"{address} has not answered for {timeout:g} s.",
-                    why=f"no process of this host takes a link there ({error}).",
+                    why=f"{seen} ({error}).",
                     fix="check that the server runs, on this host, and that the address is the one it published.",
                 ) from error
         except BaseException:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import time
 
 import zmq
@@ -145,6 +146,7 @@ def connect(  # noqa: PLR0913 - what a link is made of, each once
     inbox: Ranges,
     *,
     timeout: float = 10.0,
+    absent: float = math.inf,
     keys: Keys | None = None,
     server: str = "ps-0",
     heartbeat: float = 6.0,
@@ -155,7 +157,8 @@ def connect(  # noqa: PLR0913 - what a link is made of, each once
     """
     check_ranges(outbox, inbox)
     settings = SETTINGS | heartbeats(heartbeat) | (zeromq_curve.client_settings(keys, server) if keys else {})
-    deadline, why, unproven = time.monotonic() + timeout, "", 0
+    start, why, unproven = time.monotonic(), "", 0
+    deadline = start + timeout
     while True:
         wire = Wire(zmq.DEALER, settings, events=EVENTS)
         try:
@@ -177,9 +180,10 @@ def connect(  # noqa: PLR0913 - what a link is made of, each once
             if unproven == UNPROVEN_ATTEMPTS:
                 raise zeromq_curve.unproven(address, keys, server)
         why = failure if failure != SILENCE or not why else why  # the last attempt may be cut short: it tells nothing
-        if time.monotonic() >= deadline:
+        waited = time.monotonic() - start
+        if waited >= (min(timeout, absent) if failure == NOBODY else timeout):
             raise Unavailable(
-                f"{address} has not answered for {timeout:g} s.",
+                f"{address} has not answered for {waited:.1f} s.",
                 why=why,
                 fix="check that the server runs and published this address, and that no firewall lies between.",
             )

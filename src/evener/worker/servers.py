@@ -6,17 +6,15 @@ import contextlib
 import logging
 from collections.abc import Callable, Sequence
 from dataclasses import replace
-from typing import Protocol
 
 import msgspec
 
 from evener import chaos, errors
 from evener.report import Line, Reporter, Status
-from evener.transport.channel import Channel, Memory, Ranges
+from evener.transport.channel import Memory
 from evener.wire import codec
 from evener.wire.layout import Layout
 from evener.wire.messages import (
-    AnyMessage,
     Contents,
     Goodbye,
     Granted,
@@ -25,37 +23,26 @@ from evener.wire.messages import (
     Join,
     Pull,
     Push,
-    Refused,
     Release,
 )  # fmt: skip
 from evener.worker.exchange import Turn
+from evener.worker.server_links import SILENCE, Connect, ServerLinks
 
 log = logging.getLogger(__name__)
 
-#: A wait longer than this many seconds is told.
-SILENCE = 1.0
-#: Seconds of one attempt to reach a shard, of each in the first second of a wait, and of the pause before the next. A
-#: ps that starts again may have another address, which is asked for at each attempt.
-ATTEMPT, FIRST, PAUSE = 2.0, 0.2, 0.1
-
-
-class Connect(Protocol):
-    """Opens a link to one shard; `launch.wiring.Dialer` is the one of every run."""
-
-    def __call__(self, shard: int, address: str, outbox: Ranges, inbox: Ranges, timeout: float) -> Channel: ...
+#: Seconds between two attempts to reach all shards.
+PAUSE = 0.1
 
 
 class Servers:
-    """A worker's links to all shards. When one breaks, the worker comes back to all of them as a new life.
+    """A worker's life at all shards. When a link breaks, the worker comes back to all of them as a new life.
 
     A gradient that was on its way then is not sent again: either it was applied, or its lease went back to the pool
     with the old life, so nothing is lost and nothing comes twice.
 
     Args:
-        addresses: of ps:0, ps:1, ...; asked again at each attempt, since a restarted one may have another.
         hello: what to say first; its identity has epoch 0.
-        gradients, parameters: memory blocks of the layout; shard s owns the ranges `layout.ranges(s)` of each.
-        patience: seconds to wait for an answer in the worst case; the servers' own limit is shorter.
+        addresses, layout, gradients, parameters, connect, patience: of its links, see `ServerLinks`.
     """
 
     def __init__(  # noqa: PLR0913 - what a link needs, each once
@@ -72,14 +59,14 @@ class Servers:
         sleep: Callable[[float], None],
         patience: float,
     ) -> None:
-        self._find, self._connect, self._sleep = addresses, connect, sleep
-        self._addresses: list[str] = []
         self._hello = hello
         self._identity = hello.identity
-        self._layout = layout
-        self._gradients, self._parameters = gradients, parameters
-        self._report, self._clock, self._patience = report, clock, patience
-        self._channels: list[Channel] = []
+        self._report, self._clock, self._sleep, self._patience = report, clock, sleep, patience
+        self._links = ServerLinks(
+            self.name, addresses, layout, gradients=gradients, parameters=parameters, connect=connect, report=report,
+            clock=clock, patience=patience,
+        )  # fmt: skip
+        self._admitted = 0  # shards, the first so many, that have granted us this life
         self._seq = 0
         self._version = 0
         self._lease = -1
@@ -99,14 +86,14 @@ class Servers:
         since, told = self._clock(), False
         while True:
             try:
-                turn = self._link_up(FIRST if self._clock() - since < SILENCE else ATTEMPT)
+                self._links.dial()  # all of them before any hears of us: a new life is work, for them and for the disk
+                turn = self._greet()
                 if lost:
                     log.info("%s is back after %.1f s, at step %d", self.name, self._clock() - since, turn.version)
                 if told or lost:
                     self._report(Status(self.name, "training"))
                 return turn
             except (errors.Unavailable, errors.PeerGone) as error:
-                self._hang_up()
                 waited = self._clock() - since
                 what = error.what.rstrip(".")
                 if isinstance(error, errors.PeerGone):
@@ -124,35 +111,27 @@ class Servers:
                     self._report(Status(self.name, "waiting", waiting_for=wait))
                 self._sleep(PAUSE)
 
-    def _link_up(self, attempt: float) -> Turn:
-        self._addresses = list(self._find())
+    def _greet(self) -> Turn:
+        """Begin a new life at every shard."""
         chaos.point("worker.hello")
-        for shard, address in enumerate(self._addresses):  # all of them first: as long as one is absent none is told
-            self._channels.append(self._dial(shard, address, attempt))
-        for shard in range(len(self._addresses)):
-            # ps:0 grants the epoch that the other shards are told; an epoch of ours tells it that we come back
-            self._send(shard, msgspec.structs.replace(self._hello, identity=self._identity))
-            granted = self._receive(shard, f"ps:{shard} to admit {self.name}")
-            if not isinstance(granted, Granted):
-                raise errors.ProtocolError(f"ps:{shard} answered a Hello with {type(granted).__name__}.")
-            if shard and granted.identity.generation != self._identity.generation:
-                raise errors.Unavailable(f"ps:{shard} to hear of the generation that ps:0 has begun.")
-            self._identity = granted.identity
-        for shard in range(len(self._channels)):
-            self._send(shard, Join(self._identity))
-        chaos.point("worker.joined")
-        return self._turn()
-
-    def _dial(self, shard: int, address: str, attempt: float) -> Channel:
-        ranges = self._layout.ranges(shard)
         try:
-            return self._connect(
-                shard, address, Ranges(self._gradients, ranges), Ranges(self._parameters, ranges), attempt
-            )
-        except errors.Unavailable as error:
-            raise errors.Unavailable(
-                f"ps:{shard} to listen at {address}: {error.why or error.what}", fix=error.fix
-            ) from None
+            for shard in range(len(self._links)):
+                # ps:0 grants the epoch that the other shards are told; one of ours tells it that we come back
+                self._links.send(shard, msgspec.structs.replace(self._hello, identity=self._identity))
+                granted = self._links.receive(shard, f"ps:{shard} to admit {self.name}")
+                if not isinstance(granted, Granted):
+                    raise errors.ProtocolError(f"ps:{shard} answered a Hello with {type(granted).__name__}.")
+                if shard and granted.identity.generation != self._identity.generation:
+                    raise errors.Unavailable(f"ps:{shard} to hear of the generation that ps:0 has begun.")
+                self._identity = granted.identity
+                self._admitted += 1
+            for shard in range(len(self._links)):
+                self._links.send(shard, Join(self._identity))
+            chaos.point("worker.joined")
+            return self._turn()
+        except (errors.Unavailable, errors.PeerGone):
+            self._hang_up()
+            raise
 
     def _return(self, gone: errors.PeerGone) -> Turn:
         """A link broke: come back. The gradient that was on its way is not ours any more."""
@@ -162,9 +141,8 @@ class Servers:
         return replace(self._enter(gone.what), rejected="a link broke while it was on its way")
 
     def _hang_up(self) -> None:
-        for channel in self._channels:
-            channel.close()
-        self._channels = []
+        self._links.hang_up()
+        self._admitted = 0
 
     def returned(self) -> Turn | None:
         turn, self._found = self._found, None
@@ -179,9 +157,9 @@ class Servers:
         push = Push(self._identity, self._seq, self._version, self._lease, loss, examples, seconds)
         try:
             # The leader last: when it looks at the push, the other shards have it too.
-            for shard in reversed(range(len(self._channels))):
+            for shard in reversed(range(len(self._links))):
                 chaos.point("worker.pushing")
-                self._send(shard, push, payload=True)
+                self._links.send(shard, push, payload=True)
             chaos.point("worker.pushed")
             return self._turn()
         except errors.PeerGone as gone:
@@ -190,7 +168,7 @@ class Servers:
     def _turn(self) -> Turn:
         """Wait for every shard's release; all carry the same version, since the leader decided for all."""
         answer = self._release(0)
-        for shard in range(1, len(self._channels)):
+        for shard in range(1, len(self._links)):
             other = self._release(shard)
             if other.version != answer.version:
                 raise errors.ProtocolError(f"ps:0 is at version {answer.version}, ps:{shard} at {other.version}.")
@@ -202,7 +180,7 @@ class Servers:
         )  # fmt: skip
 
     def _release(self, shard: int) -> Release:
-        answer = self._receive(shard, f"ps:{shard} to release {self.name} after global step {self._version}")
+        answer = self._links.receive(shard, f"ps:{shard} to release {self.name} after global step {self._version}")
         if not isinstance(answer, Release):
             raise errors.ProtocolError(f"ps:{shard} answered a Push with {type(answer).__name__}.")
         return answer
@@ -216,11 +194,11 @@ class Servers:
 
     def _show(self, what: str) -> int:
         chaos.point("worker.showing")
-        for shard in range(len(self._channels)):
-            self._send(shard, Pull(self._identity, what))
+        for shard in range(len(self._links)):
+            self._links.send(shard, Pull(self._identity, what))
         versions = []
-        for shard in range(len(self._channels)):
-            answer = self._receive(shard, f"ps:{shard} to show its {what}")
+        for shard in range(len(self._links)):
+            answer = self._links.receive(shard, f"ps:{shard} to show its {what}")
             if not isinstance(answer, Contents):
                 raise errors.ProtocolError(f"ps:{shard} answered a Pull with {type(answer).__name__}.")
             versions.append(answer.version)
@@ -231,7 +209,7 @@ class Servers:
         reason = codec.cut(reason, codec.MAX_SENTENCE)
         while True:
             try:
-                self._send(0, Halt(self._identity, reason, complete))
+                self._links.send(0, Halt(self._identity, reason, complete))
                 return None
             except errors.PeerGone as gone:
                 self._found = self._return(gone)
@@ -239,61 +217,8 @@ class Servers:
     def close(self, reason: str = "") -> None:
         chaos.point("worker.closing")
         failed = bool(reason) and not reason.startswith("KeyboardInterrupt")  # who was sent away has not failed
-        for shard in range(len(self._channels)):
+        for shard in range(self._admitted):
             with contextlib.suppress(errors.WireError):
-                self._send(shard, Goodbye(self._identity, codec.cut(reason, codec.MAX_SENTENCE), failed))
+                self._links.send(shard, Goodbye(self._identity, codec.cut(reason, codec.MAX_SENTENCE), failed))
         self._hang_up()
         chaos.point("worker.left")
-
-    def _send(self, shard: int, message: AnyMessage, *, payload: bool = False) -> None:
-        try:
-            self._channels[shard].send(codec.encode(message), payload=payload)
-        except errors.PeerGone as gone:
-            self._explain_loss(shard)
-            raise self._gone(shard, f"had a {type(message).__name__} for it", gone) from None
-
-    def _receive(self, shard: int, what: str) -> AnyMessage:
-        """The next message of a shard. Says aloud for whom it waits; gives up after `patience`."""
-        since = self._clock()
-        told = False
-        while True:
-            try:
-                header = self._channels[shard].receive(SILENCE)
-            except errors.PeerGone as gone:
-                raise self._gone(shard, f"waited for {what}", gone) from None
-            if header is not None:
-                answer = codec.decode(header)
-                if isinstance(answer, Refused):
-                    raise self._refused(shard, answer)
-                if told:
-                    self._report(Status(self.name, "training"))
-                return answer
-            waited = self._clock() - since
-            if waited > self._patience:
-                raise errors.Unavailable(
-                    f"{self.name} has waited {waited:.0f} s for {what}.", fix=f"look at the log of ps:{shard}."
-                )
-            told = True
-            self._report(Status(self.name, "waiting", waiting_for=f"{what} ({waited:.0f} s)"))
-
-    def _gone(self, shard: int, meanwhile: str, seen: errors.PeerGone) -> errors.PeerGone:
-        return errors.PeerGone(
-            f"ps:{shard} ({self._addresses[shard]}) is gone while {self.name} {meanwhile}.",
-            why=seen.what,
-            fix=f"look at the log of ps:{shard}.",
-        )
-
-    def _explain_loss(self, shard: int) -> None:
-        """A server that hangs up says why before it goes: its last words may still be there to read."""
-        answer: AnyMessage | None = None
-        with contextlib.suppress(errors.PeerGone, errors.ProtocolError):
-            while not isinstance(answer, Refused) and (header := self._channels[shard].receive(0.0)) is not None:
-                answer = codec.decode(header)
-        if isinstance(answer, Refused):
-            raise self._refused(shard, answer)
-
-    def _refused(self, shard: int, answer: Refused) -> errors.EvenerError:
-        error = codec.raised(answer)
-        if isinstance(error, errors.ServerLost):  # another one: this one is there and begins a new generation
-            return errors.PeerGone(error.what, why=f"ps:{shard} goes back to the newest checkpoint")
-        return error

@@ -50,6 +50,15 @@ class Record(evener.Hook):
             file.write(f"{result.loss!r}\n")
 
 
+class Normalized(nn.Sequential):
+    def __init__(self) -> None:
+        super().__init__(nn.Linear(64, 16), nn.BatchNorm1d(16), nn.ReLU(), nn.Linear(16, 16), nn.ReLU())
+        self.append(nn.Linear(16, 3))
+
+
+NETS = {"chain": chain, "residual": Residual, "normalized": Normalized}
+
+
 def data() -> tuple[tuple[Tensor, Tensor], tuple[Tensor, Tensor]]:
     inputs = torch.randn(330, 64, generator=torch.Generator().manual_seed(1))
     target = (inputs[:, :3] + inputs[:, 8:11]).argmax(1)
@@ -60,20 +69,38 @@ def l2(model: nn.Module) -> Tensor:
     return 1e-3 * torch.stack([p.pow(2).sum() for p in model.parameters() if p.dim() > 1]).sum()
 
 
-def recipe(losses: str, net: str = "chain", gate: str = "", gate_step: int = -1, fail: bool = False) -> evener.Recipe:
+class TwoInputs:
+    """A data set whose inputs are not one tensor."""
+
+    def __len__(self) -> int:
+        return 240
+
+    def batch(self, indices: Tensor) -> tuple[dict[str, Tensor], Tensor]:
+        (inputs, target), _ = data()
+        return {"left": inputs[indices], "right": inputs[indices]}, target[indices]
+
+
+def whole_norm(model: nn.Module) -> Tensor:
+    """No stage could say its part of it."""
+    return l2(model).sqrt()
+
+
+def recipe(
+    losses: str, net: str = "chain", flaw: str = "", gate: str = "", gate_step: int = -1, fail: bool = False
+) -> evener.Recipe:
     def loss(output: Tensor, target: Tensor) -> Tensor:
         if fail and torch.is_grad_enabled():  # in training, not when the run looks at its metrics
             raise ValueError("this loss fails")
         return nn.functional.cross_entropy(output, target)
 
     return evener.Recipe(
-        model=chain if net == "chain" else Residual,
-        data=data,
+        model=NETS[net],
+        data=(lambda: (TwoInputs(), TwoInputs())) if flaw == "inputs" else data,
         loss=loss,
-        penalty=l2,
+        penalty=whole_norm if flaw == "penalty" else l2,
         ema_decay=0.9,
         optimizer=lambda model: torch.optim.Adam(model.parameters(), lr=0.01),
         lr_scheduler=lambda made, _: torch.optim.lr_scheduler.ExponentialLR(made, 0.99),
-        split_points=["2", "4"] if net == "chain" else ["body"],
+        split_points=["body"] if net == "residual" else ["2", "4"],
         hooks=lambda: [Record(losses, gate, gate_step)],
     )

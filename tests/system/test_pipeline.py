@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import signal
 from pathlib import Path
 
@@ -101,3 +102,24 @@ def test_a_stopped_stage_is_named_and_ends_the_run_at_the_stall_timeout(tmp_path
 
     assert done.code == 1, done.text
     assert "worker:0 has waited 4 s for the activations and gradients of lease 4" in done.err
+
+
+@pytest.mark.parametrize(
+    ("flaw", "said"),
+    [
+        ("penalty", r"the recipe's penalty is [\d.]+, but [\d.]+ as the sum over the stages"),
+        ("inputs", "a pipeline takes one tensor as input, the data give dict"),
+    ],
+)
+def test_what_stages_cannot_do_is_refused_before_the_first_step(flaw, said, tmp_path):
+    with start(tmp_path, *options(tmp_path, "--set", f"flaw={flaw}", "--train-steps", 3)) as run:
+        done = run.finish()
+    assert done.code == 2 and re.search(said, done.err) and "without --pipeline-stages" in done.err, done.text
+    assert "Traceback" not in done.err and not losses_of(tmp_path / "losses.txt")
+
+
+def test_normalization_over_microbatches_is_warned_of(tmp_path):
+    with start(tmp_path, *options(tmp_path, "--set", "net=normalized", "--train-steps", 2)) as run:
+        done = run.finish()
+    assert done.code == 0, done.text
+    assert "warning: 1 normalizes over each microbatch of 12 samples, not over the batch" in done.text

@@ -139,7 +139,7 @@ def _follow(part: Part, state: State, settings: Settings, batches: Batches, repo
 
 def _normalizes(model: nn.Module, settings: Settings) -> str:
     names = [name for name, module in model.named_modules() if isinstance(module, nn.modules.batchnorm._BatchNorm)]
-    if not names or settings.chunks == 1:
+    if not names:
         return ""
     return (
         f"warning: {names[0]} normalizes over each microbatch of {settings.batch_size // settings.chunks} samples, "

@@ -101,7 +101,9 @@ def test_a_stopped_stage_is_named_and_ends_the_run_at_the_stall_timeout(tmp_path
         done = run.finish(60)
 
     assert done.code == 1, done.text
-    assert "worker:0 has waited 4 s for the activations and gradients of lease 4" in done.err
+    # it was stopped at its part of lease 4, or before it had taken the order for it
+    waits = "the activations and gradients of lease 4|worker:1 to take the order COMPUTE"
+    assert re.search(f"worker:0 has waited 4 s for ({waits})", done.err), done.text
 
 
 @pytest.mark.parametrize(

@@ -56,7 +56,7 @@ def test_an_order_that_nobody_takes_ends_the_wait_at_the_stall_timeout(tmp_path)
         assert second.stdout.readline() == "stops\n"
         os.waitpid(second.pid, os.WUNTRACED)
         said, _ = first.communicate("go on\n", timeout=60)
-        assert said == "worker:0 has waited 2 s for the others to take the order COMPUTE. True\n"
+        assert said == "worker:0 has waited 2 s for worker:1 to take the order COMPUTE. True\n"
         assert first.returncode == 0
     finally:
         for stage in stages:

@@ -75,7 +75,8 @@ class StageGroup:
 
     def give(self, ask: Ask, number: int = 0) -> None:
         """Stage 0 orders. From the second on the others take each at once, or are stopped."""
-        with self.guarded(f"the others to take the order {ask.name}"):
+        others = ", ".join(f"worker:{stage}" for stage in range(1, self.stages))
+        with self.guarded(f"{others} to take the order {ask.name}"):
             dist.broadcast(torch.tensor([int(ask), number]), 0, group=self._orders)
         if ask is not Ask.CONTINUE and not self._prompt:  # after CONTINUE they first read a checkpoint
             self._prompt = True

@@ -80,8 +80,9 @@ def test_a_ps_that_cannot_listen_both_ways_listens_in_neither():
     first.close()
     settings = Settings(ps=1, ps_hosts=(address.removeprefix("tcp://"),))
     taken = transport.listen("shared", same_host("run", 0, address))
-    with pytest.raises(errors.BindError):
+    with pytest.raises(errors.BindError) as refused:  # which keeps alive what the call had made
         listen(settings, 0, "run")
+    assert refused.tb is not None
     taken.close()
     for listener in listen(settings, 0, "run"):
         listener.close()

@@ -229,7 +229,8 @@ def test_dismissed_it_ends_at_once(stage):
     assert task.killed
 
 
-def test_told_to_end_the_server_ends_its_task_in_order_and_says_so_to_the_client():
+def test_told_to_end_the_server_ends_its_task_in_order_and_says_so_to_the_client(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
     stage = Stage()
     channel, task = at_work(stage)
     stage.asked.append("SIGTERM")

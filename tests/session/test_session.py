@@ -20,6 +20,7 @@ from evener.session.session import Session
 from evener.transport.channel import Memory
 from evener.wire import codec
 from evener.wire.messages import Hello, Identity
+from evener.worker.server_links import ServerLinks
 from evener.worker.servers import Servers
 from evener.worker.towers import Towers
 
@@ -227,11 +228,12 @@ class Tasks:
             Identity(index), RUN, EVENER, "2", built.fingerprint, layout.fingerprint, codec.pack_specs(layout.specs),
             cluster.samples, "here", 812,
         )  # fmt: skip
-        exchange = Servers(
-            lambda: [listener.address for listener in cluster.listeners], hello, layout, gradients=gradients,
-            parameters=parameters, connect=in_memory, report=lambda report: None, clock=Clock(), sleep=time.sleep,
+        links = ServerLinks(
+            f"worker:{index}", lambda: [listener.address for listener in cluster.listeners], layout,
+            gradients=gradients, parameters=parameters, connect=in_memory, report=lambda report: None, clock=Clock(),
             patience=30.0,
         )  # fmt: skip
+        exchange = Servers(links, hello, sleep=time.sleep)
         data = as_data(built.recipe.data())
         batches = Batches(data.train, batch_size=cluster.settings.batch_size, seed=0)
         return Session(

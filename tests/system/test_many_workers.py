@@ -30,6 +30,7 @@ from evener.tensors import whole_views
 from evener.transport.channel import Memory
 from evener.wire import codec
 from evener.wire.messages import Hello, Identity
+from evener.worker.server_links import ServerLinks
 from evener.worker.servers import Servers
 
 WORKERS, LEASES, SAMPLES, RUN = 64, 256, 6400, "many"
@@ -155,11 +156,12 @@ class Crowd:
             Identity(index), RUN, VERSION, "2", self.built.fingerprint, layout.fingerprint,
             codec.pack_specs(layout.specs), SAMPLES, "here", index,
         )  # fmt: skip
-        exchange = Servers(
-            lambda: [self.ps.address], hello, layout, gradients=gradients, parameters=parameters,
-            connect=Dialer(self.settings, f"worker:{index}", RUN), report=lambda report: None,
-            clock=time.monotonic, sleep=threading.Event().wait, patience=60.0,
+        name = f"worker:{index}"
+        links = ServerLinks(
+            name, lambda: [self.ps.address], layout, gradients=gradients, parameters=parameters,
+            connect=Dialer(self.settings, name, RUN), report=lambda report: None, clock=time.monotonic, patience=60.0,
         )  # fmt: skip
+        exchange = Servers(links, hello, sleep=threading.Event().wait)
         gradient = whole_views(layout, gradients.view)["row"]
         gradient.zero_()  # so that its pages exist before anyone pushes
         turn = exchange.start()

@@ -31,6 +31,7 @@ from evener.wire.messages import (
     Refused,
     Release,
 )
+from evener.worker.server_links import ServerLinks
 from evener.worker.servers import Servers
 
 sys.path.append(str(Path(__file__).parents[1] / "server"))
@@ -76,12 +77,12 @@ class World:
         self.addresses, self.dialled = [f"memory:{shard}" for shard in range(shards)], []
         layout = Layout([Spec("row", (64,), "float32", True)], shards=shards)
         hello = Hello(Identity(3), RUN, EVENER, "2", "row", layout.fingerprint, b"", 40, "here", 812)
-        self.exchange = Servers(
-            lambda: self.addresses, hello, layout,
+        links = ServerLinks(
+            "worker:3", lambda: self.addresses, layout,
             gradients=Memory(layout.nbytes), parameters=Memory(layout.nbytes),
-            connect=self.dial, report=self.reports.append, clock=self.clock,
-            sleep=self.clock.advance, patience=30.0,
+            connect=self.dial, report=self.reports.append, clock=self.clock, patience=30.0,
         )  # fmt: skip
+        self.exchange = Servers(links, hello, sleep=self.clock.advance)
 
     def started(self, **release):
         for link in self.links:
@@ -466,11 +467,12 @@ def connected(cluster, index):
         Identity(index), RUN, EVENER, "2", built.fingerprint, layout.fingerprint, codec.pack_specs(layout.specs),
         cluster.samples, "here", 812,
     )  # fmt: skip
-    exchange = Servers(
-        lambda: [listener.address for listener in cluster.listeners], hello, layout, gradients=gradients,
-        parameters=parameters, connect=in_memory, report=lambda report: None, clock=Clock(), sleep=time.sleep,
+    links = ServerLinks(
+        f"worker:{hello.identity.worker}", lambda: [listener.address for listener in cluster.listeners], layout,
+        gradients=gradients, parameters=parameters, connect=in_memory, report=lambda report: None, clock=Clock(),
         patience=30.0,
     )  # fmt: skip
+    exchange = Servers(links, hello, sleep=time.sleep)
     return exchange, whole_views(layout, gradients.view), whole_views(layout, parameters.view)
 
 

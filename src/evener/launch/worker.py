@@ -27,6 +27,7 @@ from evener.wire.messages import Hello, Identity
 from evener.worker.device_memory import DeviceMemory, Fetching
 from evener.worker.exchange import Exchange
 from evener.worker.feeding import feed_for
+from evener.worker.server_links import ServerLinks
 from evener.worker.servers import Servers
 from evener.worker.towers import Towers
 
@@ -79,11 +80,12 @@ def run_worker(  # noqa: PLR0913 - what a task is told, each once
         process=secrets.token_hex(8),
     )  # fmt: skip
     report(Status(task, "starting", waiting_for="the addresses of the ps tasks"))
-    exchange: Exchange = Servers(
-        rendezvous.addresses, hello, built.layout, gradients=gradients, parameters=parameters,
-        connect=Dialer(settings, task, run), report=report, clock=time.monotonic, sleep=time.sleep,
+    links = ServerLinks(
+        task, rendezvous.addresses, built.layout, gradients=gradients, parameters=parameters,
+        connect=Dialer(settings, task, run), report=report, clock=time.monotonic,
         patience=settings.stall_timeout + 30.0,
     )  # fmt: skip
+    exchange: Exchange = Servers(links, hello, sleep=time.sleep)
     if memory is not None:
         exchange = Fetching(exchange, memory)
     hooks = hooks_for(built.recipe, data, settings)

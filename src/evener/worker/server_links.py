@@ -48,10 +48,10 @@ class ServerLinks:
         clock: Callable[[], float],
         patience: float,
     ) -> None:
-        self._name, self._find, self._connect = name, addresses, connect
+        self.name, self.report, self.clock, self.patience = name, report, clock, patience
+        self._find, self._connect = addresses, connect
         self._layout = layout
         self._gradients, self._parameters = gradients, parameters
-        self._report, self._clock, self._patience = report, clock, patience
         self._addresses: list[str] = []
         self._channels: list[Channel] = []
 
@@ -106,7 +106,7 @@ class ServerLinks:
             Unavailable: nothing came within `patience` seconds.
             EvenerError: what the shard refused, as the error that it is.
         """
-        since = self._clock()
+        since = self.clock()
         told = False
         while True:
             try:
@@ -118,19 +118,19 @@ class ServerLinks:
                 if isinstance(answer, Refused):
                     raise self._refused(shard, answer)
                 if told:
-                    self._report(Status(self._name, "training"))
+                    self.report(Status(self.name, "training"))
                 return answer
-            waited = self._clock() - since
-            if waited > self._patience:
+            waited = self.clock() - since
+            if waited > self.patience:
                 raise errors.Unavailable(
-                    f"{self._name} has waited {waited:.0f} s for {what}.", fix=f"look at the log of ps:{shard}."
+                    f"{self.name} has waited {waited:.0f} s for {what}.", fix=f"look at the log of ps:{shard}."
                 )
             told = True
-            self._report(Status(self._name, "waiting", waiting_for=f"{what} ({waited:.0f} s)"))
+            self.report(Status(self.name, "waiting", waiting_for=f"{what} ({waited:.0f} s)"))
 
     def _gone(self, shard: int, meanwhile: str, seen: errors.PeerGone) -> errors.PeerGone:
         return errors.PeerGone(
-            f"ps:{shard} ({self._addresses[shard]}) is gone while {self._name} {meanwhile}.",
+            f"ps:{shard} ({self._addresses[shard]}) is gone while {self.name} {meanwhile}.",
             why=seen.what,
             fix=f"look at the log of ps:{shard}.",
         )

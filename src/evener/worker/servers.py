@@ -4,16 +4,14 @@ from __future__ import annotations
 
 import contextlib
 import logging
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import replace
 
 import msgspec
 
 from evener import chaos, errors
-from evener.report import Line, Reporter, Status
-from evener.transport.channel import Memory
+from evener.report import Line, Status
 from evener.wire import codec
-from evener.wire.layout import Layout
 from evener.wire.messages import (
     Contents,
     Goodbye,
@@ -26,7 +24,7 @@ from evener.wire.messages import (
     Release,
 )  # fmt: skip
 from evener.worker.exchange import Turn
-from evener.worker.server_links import SILENCE, Connect, ServerLinks
+from evener.worker.server_links import SILENCE, ServerLinks
 
 log = logging.getLogger(__name__)
 
@@ -41,40 +39,19 @@ class Servers:
     with the old life, so nothing is lost and nothing comes twice.
 
     Args:
+        links: to all shards, not yet dialled.
         hello: what to say first; its identity has epoch 0.
-        addresses, layout, gradients, parameters, connect, patience: of its links, see `ServerLinks`.
     """
 
-    def __init__(  # noqa: PLR0913 - what a link needs, each once
-        self,
-        addresses: Callable[[], Sequence[str]],
-        hello: Hello,
-        layout: Layout,
-        *,
-        gradients: Memory,
-        parameters: Memory,
-        connect: Connect,
-        report: Reporter,
-        clock: Callable[[], float],
-        sleep: Callable[[float], None],
-        patience: float,
-    ) -> None:
-        self._hello = hello
+    def __init__(self, links: ServerLinks, hello: Hello, *, sleep: Callable[[float], None]) -> None:
+        self._links, self._hello, self._sleep = links, hello, sleep
+        self.name, self._report, self._clock, self._patience = links.name, links.report, links.clock, links.patience
         self._identity = hello.identity
-        self._report, self._clock, self._sleep, self._patience = report, clock, sleep, patience
-        self._links = ServerLinks(
-            self.name, addresses, layout, gradients=gradients, parameters=parameters, connect=connect, report=report,
-            clock=clock, patience=patience,
-        )  # fmt: skip
         self._admitted = 0  # shards, the first so many, that have granted us this life
         self._seq = 0
         self._version = 0
         self._lease = -1
         self._found: Turn | None = None  # what a return brought while no update was asked for
-
-    @property
-    def name(self) -> str:
-        return f"worker:{self._identity.worker}"
 
     # --- coming and coming back
 
@@ -89,7 +66,8 @@ class Servers:
                 self._links.dial()  # all of them before any hears of us: a new life is work, for them and for the disk
                 turn = self._greet()
                 if lost:
-                    log.info("%s is back after %.1f s, at step %d", self.name, self._clock() - since, turn.version)
+                    took = self._clock() - since
+                    log.info("%s is back after %.1f s, at step %d", self.name, took, turn.version)
                 if told or lost:
                     self._report(Status(self.name, "training"))
                 return turn

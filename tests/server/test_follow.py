@@ -517,6 +517,19 @@ def test_a_follower_without_its_leader_says_so(cluster):
         run.look(1)
 
 
+def test_a_leader_that_takes_no_messages_is_lost_though_its_link_is_there(cluster, monkeypatch):
+    run = cluster()
+    run.started(0)
+
+    def send(header):
+        raise errors.PeerGone("ps:0 has not read its messages for 30 s.")
+
+    monkeypatch.setattr(run.servers[1].leader, "send", send)
+    with pytest.raises(errors.ServerLost, match="ps:0 is gone") as lost:
+        run.servers[1]._tell(Lost(1, 0, 1, "it left"))
+    assert "could not reach it" in lost.value.why
+
+
 def test_the_end_of_the_run_is_heard_even_by_a_follower_that_has_something_to_tell(cluster):
     run = cluster(train_steps=1)
     (worker,) = run.started(0)

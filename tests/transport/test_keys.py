@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import logging
+import math
 import os
 import re
 import socket
@@ -50,8 +51,10 @@ def listener(directory: Path) -> Iterator[ZeroMQListener]:
     listener.close()
 
 
-def connect(listener: ZeroMQListener, mine: Keys | None, server: str = "ps-0") -> ZeroMQChannel:
-    return zeromq.connect(listener.address, *boxes(100), timeout=10.0, keys=mine, server=server)
+def connect(
+    listener: ZeroMQListener, mine: Keys | None, server: str = "ps-0", absent: float = math.inf
+) -> ZeroMQChannel:
+    return zeromq.connect(listener.address, *boxes(100), timeout=10.0, absent=absent, keys=mine, server=server)
 
 
 def nobody_came(listener: ZeroMQListener) -> bool:
@@ -248,6 +251,8 @@ def test_a_server_with_another_key_is_left_after_three_attempts(
     assert time.monotonic() - start < 5.0 and listener.address in str(error.value)
     with pytest.raises(AuthError, match=r"ps:1 did not prove"):  # it is ps:0
         connect(listener, load(directory, "worker-1"), server="ps-1")
+    with pytest.raises(AuthError, match=r"ps:0 did not prove"):  # somebody listens: that is no reason to give up sooner
+        connect(listener, load(strangers, "worker-1"), absent=0.0)
     assert nobody_came(listener)
     with pytest.raises(SecurityError, match=r"no public key of ps:7"):
         connect(listener, load(directory, "worker-1"), server="ps-7")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import fcntl
+import gc
 import os
 import random
 import signal
@@ -19,7 +20,7 @@ import pytest
 from transport_children import boxes, closed, hear, serve, worker
 
 from evener import transport
-from evener.errors import BindError, PeerGone, ProtocolError
+from evener.errors import BindError, PeerGone, ProtocolError, Unavailable
 from evener.transport import packets, shared, shared_channel
 from evener.transport.channel import Arrived, Closed, Memory, Opened, Ranges, wait
 from evener.transport.shared import SharedListener
@@ -82,6 +83,7 @@ def still_serves(listener: SharedListener) -> bool:
 @pytest.mark.slow
 def test_a_killed_worker_is_known_within_a_second_and_leaves_nothing(listener: SharedListener) -> None:
     before = set(os.listdir("/dev/shm"))
+    gc.collect()  # else what other tests of this process left may go meanwhile
     mapped = Path("/proc/self/maps").read_text().count("memfd:evener")
     rng = random.Random(4)
     worst = 0.0
@@ -129,6 +131,17 @@ def test_a_process_may_end_without_closing_anything(listener: SharedListener) ->
     code += "r = Ranges(Memory(8), ((0, 8),)); transport.listen('shared'); transport.connect(sys.argv[1], r, r)"
     subprocess.run([sys.executable, "-c", code, listener.address], check=True, timeout=20)
     assert [type(event) for event in hear(listener, lambda events: len(events) == 2)] == [Opened, Closed]
+
+
+def test_a_server_that_lets_nobody_in_is_called_busy_and_not_absent(listener: SharedListener) -> None:
+    words = Ranges(Memory(0), ())
+    links = []
+    with pytest.raises(Unavailable) as error:
+        for _ in range(1000):
+            links.append(transport.connect(listener.address, words, words, timeout=0.0))
+    assert "too many wait there" in error.value.why
+    for link in links:
+        link.close()
 
 
 def test_every_descriptor_is_given_back() -> None:

@@ -348,6 +348,15 @@ def test_why_a_server_closed_the_link_is_told_rather_than_that_it_did(world):
         update(world)
 
 
+def test_of_a_servers_last_words_the_first_are_the_cause(world):
+    world.started()
+    world.links[1].broken = True
+    world.links[1].answers += [Refused("NonFinite", "a loss is not finite", "", ""), Refused("Fenced", "later", "", "")]
+
+    with pytest.raises(errors.NonFinite):
+        update(world)
+
+
 @pytest.mark.parametrize("kind", ["DuplicateTask", "Fenced", "ModelMismatch", "ClusterMismatch", "TaskFailed"])
 def test_a_refusal_is_raised_as_what_it_is(world, kind):
     world.links[0].answers.append(Refused(kind, "what", "why", "fix"))

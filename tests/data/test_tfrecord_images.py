@@ -30,9 +30,10 @@ def convert(*words):
     return cli.main(["data", "convert", "mnist", "--to", "tfrecord", *map(str, words)])
 
 
-def test_the_command_says_what_it_wrote(idx, tmp_path, capsys):
+@pytest.mark.parametrize("which", [(), ("--data", "mnist")], ids=["found", "named"])
+def test_the_command_says_what_it_wrote(which, idx, tmp_path, capsys):
     out = tmp_path / "out"
-    assert convert(out, "--shards", 2, "--data", "mnist", "--data-dir", idx) == cli.OK
+    assert convert(out, "--shards", 2, *which, "--data-dir", idx) == cli.OK
 
     lines = capsys.readouterr().out.splitlines()
     sizes = {path.name: path.stat().st_size for path in out.iterdir()}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import os
 import socket
 
@@ -22,6 +23,7 @@ def test_a_task_that_the_system_refuses_to_make_ends_with_its_reason_in_the_log_
     monkeypatch.setattr(os, "fork", refuse)
     ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
     with ours, theirs, (tmp_path / "log").open("wb") as log:
+        gc.collect()
         before = len(os.listdir("/proc/self/fd"))
         for number in (1, 2):
             order = msgspec.msgpack.encode(Wanted(number, "ps:0", {}))

@@ -145,6 +145,7 @@ def test_a_server_that_lets_nobody_in_is_called_busy_and_not_absent(listener: Sh
 
 
 def test_every_descriptor_is_given_back() -> None:
+    gc.collect()
     before = len(os.listdir("/proc/self/fd"))
     listener = shared.listen()
     for _ in range(3):
@@ -276,6 +277,7 @@ def test_descriptors_sent_with_a_later_packet_do_not_pile_up(listener: SharedLis
     memory = Memory(8)
     with stranger(listener, offer((0, 8)), [memory.fd]) as sock:
         (opened,) = hear(listener, bool)
+        gc.collect()
         before = len(os.listdir("/proc/self/fd"))
         socket.send_fds(sock, [b"\0header"], [memory.fd, memory.fd])
         assert hear(listener, bool) == [Arrived(opened.peer, b"header", False)]

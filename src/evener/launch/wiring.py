@@ -12,6 +12,8 @@ from evener.transport.channel import Channel, Listener, Ranges
 
 #: Seconds at a port where nobody listens; of a name of this machine the kernel knows at once.
 ABSENT = 0.2
+#: Seconds that a ps of this machine may take from its port to its shared memory; a worker elsewhere waits so long once.
+BESIDE = 0.1
 
 
 def same_host(run: str, shard: int, address: str) -> str:
@@ -90,7 +92,7 @@ class Dialer:
         )  # fmt: skip
         if beside:  # it may have begun to listen only now
             with contextlib.suppress(errors.Unavailable):
-                nearer = transport.connect(beside, outbox, inbox, timeout=0.0)
+                nearer = transport.connect(beside, outbox, inbox, timeout=BESIDE)
                 channel.close()
                 return nearer
         return channel

@@ -353,6 +353,14 @@ def test_the_chief_of_the_end_alone_writes_the_last_steps(tmp_path):
     assert curve(events, "global_steps_per_second") == [(30, 12)]
 
 
+@pytest.fixture(autouse=True)
+def files_in_order(monkeypatch):
+    """TensorBoard reads files in the order of their names: second, host, process, number. Of one second and one process,
+    which no two real runs are, file 10 would come before file 9.
+    """
+    monkeypatch.setattr(event_file_writer, "_global_uid", event_file_writer.AtomicCounter(10))
+
+
 def test_a_worker_that_takes_over_continues_the_curves_and_hides_nothing(tmp_path):
     train(
         tmp_path, steps=6, chief=lambda step: step <= 15
@@ -363,10 +371,7 @@ def test_a_worker_that_takes_over_continues_the_curves_and_hides_nothing(tmp_pat
     assert [event.step for event in read(tmp_path).Scalars("loss")] == [12, 24, 36]
 
 
-def test_a_run_that_resumes_hides_what_was_rolled_back(tmp_path, monkeypatch):
-    # TensorBoard reads files in the order of their names: second, host, process, number. Of one second and one process,
-    # which no two real runs are, file 10 would come before file 9.
-    monkeypatch.setattr(event_file_writer, "_global_uid", event_file_writer.AtomicCounter(10))
+def test_a_run_that_resumes_hides_what_was_rolled_back(tmp_path):
     train(tmp_path, steps=12)  # 12, 24, 36
     loss = read(tmp_path).Scalars("loss")[1].value
     train(tmp_path, steps=5, first=24, seconds=0.5)  # 30, 36, and 39 at the end

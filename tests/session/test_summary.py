@@ -355,8 +355,9 @@ def test_the_chief_of_the_end_alone_writes_the_last_steps(tmp_path):
 
 @pytest.fixture(autouse=True)
 def files_in_order(monkeypatch):
-    """TensorBoard reads files in the order of their names: second, host, process, number. Of one second and one process,
-    which no two real runs are, file 10 would come before file 9.
+    """TensorBoard reads files in the order of their names: second, host, process, number.
+
+    Of one second and one process, which no two real runs are, file 10 would come before file 9.
     """
     monkeypatch.setattr(event_file_writer, "_global_uid", event_file_writer.AtomicCounter(10))
 

@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch import nn
 
-from evener.tensors import Slot, bind, digest_of_frozen, frozen, specs_of, whole_views
+from evener.tensors import Slot, bind, digest_of, frozen, specs_of, whole_views
 from evener.wire.layout import Layout, Spec
 
 
@@ -68,7 +68,7 @@ def test_a_frozen_parameter_and_a_buffer_that_is_not_kept_stay_where_they_are():
 
     assert "fixed" not in names
     assert "cache" not in names
-    assert list(frozen(Zoo())) == ["fixed"]
+    assert list(frozen(Zoo(), Layout(specs_of(Zoo())))) == ["fixed"]
 
 
 # --- bind
@@ -250,37 +250,28 @@ def test_buffers_may_hold_anything():
 
 
 def _frozen(*tensors):
-    return nn.ParameterList(nn.Parameter(tensor, requires_grad=False) for tensor in tensors)
+    return {str(index): tensor for index, tensor in enumerate(tensors)}
 
 
-def test_the_digest_of_frozen_parameters_knows_every_bit():
+def test_the_digest_of_parameters_knows_every_bit():
     one = torch.tensor([1.0, 2.0])
     other = torch.nextafter(one, torch.tensor(9.0))
 
-    assert digest_of_frozen(_frozen(one)) == digest_of_frozen(_frozen(one.clone()))
-    assert digest_of_frozen(_frozen(one)) != digest_of_frozen(_frozen(other))
-    assert digest_of_frozen(_frozen(one)) != digest_of_frozen(nn.ParameterDict({"w": one}).requires_grad_(False))
+    assert digest_of(_frozen(one)) == digest_of(_frozen(one.clone()))
+    assert digest_of(_frozen(one)) != digest_of(_frozen(other))
+    assert digest_of(_frozen(one)) != digest_of({"w": one})
 
 
-def test_the_digest_of_frozen_parameters_knows_shape_and_dtype():
+def test_the_digest_of_parameters_knows_shape_and_dtype():
     digests = {
-        digest_of_frozen(_frozen(tensor))
+        digest_of(_frozen(tensor))
         for tensor in (torch.zeros(2, 3), torch.zeros(3, 2), torch.zeros(6), torch.zeros(3, dtype=torch.float64))
     }
 
     assert len(digests) == 4
 
 
-def test_trained_parameters_are_not_in_the_digest():
-    model = Zoo()
-    before = digest_of_frozen(model)
-    with torch.no_grad():
-        model.scale.add_(1)
-
-    assert digest_of_frozen(model) == before
-
-
 def test_the_digest_takes_scalars_empty_bfloat16_and_transposed_tensors():
     odd = (torch.tensor(1.0), torch.zeros(0, 3), torch.ones(2, dtype=torch.bfloat16), torch.arange(6.0).view(2, 3).T)
 
-    assert len(digest_of_frozen(_frozen(*odd))) == 16
+    assert len(digest_of(_frozen(*odd))) == 16

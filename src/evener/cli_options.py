@@ -55,6 +55,8 @@ def add_training_options(train: argparse.ArgumentParser) -> None:
     add("--accumulate", action="store_true", default=None, help="sync: let a worker give several of the R gradients")
     add("--elastic", action="store_true", default=None, help="sync: with fewer live workers, average fewer gradients")
     add("--staleness", type=int, metavar="S", help="bounded: local steps ahead of the slowest worker; default 4")
+    add("--clip-norm", type=float, metavar="X", help="scale the mean gradient of the whole model down to this 2-norm")
+    add("--clip-value", type=float, metavar="X", help="keep each number of the mean gradient between -X and X")
     add("--placement", metavar="|".join(PLACEMENTS), help="of parameters on several ps tasks; default even")
     length = train.add_argument_group("how long, over what")
     add = length.add_argument

@@ -85,6 +85,15 @@ class NonFinite(EvenerError):
     """A loss or gradient that is NaN or infinite; nothing of it was applied."""
 
 
+def not_finite(what: str) -> NonFinite:
+    """The error of a gradient that was refused."""
+    return NonFinite(
+        what,
+        why="one such gradient would make every parameter NaN; it was not applied.",
+        fix="lower the learning rate, clip the gradient (--clip-norm 1.0), or look at that batch.",
+    )
+
+
 class Stalled(EvenerError):
     """Nothing moved for longer than the stall timeout."""
 

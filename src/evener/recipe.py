@@ -18,6 +18,7 @@ from evener.data.dataset import Data
 from evener.errors import ConfigError
 from evener.recipes import RECIPES
 from evener.references import did_you_mean, find, reference_of as _reference_of
+from evener.settings import check_clipping
 
 __all__ = ["Recipe", "accuracy", "check_model", "options_of", "reference_of", "resolve"]
 
@@ -55,6 +56,11 @@ class Recipe:
         optimizer: makes the optimizer over the model's parameters, in any groups. It lives where the parameters live.
         loss: (output, target) -> scalar, the mean over the batch.
         penalty: (model) -> scalar that is added to the loss, for example L2 on the weights.
+        clip_norm: the mean gradient of an update is scaled down to this 2-norm, over the whole model, as
+            `torch.nn.utils.clip_grad_norm_` does; `--clip-norm`.
+        clip_value: or each number of it is kept between -clip_value and clip_value; `--clip-value`.
+        changing: names of parameters with requires_grad=False, or of modules that hold them, which the model changes
+            itself, such as a teacher that follows its student: they travel, are saved and averaged as buffers are.
         lr_scheduler: (optimizer, steps_per_epoch) -> scheduler, stepped once a global step.
         ema_decay: keeps an average of the parameters, shadow += (1 - d) * (value - shadow) a step with
             d = min(ema_decay, (1 + step) / (10 + step)), as TensorFlow does.
@@ -72,6 +78,9 @@ class Recipe:
     optimizer: Callable[[nn.Module], Optimizer]
     loss: Callable[[Tensor, Tensor], Tensor] = F.cross_entropy
     penalty: Callable[[nn.Module], Tensor] | None = None
+    clip_norm: float | None = None
+    clip_value: float | None = None
+    changing: Sequence[str] = ()
     lr_scheduler: Callable[[Optimizer, float], LRScheduler] | None = None
     ema_decay: float | None = None
     metrics: Mapping[str, Callable[[Tensor, Tensor], Tensor]] = field(default_factory=lambda: {"accuracy": accuracy})
@@ -102,6 +111,13 @@ class Recipe:
                 f"split_points is {self.split_points!r}.",
                 why="it is a list of names of modules, at each of which a stage of a pipeline may begin.",
                 fix='write split_points=["layer3", "layer5"].',
+            )
+        check_clipping(self.clip_norm, self.clip_value)
+        if isinstance(self.changing, str) or not all(isinstance(name, str) for name in self.changing):
+            raise ConfigError(
+                f"changing is {self.changing!r}.",
+                why="it is a list of names of frozen parameters, or of modules that hold them.",
+                fix='write changing=["teacher"].',
             )
         decay = self.ema_decay
         if decay is not None and (isinstance(decay, bool) or not isinstance(decay, int | float) or not 0 < decay < 1):

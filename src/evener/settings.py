@@ -37,6 +37,8 @@ class Settings:
     accumulate: bool = False  # sync: a worker may give several gradients to one update
     elastic: bool = False  # sync: with fewer live workers, average fewer gradients
     staleness: int = 4  # bounded: local steps that a worker may be ahead of the slowest
+    clip_norm: float | None = None  # of the mean gradient, over the whole model; None: as the recipe says
+    clip_value: float | None = None  # of each number of it
     placement: str = "even"
     transport: str = "auto"
     ps_hosts: tuple[str, ...] = ()  # fixed addresses, "127.0.0.1:2222"; empty: found at start
@@ -85,6 +87,7 @@ class Settings:
         _check_pipeline(self)
         _check_devices(self)
         _check_length(self)
+        check_clipping(self.clip_norm, self.clip_value)
 
     @property
     def aggregate(self) -> int:
@@ -266,6 +269,21 @@ def check_gpus(settings: Settings, local_workers: int) -> None:
             f"{local_workers} workers of this machine have {gpus} GPU{'s' if gpus > 1 else ''}.",
             why="worker i takes GPU i mod num_gpus, so some would share one.",
             fix=f"start at most {gpus}, use --num-gpus {local_workers}, or allow it with --share-gpus.",
+        )
+
+
+def check_clipping(clip_norm: object, clip_value: object) -> None:
+    """Refuse limits of a gradient that cannot work. Raises ConfigError."""
+    for name, limit in (("clip_norm", clip_norm), ("clip_value", clip_value)):
+        if limit is not None and (
+            isinstance(limit, bool) or not isinstance(limit, int | float) or not 0 < limit < math.inf
+        ):
+            raise ConfigError(f"{name}={limit!r} cannot work.", fix=f"{name} must be a number > 0.")
+    if clip_norm is not None and clip_value is not None:
+        raise ConfigError(
+            f"both clip_norm={clip_norm} and clip_value={clip_value} are given.",
+            why="a gradient is clipped in one way: which comes first would be a matter of taste.",
+            fix="give one of them.",
         )
 
 

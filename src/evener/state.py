@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -11,9 +11,10 @@ import msgspec
 import torch
 from torch import Tensor, nn
 
-from evener.errors import CheckpointError, ConfigError
+from evener import rules
+from evener.errors import CheckpointError, ConfigError, NonFinite
 from evener.recipe import Recipe
-from evener.tensors import Slot, beside, copied, frozen
+from evener.tensors import Slot, beside, copied, frozen, named_tensors
 from evener.wire.layout import Layout, Piece, Spec
 
 log = logging.getLogger(__name__)
@@ -55,10 +56,10 @@ class State:
         self.recipe = recipe
         self.step = 0
         self.parameters = slot or Slot(layout, shard)
-        source = {name: tensor.detach().clone() for name, tensor in model.state_dict(keep_vars=True).items()}
+        source = {name: tensor.detach().clone() for name, tensor in named_tensors(model).items()}
         for piece, view in self.parameters.named():
             view.copy_(_cut(source[piece.spec.name], piece))
-        stay = frozen(model)
+        stay = frozen(model, layout)
         self._stay = frozenset(stay)
         self.frozen = {name: copied(tensor) for name, tensor in stay.items()} if shard == 0 else {}
         self._trained = [nn.Parameter(view) for piece, view in self.parameters.named() if piece.spec.trained]
@@ -108,33 +109,58 @@ class State:
 
     def mean(self, gradients: Sequence[Slot]) -> Slot:
         """The average of some gradients, summed in the order given; buffers are those of the last one."""
-        if len(gradients) == 1:
-            return gradients[0]
-        for index, out in enumerate(self.averaged.trained):
-            torch.add(gradients[0].trained[index], gradients[1].trained[index], out=out)
-            for more in gradients[2:]:
-                out.add_(more.trained[index])
-            out.div_(len(gradients))
-        for out, buffer in zip(self.averaged.buffers, gradients[-1].buffers, strict=True):
-            out.copy_(buffer)
-        return self.averaged
+        return rules.mean(gradients, self.averaged)
 
-    def apply(self, gradient: Slot) -> None:
-        """One update: optimizer step, schedule, buffers. The gradient's buffers replace the state's.
+    def clipped(self, gradient: Slot, factor: float | None = None) -> Slot:
+        """The gradient as the recipe wants it clipped.
+
+        Args:
+            factor: what clipping by norm multiplies it by, where its norm is that of several shards; None: this one
+                holds all of it.
+        """
+        if (limit := self.recipe.clip_norm) is not None:
+            factor = rules.clip_factor(rules.norm(gradient), limit) if factor is None else factor
+            return rules.scaled(gradient, factor, self.averaged) if factor < 1 else gradient
+        if (limit := self.recipe.clip_value) is not None:
+            return rules.clamped(gradient, limit, self.averaged)
+        return gradient
+
+    def apply(self, gradient: Slot, unused: Collection[str] = (), factor: float | None = None) -> Slot:
+        """One update: clipping, optimizer step, schedule, buffers. The gradient's buffers replace the state's.
 
         The moving averages follow with `settle`, at the latest when somebody looks at them: a server sends the new
         parameters first.
+
+        Args:
+            unused: parameters whose gradient is None, not zero: the optimizer leaves them alone, as in PyTorch.
+            factor: see `clipped`.
+
+        Returns:
+            The gradient that was applied.
+
+        Raises:
+            NonFinite: the update has made a parameter NaN or infinite.
         """
         self.settle()
+        gradient = self.clipped(gradient, factor)
         for index, parameter in zip(self._indices, self._trained, strict=True):
-            parameter.grad = gradient.views[index]
+            used = not unused or self.parameters.pieces[index].spec.name not in unused
+            parameter.grad = gradient.views[index] if used else None
         self.optimizer.step()
+        if bad := self.parameters.first_non_finite():
+            raise NonFinite(
+                f"the update to global step {self.step + 1} has made {bad!r} NaN or infinite, though its gradient was "
+                f"finite (of norm {rules.norm(gradient):.6g} on this shard; learning rate {self.learning_rate:.6g}).",
+                why="the step was too large for the numbers; the checkpoints before it are whole.",
+                fix="lower the learning rate, or clip the gradient: --clip-norm 1.0.",
+            )
         if self.scheduler is not None:
             self.scheduler.step()
         self.step += 1
         for mine, new in zip(self.parameters.buffers, gradient.buffers, strict=True):
             mine.copy_(new)
         self._owed = self._averages is not None
+        return gradient
 
     def settle(self) -> None:
         """Let the averages follow the last update.

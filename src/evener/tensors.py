@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -16,14 +16,21 @@ CPU = torch.device("cpu")
 Bytes = memoryview | bytearray | Tensor
 
 
-def specs_of(model: nn.Module) -> list[Spec]:
+def specs_of(model: nn.Module, changing: Collection[str] = ()) -> list[Spec]:
     """The tensors of a model that travel: trained parameters and persistent buffers, in the model's order.
 
-    Frozen parameters stay where they are: every task builds them from the same seed, and `digest_of_frozen` lets
-    tasks check that they agree.
+    Frozen parameters stay where they are: every task builds them from the same seed, and `digest_of` lets tasks check
+    that they agree. Those that the model changes itself travel as buffers do.
+
+    Args:
+        changing: frozen parameters, or modules that hold them, by name (`Recipe.changing`).
     """
     trained = [_spec(name, p, trained=True) for name, p in model.named_parameters() if p.requires_grad]
-    return trained + [_spec(name, buffer, trained=False) for name, buffer in persistent_buffers(model)]
+    moved = [
+        _spec(name, p, trained=False) for name, p in model.named_parameters()
+        if not p.requires_grad and any(f"{name}.".startswith(f"{other}.") for other in changing)
+    ]  # fmt: skip
+    return trained + moved + [_spec(name, buffer, trained=False) for name, buffer in persistent_buffers(model)]
 
 
 def _spec(name: str, tensor: Tensor, *, trained: bool) -> Spec:
@@ -31,22 +38,32 @@ def _spec(name: str, tensor: Tensor, *, trained: bool) -> Spec:
 
 
 def persistent_buffers(model: nn.Module) -> Iterator[tuple[str, Tensor]]:
-    """Buffers that `state_dict` would hold, such as BatchNorm's running statistics."""
-    kept = set(model.state_dict(keep_vars=True))
-    return ((name, buffer) for name, buffer in model.named_buffers() if name in kept)
+    """Buffers that `state_dict` would hold, such as BatchNorm's running statistics; a tied one under its first name."""
+    passing = {
+        f"{prefix}.{leaf}".removeprefix(".")
+        for prefix, module in model.named_modules(remove_duplicate=False)
+        for leaf in module._non_persistent_buffers_set
+    }
+    return ((name, buffer) for name, buffer in model.named_buffers() if name not in passing)
 
 
-def frozen(model: nn.Module) -> dict[str, Tensor]:
-    """Parameters that do not train."""
-    return {name: p.detach() for name, p in model.named_parameters() if not p.requires_grad}
+def named_tensors(model: nn.Module) -> dict[str, Tensor]:
+    """Parameters and persistent buffers by name; tied ones under their first name."""
+    return {**dict(model.named_parameters()), **dict(persistent_buffers(model))}
 
 
-def digest_of_frozen(model: nn.Module) -> str:
-    """Equal for two tasks exactly if their frozen parameters are equal, bit for bit."""
+def frozen(model: nn.Module, layout: Layout) -> dict[str, Tensor]:
+    """Parameters that neither train nor travel."""
+    travelling = {spec.name for spec in layout.specs}
+    return {name: p.detach() for name, p in model.named_parameters() if name not in travelling}
+
+
+def digest_of(tensors: Mapping[str, Tensor]) -> str:
+    """Equal exactly if the tensors are equal, bit for bit, with their names, shapes and dtypes."""
     digest = hashlib.sha256()
-    for name, tensor in frozen(model).items():
+    for name, tensor in tensors.items():
         digest.update(f"{name} {list(tensor.shape)} {tensor.dtype} ".encode())
-        digest.update(tensor.contiguous().flatten().view(torch.uint8).numpy().data)
+        digest.update(tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().data)
     return digest.hexdigest()[:16]
 
 
@@ -144,7 +161,11 @@ class Slot:
 
 
 def whole_views(layout: Layout, block: Bytes) -> dict[str, Tensor]:
-    """Every tensor of the layout as one view of the whole memory block, also where shards split it."""
+    """Every tensor of the layout as one view of the whole memory block, also where shards split it.
+
+    Each has a version counter of its own, as tensors of a plain model have: with the block's common one, autograd
+    would take a BatchNorm layer that counts its batch for a change of everything that it saved for the backward pass.
+    """
     if layout.nbytes == 0:
         return {}
     flats = {
@@ -158,7 +179,7 @@ def whole_views(layout: Layout, block: Bytes) -> dict[str, Tensor]:
     for piece in layout.pieces:  # a split tensor's parts follow each other without a gap: its first part says where
         if piece.start == 0:
             flat = flats[piece.spec.dtype]
-            views[piece.spec.name] = flat[piece.offset : piece.offset + piece.spec.numel].view(piece.spec.shape)
+            views[piece.spec.name] = flat[piece.offset : piece.offset + piece.spec.numel].view(piece.spec.shape).data
     return views
 
 
@@ -179,13 +200,16 @@ def spans(layout: Layout) -> dict[str, tuple[int, int]]:
 
 
 def bind(model: nn.Module, views: dict[str, Tensor]) -> None:
-    """Let the model's parameters and buffers live in these views; their values move along."""
+    """Let the model's parameters and buffers live in these views; their values move along.
+
+    Empty buffers stay the model's own: some get their size in the first forward, which is told (`Towers.collect`).
+    """
     for name, parameter in model.named_parameters():
         if name in views:
             views[name].copy_(parameter.detach())
             parameter.data = views[name]
     for name, buffer in list(persistent_buffers(model)):
-        if name in views:
+        if name in views and buffer.numel():
             views[name].copy_(buffer)
             buffer.data = views[name]
 

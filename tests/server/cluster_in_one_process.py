@@ -439,8 +439,9 @@ class Trainer(Worker):
         """Compute the lease and push it; the answer is there at the next `listen`, or later."""
         assert self.turn is not None
         batch = self.batches.batch(self.turn.lease)
-        loss = self.towers.gradients(batch, self.turn.lease)
-        self.push(loss=loss, examples=len(batch[1]))
+        loss = self.towers.begin(batch, self.turn.lease)
+        unused = self.layout.mask(self.towers.collect())
+        self.push(loss=loss, examples=len(batch[1]), unused=unused)
 
 
 def train(workers: Sequence[Trainer], *, chance: Random | None = None, until: int | None = None) -> None:

@@ -44,9 +44,9 @@ class Recorder(Shard):
         super().__init__(state)
         self.updates = []
 
-    def apply(self, handles):
+    def apply(self, handles, factor=None):
         keys = {gradient.push.lease: gradient.key for gradient in (self.held[handle] for handle in handles)}
-        pushes = super().apply(handles)
+        pushes = super().apply(handles, factor)
         values = set(self.state.parameters.views[0].tolist())
         self.updates.append(([keys[push.lease] for push in pushes], pushes, values))
         return pushes

@@ -62,7 +62,9 @@ class Owner:
     def start(self):
         return self.turn()
 
-    def update(self, *, loss, examples, seconds):
+    arrivals = 0
+
+    def update(self, computed):
         self.averaged = {name: g / 2 for name, g in self.towers.copy_of_gradients().items()}
         with torch.no_grad():
             for name, parameter in self.towers.model.named_parameters():

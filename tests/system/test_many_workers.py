@@ -30,6 +30,7 @@ from evener.tensors import whole_views
 from evener.transport.channel import Memory
 from evener.wire import codec
 from evener.wire.messages import Hello, Identity
+from evener.worker.exchange import Computed
 from evener.worker.server_links import ServerLinks
 from evener.worker.servers import Servers
 
@@ -168,7 +169,7 @@ class Crowd:
         while not turn.stop:
             lease = turn.lease
             gradient[lease] = 1.0
-            turn = exchange.update(loss=0.5, examples=10, seconds=0.1)
+            turn = exchange.update(Computed(loss=0.5, examples=10, seconds=0.1))
             assert not turn.rejected, turn
             gradient[lease] = 0.0
             with self._lock:

@@ -32,6 +32,8 @@ def bounded(kind, meta):
     """Values of a field that the wire bounds."""
     if kind is str:
         return st.text(max_size=20)
+    if kind is bytes:
+        return st.binary(max_size=20)
     lowest = meta.ge if meta.gt is None else meta.gt + 1
     return st.integers(lowest, meta.lt - 1)
 

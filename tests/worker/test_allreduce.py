@@ -23,6 +23,7 @@ from evener.session.hooks import Hook, StopAtStep
 from evener.tensors import Slot, specs_of
 from evener.wire.layout import Layout
 from evener.worker.allreduce import AllReduce, Travelling, agree
+from evener.worker.exchange import Computed
 
 
 def net():
@@ -142,7 +143,7 @@ def test_other_dtypes_travel_beside_it(model, dtypes):
 
     assert [str(flat.dtype)[6:] for flat in travelling.flats] == dtypes
     assert float(travelling.head[0]) == 7 and all(bool((flat == i + 1).all()) for i, flat in enumerate(slot.flats))
-    assert sum(flat.numel() * flat.element_size() for flat in travelling.flats) == 64 + sum(
+    assert sum(flat.numel() * flat.element_size() for flat in travelling.flats) == travelling.head.nbytes + sum(
         flat.numel() * flat.element_size() for flat in slot.flats
     )
 
@@ -294,9 +295,9 @@ def test_leases_that_a_cluster_left_unapplied_come_first(tmp_path):
     local._towers, local._unapplied, local._next_lease = 2, [3, 5, 8], 11
 
     assert local._leases() == [3, 5]
-    local.update(loss=1.0, examples=8, seconds=0.1)
+    local.update(Computed(loss=1.0, examples=8, seconds=0.1))
     assert local._leases() == [8, 11]
-    local.update(loss=1.0, examples=8, seconds=0.1)
+    local.update(Computed(loss=1.0, examples=8, seconds=0.1))
     assert (local._leases(), local._unapplied) == ([12, 13], [])
     local.close("not run")
 
@@ -324,8 +325,9 @@ def test_the_exchange_closes_its_group_also_when_the_replica_fails_to_close():
             raise errors.CheckpointError("the final checkpoint was not saved")
 
     member = Member(Meeting(1), 0)
-    travelling = Travelling.of(Layout(specs_of(nn.Linear(1, 1))))
-    exchange = AllReduce(Broken(), None, travelling, member, suspect=str)
+    layout = Layout(specs_of(nn.Linear(1, 1)))
+    travelling = Travelling.of(layout)
+    exchange = AllReduce(Broken(), Slot(layout, 0), travelling, member, suspect=str)
     with pytest.raises(errors.CheckpointError):
         exchange.close()
     assert member.closed is False

@@ -18,7 +18,7 @@ from evener.settings import Settings
 from evener.tensors import CPU, spans, specs_of, whole_views
 from evener.wire.layout import Layout
 from evener.worker.device_memory import DeviceMemory, Fetching, generators_of, runs_of
-from evener.worker.exchange import Turn
+from evener.worker.exchange import Computed, Turn
 from evener.worker.towers import Towers
 
 META = torch.device("meta")
@@ -144,7 +144,10 @@ def test_a_copied_model_gives_the_gradients_of_a_direct_one(shards):
             devices = dict.fromkeys(spans(layout), CPU)
             memory = DeviceMemory(layout, devices, parameters=parameters, gradients=gradients, direct=False)
         towers = Towers(model, recipe_of(), layout, parameters=parameters, gradients=gradients, seed=1, memory=memory)
-        losses = [towers.gradients(samples(), lease) for lease in range(3)]
+        losses = []
+        for lease in range(3):
+            losses.append(towers.begin(samples(), lease))
+            towers.collect()
         found.append((losses, {name: view.clone() for name, view in whole_views(layout, gradients).items()}))
     (direct, direct_gradients), (copy, copied_gradients) = found
 
@@ -174,7 +177,9 @@ class Owner:
         self._fill("start")
         return Turn(version=0, lease=0)
 
-    def update(self, *, loss, examples, seconds):
+    arrivals = 0
+
+    def update(self, computed):
         self._fill("update")
         return Turn(version=1, lease=1)
 
@@ -199,7 +204,7 @@ def test_whatever_the_exchange_brings_is_on_the_device_when_it_returns():
 
     for call in (
         exchange.start,
-        lambda: exchange.update(loss=1.0, examples=1, seconds=0.1),
+        lambda: exchange.update(Computed(loss=1.0, examples=1, seconds=0.1)),
         lambda: exchange.show("averages"),
         lambda: exchange.show("parameters"),
     ):
@@ -221,7 +226,7 @@ def test_the_parameters_are_written_when_no_device_reads_them_any_more_and_then_
     owner = Owner(torch.zeros(1))
     exchange = Fetching(owner, Memory())
     exchange.start()
-    exchange.update(loss=1.0, examples=1, seconds=0.1)
+    exchange.update(Computed(loss=1.0, examples=1, seconds=0.1))
     exchange.show("averages")
 
     assert owner.calls == ["start", "fetched", "settled", "update", "fetched", "settled", "averages", "fetched"]

@@ -13,6 +13,7 @@ from evener.checkpoint import Store
 from evener.data.dataset import Data, Tensors
 from evener.recipe import Recipe
 from evener.report import Finished, Progress
+from evener.worker.exchange import Computed
 
 sys.path.append(str(Path(__file__).parents[1] / "server"))
 from cluster_in_one_process import one_process, row_recipe
@@ -35,8 +36,9 @@ def recipe(**parts):
 def step(session):
     """One update, without the loop."""
     lease = session.turn.lease
-    loss = session.towers.gradients(session.batches.batch(lease), lease)
-    session.turn = session.exchange.update(loss=loss, examples=10, seconds=0.1)
+    loss = session.towers.begin(session.batches.batch(lease), lease)
+    session.towers.collect()
+    session.turn = session.exchange.update(Computed(loss=loss, examples=10, seconds=0.1))
     return session.turn
 
 
@@ -178,7 +180,7 @@ def test_an_update_that_failed_half_way_is_not_saved(alone, tmp_path, monkeypatc
     session, *_ = alone(save_checkpoint_steps=2)
     for _ in range(3):
         step(session)
-    monkeypatch.setattr(session.exchange._state, "apply", lambda gradient: 1 / 0)
+    monkeypatch.setattr(session.exchange._state, "apply", lambda *given: 1 / 0)
     with pytest.raises(ZeroDivisionError):
         step(session)
     session.exchange.close("ZeroDivisionError: division by zero")

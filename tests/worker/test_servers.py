@@ -31,6 +31,7 @@ from evener.wire.messages import (
     Refused,
     Release,
 )
+from evener.worker.exchange import Computed
 from evener.worker.server_links import ServerLinks
 from evener.worker.servers import Servers
 
@@ -106,7 +107,7 @@ def world():
 
 
 def update(world):
-    return world.exchange.update(loss=0.5, examples=10, seconds=0.1)
+    return world.exchange.update(Computed(loss=0.5, examples=10, seconds=0.1))
 
 
 def test_the_life_that_the_leader_grants_is_told_to_the_others(world):
@@ -493,7 +494,7 @@ def test_a_whole_run_with_real_servers(tmp_path, ps):
         turn = exchange.start()
         while not turn.stop:
             gradient["row"].fill_(2.0 ** (turn.lease or 0))
-            turn = exchange.update(loss=0.5, examples=10, seconds=0.1)
+            turn = exchange.update(Computed(loss=0.5, examples=10, seconds=0.1))
         assert set(parameter["row"].tolist()) == {-7.0}
         assert exchange.show("averages") == 3
         assert -7.0 < float(parameter["row"][0]) < 0.0
@@ -512,7 +513,7 @@ def test_a_server_that_fails_tells_its_workers_why(tmp_path):
         exchange.start()
         gradient["row"].fill_(float("nan"))
         with pytest.raises(errors.TaskFailed, match="worker:0 pushed a gradient of 'row' that is not finite"):
-            exchange.update(loss=0.5, examples=10, seconds=0.1)
+            exchange.update(Computed(loss=0.5, examples=10, seconds=0.1))
         exchange.close("failed")
 
     assert isinstance(serving.errors[0], errors.NonFinite)
@@ -532,7 +533,7 @@ def test_batchnorm_statistics_travel_through_the_servers(tmp_path):
         while not turn.stop:
             gradient["1.running_mean"].fill_(3.0)
             gradient["1.num_batches_tracked"].fill_(turn.lease + 1)
-            turn = exchange.update(loss=0.5, examples=10, seconds=0.1)
+            turn = exchange.update(Computed(loss=0.5, examples=10, seconds=0.1))
         for what in ("parameters", "averages"):
             exchange.show(what)
             assert set(parameter["1.running_mean"].tolist()) == {3.0}

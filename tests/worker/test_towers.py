@@ -29,7 +29,14 @@ class Parts:
             optimizer=lambda made: torch.optim.SGD(made.parameters(), lr=1.0), **parts,
         )  # fmt: skip
         self.towers = Towers(model, recipe, layout, parameters=self.memory, gradients=self.gradients, seed=seed)
+        self.unused = ()
         self.parameter, self.gradient = whole_views(layout, self.memory), whole_views(layout, self.gradients)
+
+    def compute(self, batch, lease):
+        """Of one batch; they lie in the memory then."""
+        loss = self.towers.begin(batch, lease)
+        self.unused = self.towers.collect()
+        return loss
 
 
 def plain(model, inputs, loss=squared):
@@ -57,7 +64,7 @@ def test_gradients_equal_plain_autograd_bit_for_bit(shards):
     expected, loss = plain(model, inputs), squared(model(inputs), TARGET)
     parts = Parts(model, shards=shards)
 
-    assert parts.towers.gradients((inputs, TARGET), 0) == float(loss.detach())
+    assert parts.compute((inputs, TARGET), 0) == float(loss.detach())
     for name, gradient in expected.items():
         assert torch.equal(parts.gradient[name], gradient), name
     assert parts.towers.copy_of_gradients().keys() == expected.keys()
@@ -66,9 +73,9 @@ def test_gradients_equal_plain_autograd_bit_for_bit(shards):
 def test_every_batch_starts_from_nothing():
     model = nn.Linear(3, 2)
     parts = Parts(model)
-    parts.towers.gradients((torch.ones(4, 3), TARGET), 0)
+    parts.compute((torch.ones(4, 3), TARGET), 0)
     once = parts.gradient["weight"].clone()
-    parts.towers.gradients((torch.ones(4, 3), TARGET), 1)
+    parts.compute((torch.ones(4, 3), TARGET), 1)
 
     assert torch.equal(parts.gradient["weight"], once)
 
@@ -78,7 +85,7 @@ def test_the_penalty_is_part_of_loss_and_gradient():
     inputs, weight = torch.zeros(4, 3), model.weight.detach().clone()
     parts = Parts(model, penalty=lambda made: 0.5 * made.weight.pow(2).sum())
 
-    loss = parts.towers.gradients((inputs, TARGET), 0)
+    loss = parts.compute((inputs, TARGET), 0)
     assert loss == pytest.approx(float(0.5 * weight.pow(2).sum()))
     assert torch.allclose(parts.gradient["weight"], weight)
 
@@ -96,11 +103,11 @@ class Branches(nn.Module):
 
 def test_a_parameter_that_the_batch_did_not_use_has_gradient_zero():
     parts = Parts(Branches())
-    parts.towers.gradients((torch.ones(4, 3), TARGET), 0)
+    parts.compute((torch.ones(4, 3), TARGET), 0)
     assert parts.gradient["left.weight"].any()
     assert not parts.gradient["right.weight"].any()
 
-    parts.towers.gradients((-torch.ones(4, 3), TARGET), 1)  # nothing of the batch before is left
+    parts.compute((-torch.ones(4, 3), TARGET), 1)  # nothing of the batch before is left
     assert not parts.gradient["left.weight"].any()
     assert parts.gradient["right.weight"].any()
 
@@ -115,9 +122,9 @@ def test_sparse_gradients_travel_dense_and_add_up():
 
     expected = plain(dense, inputs, loss)["weight"]
     parts = Parts(sparse, loss=loss)
-    parts.towers.gradients((inputs, TARGET), 0)
+    parts.compute((inputs, TARGET), 0)
     assert torch.equal(parts.gradient["weight"], expected)
-    parts.towers.gradients((inputs[:1], TARGET), 1)
+    parts.compute((inputs[:1], TARGET), 1)
     assert not parts.gradient["weight"][9].any()
 
 
@@ -125,7 +132,7 @@ def test_frozen_parameters_get_none_and_do_not_travel():
     model = nn.Linear(3, 2)
     model.bias.requires_grad_(False)
     parts = Parts(model)
-    parts.towers.gradients((torch.ones(4, 3), TARGET), 0)
+    parts.compute((torch.ones(4, 3), TARGET), 0)
 
     assert parts.towers.names == ["weight"]
     assert list(parts.gradient) == ["weight"]
@@ -134,7 +141,7 @@ def test_frozen_parameters_get_none_and_do_not_travel():
 def test_the_buffers_of_batchnorm_travel_with_the_gradient():
     model = nn.Sequential(nn.Linear(3, 2), nn.BatchNorm1d(2))
     parts = Parts(model)
-    parts.towers.gradients((torch.randn(4, 3), TARGET), 0)
+    parts.compute((torch.randn(4, 3), TARGET), 0)
 
     for name in ("1.running_mean", "1.running_var", "1.num_batches_tracked"):
         assert torch.equal(parts.gradient[name], model.state_dict()[name])
@@ -160,7 +167,7 @@ def test_a_buffer_that_the_model_replaces_travels_too():
     model = Counts()
     parts = Parts(model)
     for lease in range(3):
-        parts.towers.gradients((torch.ones(4, 3), TARGET), lease)
+        parts.compute((torch.ones(4, 3), TARGET), lease)
         assert float(parts.gradient["seen"]) == 4 * (lease + 1)
 
     parts.parameter["seen"].fill_(100.0)
@@ -171,17 +178,17 @@ def test_what_is_random_depends_on_seed_and_lease_alone():
     torch.manual_seed(3)
     model = nn.Sequential(nn.Linear(30, 30), nn.Dropout(0.5))
     parts, batch = Parts(model, seed=5), (torch.ones(4, 30), TARGET)
-    first = parts.towers.gradients(batch, 7)
+    first = parts.compute(batch, 7)
     torch.rand(11)
-    other = parts.towers.gradients(batch, 8)
+    other = parts.compute(batch, 8)
 
-    assert parts.towers.gradients(batch, 7) == first != other
-    assert Parts(model, seed=6).towers.gradients(batch, 7) != first
+    assert parts.compute(batch, 7) == first != other
+    assert Parts(model, seed=6).compute(batch, 7) != first
 
 
 def test_any_seed_that_pytorch_takes_is_fine():
     parts = Parts(nn.Linear(3, 2), seed=2**63)
-    parts.towers.gradients((torch.ones(4, 3), TARGET), 10**9)
+    parts.compute((torch.ones(4, 3), TARGET), 10**9)
 
 
 @pytest.mark.parametrize(
@@ -196,7 +203,7 @@ def test_a_loss_that_cannot_be_differentiated_is_refused(loss, what):
     parts = Parts(nn.Linear(3, 2), loss=loss)
 
     with pytest.raises(ConfigError, match=what) as refused:
-        parts.towers.gradients((torch.ones(4, 3), TARGET), 0)
+        parts.compute((torch.ones(4, 3), TARGET), 0)
     assert refused.value.why
     assert refused.value.fix
 
@@ -207,4 +214,4 @@ def test_a_penalty_does_not_hide_a_loss_that_trains_nothing(loss):
     parts = Parts(nn.Linear(3, 2), loss=loss, penalty=lambda made: made.weight.sum())
 
     with pytest.raises(ConfigError, match="the recipe's loss"):
-        parts.towers.gradients((torch.ones(4, 3), TARGET), 0)
+        parts.compute((torch.ones(4, 3), TARGET), 0)

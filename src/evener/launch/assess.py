@@ -95,12 +95,16 @@ def put(model: nn.Module, tensors: Mapping[str, Tensor], path: Path) -> None:
     if unknown := sorted(tensors.keys() - state.keys()):
         raise _foreign(path, f"it has {unknown[0]!r}, the model has not")
     for name, mine in state.items():  # in the model's order: that of the files is not always the same
+        if not isinstance(mine, Tensor):
+            continue  # extra state, which training does not change
         tensor = travelling.get(id(mine))  # a tied tensor has several names and travels under one
         if tensor is None:
             raise _foreign(path, f"it lacks {name!r}")
         if tensor.shape != mine.shape:
             raise _foreign(path, f"{name!r} is {list(tensor.shape)} in it, {list(mine.shape)} in the model")
-    model.load_state_dict({name: travelling[id(mine)] for name, mine in state.items()})
+    model.load_state_dict(
+        {name: travelling[id(mine)] if isinstance(mine, Tensor) else mine for name, mine in state.items()}
+    )
 
 
 def _foreign(path: Path, difference: str) -> CheckpointError:

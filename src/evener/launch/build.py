@@ -6,7 +6,7 @@ import hashlib
 import json
 import logging
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from importlib.metadata import version
 from pathlib import Path
@@ -24,7 +24,7 @@ from evener.report import Line, Reporter
 from evener.saver import Saver
 from evener.settings import Settings
 from evener.state import Contents
-from evener.tensors import digest_of_frozen, specs_of
+from evener.tensors import digest_of, frozen, specs_of
 from evener.wire.layout import Layout
 
 VERSION = version("evener")
@@ -44,14 +44,37 @@ class Built:
 def build(settings: Settings, recipe: Recipe | None = None) -> Built:
     """Make the model from the run's seed, so that every task makes the same one without talking."""
     recipe = recipe or resolve(settings.recipe, settings.recipe_options)
+    recipe = _clipping(recipe, settings)
     torch.manual_seed(settings.seed)
     model = recipe.model()
     check_model(model)
-    model.train()
-    layout = Layout(specs_of(model), shards=max(1, settings.ps), placement=settings.placement)
+    begin_training(model)
+    layout = Layout(specs_of(model, recipe.changing), shards=max(1, settings.ps), placement=settings.placement)
     options = json.dumps(dict(settings.recipe_options), sort_keys=True, default=str)
-    text = f"{options} seed={settings.seed} batch_size={settings.batch_size} frozen={digest_of_frozen(model)}"
+    stay = digest_of(frozen(model, layout))
+    text = f"{options} seed={settings.seed} batch_size={settings.batch_size} frozen={stay}"
+    text += f" clip={recipe.clip_norm}/{recipe.clip_value}"
     return Built(recipe, model, layout, f"{recipe.name} {hashlib.sha256(text.encode()).hexdigest()[:12]}")
+
+
+def _clipping(recipe: Recipe, settings: Settings) -> Recipe:
+    """What the command line says of clipping counts."""
+    if settings.clip_norm is None and settings.clip_value is None:
+        return recipe
+    return replace(recipe, clip_norm=settings.clip_norm, clip_value=settings.clip_value)
+
+
+def begin_training(model: nn.Module) -> None:
+    """Call `train()`, as every training loop does, and leave alone what model() has put into `eval()`.
+
+    A model that is in `eval()` as a whole, as pretrained ones are handed out, is put into `train()` as a whole.
+    """
+    still = [module for module in model.modules() if not module.training] if model.training else []
+    if not model.training:
+        log.info("model() returned its model in eval(): it is trained in train()")
+    model.train()
+    for module in still:
+        module.training = False
 
 
 def batches_of(data: Data, settings: Settings) -> Batches:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 import time
 from collections.abc import Callable
@@ -22,7 +21,7 @@ from evener.saver import NoSaver, Saver
 from evener.session.session import Session
 from evener.settings import Settings
 from evener.state import State
-from evener.tensors import CPU, Slot
+from evener.tensors import CPU, Slot, digest_of, named_tensors
 from evener.worker.allreduce import AllReduce, Restored, Travelling, agree, share_restored
 from evener.worker.device_memory import DeviceMemory, Fetching
 from evener.worker.exchange import Exchange
@@ -118,15 +117,6 @@ def _facts(built: Built, settings: Settings, samples: int, home: torch.device, t
         "evener": VERSION, "torch": str(torch.__version__), "towers": settings.aggregate, "seed": settings.seed,
         "batch size": settings.batch_size, "train steps": settings.steps(samples), "samples": samples,
         "options of the recipe": options, "a model of layout": built.layout.fingerprint,
-        "recipe": built.fingerprint, "values": _digest(built), "its gradients on": home.type,
+        "recipe": built.fingerprint, "values": digest_of(named_tensors(built.model)), "its gradients on": home.type,
         "all on one machine": tower.one_machine,
     }  # fmt: skip
-
-
-def _digest(built: Built) -> str:
-    """Of the parameters to begin with: towers that begin elsewhere never meet."""
-    digest = hashlib.sha256()
-    for name, tensor in built.model.state_dict().items():
-        digest.update(name.encode())
-        digest.update(tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().data)
-    return digest.hexdigest()[:12]

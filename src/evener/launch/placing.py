@@ -16,7 +16,7 @@ from evener.devices.process import limit_memory
 from evener.launch.build import Built, tell_and_log
 from evener.report import Line, Reporter
 from evener.settings import Settings
-from evener.tensors import CPU
+from evener.tensors import CPU, named_tensors
 
 log = logging.getLogger(__name__)
 
@@ -52,7 +52,7 @@ def place_model(  # noqa: PLR0913 - one worker on one machine
         limit_memory(settings.gpu_memory_fraction, torch.device(device))
     put(built.model, decided)
     _tell(decided, settings, report, task)
-    homes = {name: tensor.device for name, tensor in built.model.state_dict(keep_vars=True).items()}
+    homes = {name: tensor.device for name, tensor in named_tensors(built.model).items()}
     found = {spec.name: homes[spec.name] for spec in built.layout.specs}
     return None if set(found.values()) <= {CPU} else found
 

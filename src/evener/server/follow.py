@@ -124,7 +124,9 @@ class Follower:
 
     def _holds(self, seat: Seat, seq: int) -> None:
         seat.awaits = seq
-        self._tell(Held(self.index, seat.worker, seat.epoch, seq))
+        handle = self._keys.get((seat.worker, seat.epoch, seq))
+        products = [] if handle is None else [(*key, number) for key, number in self.shard.products(handle)]
+        self._tell(Held(self.index, seat.worker, seat.epoch, seq, products))
 
     def gone(self, link: Link) -> None:
         """A worker's link broke. The leader decides what becomes of its gradients, which stay held until then."""
@@ -165,7 +167,7 @@ class Follower:
             if key in self._keys:
                 self.shard.drop(self._keys.pop(key))
         if decided.apply:
-            self.shard.apply([self._keys.pop(key) for key in decided.apply])
+            self.shard.apply([self._keys.pop(key) for key in decided.apply], decided.factor)
         assert self.shard.state.step == decided.version, (
             f"ps:{self.index} is at version {self.shard.state.step}, ps:0 at {decided.version}"
         )

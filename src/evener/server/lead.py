@@ -67,8 +67,12 @@ class Leader:
                 self._hello(link, message)
             case Follow():
                 self._follow(link, message)
-            case Held(shard, worker, epoch, seq) if 0 < shard == link.follower:
-                self._held((worker, epoch, seq), shard)
+            case Held(shard, worker, epoch, seq, products) if 0 < shard == link.follower:
+                key = (worker, epoch, seq)
+                self.rounds.products.add(
+                    key, [((other, life, number), value) for other, life, number, value in products]
+                )
+                self._held(key, shard)
             case Lost(shard, worker, epoch, reason) if 0 < shard == link.follower:
                 seat = self.links.seats.get(worker)
                 if seat is not None and seat.epoch == epoch:
@@ -151,6 +155,7 @@ class Leader:
         seat.awaits = push.seq
         self.members.record(seat.worker, seat.epoch, push.seq)
         handle = self.shard.hold(push, gradient)
+        self.rounds.products.add((seat.worker, seat.epoch, push.seq), self.shard.products(handle))
         if self.whole.held((seat.worker, seat.epoch, push.seq), 0):
             self._whole_push(seat, push.version, handle)
 

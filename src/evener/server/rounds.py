@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+from evener import rules
 from evener.policy import policy_for
 from evener.policy.events import Apply, Drop, Event, Release as ReleaseDecision
 from evener.policy.leases import Leases
@@ -29,12 +30,14 @@ class Rounds:
         self._parked: list[int] = []  # released, but no lease is left unless somebody leaves
         self._outcome: dict[tuple[int, int], tuple[str, int]] = {}  # life -> (why dropped, staleness) of its last push
         self._decided = Decisions()
+        self.products = Products()
 
     def forget(self, seat: Seat, partial: Sequence[Key]) -> None:
         """A worker left: its leases return; its pushes that never lay on all shards are dropped everywhere."""
         self._parked = [worker for worker in self._parked if worker != seat.worker]
         for key in partial:
             self._decided.drop.append(key)
+            self.products.forget(key)
             for handle in [h for h, gradient in self.shard.held.items() if gradient.key == key]:
                 push = self.shard.drop(handle)
                 self.ledger.drop((push.lease, *key), "not on all shards when its worker left", back=False)
@@ -75,7 +78,9 @@ class Rounds:
 
     def _apply(self, handles: tuple[int, ...]) -> None:
         version = self.shard.state.step
-        pushes = self.shard.apply(handles)
+        factor = self._factor(handles)
+        pushes = self.shard.apply(handles, factor)
+        self._decided.factor = factor
         self.ledger.update(
             self.shard.state.step, [(p.lease, p.identity.worker, p.identity.epoch, p.seq) for p in pushes]
         )
@@ -97,10 +102,18 @@ class Rounds:
                 if lease not in held:
                     self.leases.give_back(lease, owner)
 
+    def _factor(self, handles: Sequence[int]) -> float | None:
+        """What clipping by norm makes of the mean of these, where it lies on several shards."""
+        limit = self.shard.state.recipe.clip_norm
+        if limit is None or self.course.settings.ps == 1:
+            return None
+        return rules.clip_factor(self.products.norm([self.shard.held[handle].key for handle in handles]), limit)
+
     def drop(self, handle: int, reason: str) -> None:
         """Forget a gradient; its batch goes back to the pool, its worker will be told why."""
         push = self.shard.drop(handle)
         worker, epoch = push.identity.worker, push.identity.epoch
+        self.products.forget((worker, epoch, push.seq))
         back = self.leases.give_back(push.lease, (worker, epoch))
         self.ledger.drop((push.lease, worker, epoch, push.seq), reason, back=back)
         self.course.tally.dropped += 1
@@ -165,11 +178,37 @@ class Decisions:
         self.drop: list[Key] = []
         self.release: list[tuple[int, int, Release]] = []
         self.gone: list[tuple[int, int]] = []
+        self.factor: float | None = None
 
     def take(self, version: int) -> Decided | None:
         """The message, if there is anything to tell; collecting starts anew."""
         if not (self.apply or self.drop or self.release or self.gone):
             return None
-        message = Decided(version, self.apply, self.drop, self.release, self.gone)
-        self.apply, self.drop, self.release, self.gone = [], [], [], []
+        message = Decided(version, self.apply, self.drop, self.release, self.gone, self.factor)
+        self.apply, self.drop, self.release, self.gone, self.factor = [], [], [], [], None
         return message
+
+
+class Products:
+    """Inner products of the gradients that are held, summed over the shards; empty where nothing is clipped by norm."""
+
+    def __init__(self) -> None:
+        self._known: dict[tuple[Key, Key], float] = {}
+
+    def add(self, key: Key, products: Sequence[tuple[Key, float]]) -> None:
+        """A shard's part of this gradient's products with others that it holds."""
+        for other, number in products:
+            pair = (min(key, other), max(key, other))
+            self._known[pair] = self._known.get(pair, 0.0) + number
+
+    def norm(self, keys: Sequence[Key]) -> float:
+        """The norm of the mean of these gradients, which are forgotten."""
+        pairs = (self._known[min(one, other), max(one, other)] for one in keys for other in keys)
+        norm = rules.norm_of_mean(pairs, len(keys))
+        for key in keys:
+            self.forget(key)
+        return norm
+
+    def forget(self, key: Key) -> None:
+        """This gradient was applied, or will not be."""
+        self._known = {pair: number for pair, number in self._known.items() if key not in pair}

@@ -6,8 +6,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import count
 
-from evener import chaos
-from evener.errors import NonFinite
+from evener import chaos, rules
+from evener.errors import not_finite
 from evener.state import State
 from evener.tensors import Slot
 from evener.wire.messages import Key, Push
@@ -43,11 +43,9 @@ class Shard:
         """
         if bad := slot.first_non_finite():
             worker = push.identity.worker
-            raise NonFinite(
+            raise not_finite(
                 f"worker:{worker} pushed a gradient of {bad!r} that is not finite, "
-                f"at global step {push.version}, lease {push.lease} (loss {push.loss:.6g}).",
-                why="one such gradient would make every parameter NaN; it was not applied.",
-                fix="lower the learning rate, clip the gradient, or look at that batch.",
+                f"at global step {push.version}, lease {push.lease} (loss {push.loss:.6g})."
             )
         handle = next(self._handles)
         self.held[handle] = Gradient(push, slot)
@@ -63,17 +61,52 @@ class Shard:
                     mine[:] = theirs
                 gradient.slot, gradient.borrowed = copy, False
 
-    def apply(self, handles: Sequence[int]) -> list[Push]:
+    def apply(self, handles: Sequence[int], factor: float | None = None) -> list[Push]:
         """One update with the mean of these gradients, summed in the order of their leases whatever their arrival.
 
-        Returns their pushes, in that order.
+        Args:
+            factor: see `State.clipped`, where there are other shards.
+
+        Returns:
+            Their pushes, in that order.
+
+        Raises:
+            NonFinite: the mean or the update holds NaN or infinity.
         """
         gradients = sorted((self.held.pop(handle) for handle in handles), key=lambda gradient: gradient.push.lease)
+        pushes = [gradient.push for gradient in gradients]
+        unused = self._unused(pushes)
         chaos.point("server.applying")
-        self.state.apply(self.state.mean([gradient.slot for gradient in gradients]))
+        mean = self.state.mean([gradient.slot for gradient in gradients])
+        if len(gradients) > 1 and (bad := mean.first_non_finite()):
+            givers = ", ".join(f"worker:{push.identity.worker} (lease {push.lease})" for push in pushes)
+            raise not_finite(
+                f"the mean of the gradients of {givers} is not finite in {bad!r}, though each of them is, "
+                f"at global step {self.state.step}."
+            )
+        applied = self.state.apply(mean, unused, factor)
         chaos.point("server.applied")
-        self._mean_is_last = len(gradients) > 1
-        return [gradient.push for gradient in gradients]
+        self._mean_is_last = applied is self.state.averaged
+        return pushes
+
+    def _unused(self, pushes: Sequence[Push]) -> frozenset[str]:
+        """The parameters that none of these gradients has."""
+        if not all(push.unused for push in pushes):
+            return frozenset()
+        named = self.state.parameters.layout.named
+        return frozenset.intersection(*(named(push.unused) for push in pushes))
+
+    def products(self, handle: int) -> list[tuple[Key, float]]:
+        """The inner products of a gradient's part here with itself and with the others that may share its update.
+
+        Of a mean that lies on several shards no shard knows the norm. The leader knows it from these, without another
+        round of messages: the square of a sum is the sum of all products.
+        """
+        if self.state.recipe.clip_norm is None or self.state.parameters.layout.shards == 1:
+            return []
+        mine = self.held[handle]
+        others = (held for held in self.held.values() if held.push.version == mine.push.version)
+        return [(held.key, rules.product(mine.slot, held.slot)) for held in others]
 
     def drop(self, handle: int) -> Push:
         return self.held.pop(handle).push

@@ -54,7 +54,11 @@ class Hook:
         """Before a batch is computed."""
 
     def before_update(self, session: Session, loss: float) -> None:
-        """The gradient is computed and not given away yet. To raise here keeps it from everybody."""
+        """The gradient is computed, each parameter's in its `grad`, and not given away yet.
+
+        What is changed there takes effect, for this worker's gradient: clip it, mask it, set it to None. To raise
+        keeps it from everybody.
+        """
 
     def after_step(self, session: Session, result: StepResult) -> None:
         """The update is done; the model holds new parameters."""
@@ -94,7 +98,7 @@ class StopOnNaN(Hook):
                 f"the loss of {session.task} is {loss} at global step {session.turn.version} "
                 f"(local step {session.local_step + 1}), lease {session.turn.lease}.",
                 why="its gradient would make every parameter NaN; it was not applied.",
-                fix="lower the learning rate, clip the gradient, or look at that batch.",
+                fix="lower the learning rate, clip the gradient (--clip-norm 1.0), or look at that batch.",
             )
 
 

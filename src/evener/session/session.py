@@ -15,7 +15,7 @@ from evener.report import Evaluated, Reporter
 from evener.session.hooks import Hook, StepResult
 from evener.session.watch import Watch
 from evener.settings import Settings
-from evener.worker.exchange import Computes, Exchange, Turn
+from evener.worker.exchange import Computed, Computes, Exchange, Turn
 
 log = logging.getLogger(__name__)
 
@@ -82,6 +82,7 @@ class Session:
         try:
             self._each("begin")
             self.turn = self.exchange.start()
+            self.towers.arrived(self.exchange.arrivals)
             self._started = True
             if self._early_stop is not None:
                 self.stop(self._early_stop[0], complete=self._early_stop[1])
@@ -122,12 +123,15 @@ class Session:
         self._prefetch.prepare(now.upcoming)
         self._watch.busy(f"its gradient of lease {lease}", LONG_GRADIENT)
         chaos.point("worker.computing")
-        loss = self.towers.gradients(batch, lease)
+        arrival = self.exchange.arrivals
+        loss = self.towers.begin(batch, lease)
         self._each("before_update", loss)
+        unused = self.towers.collect(arrival)
         seconds = self._clock() - since
-        examples = len(batch[1])
+        examples = self.batches.batch_size
         self._watch.idle()
-        turn = self.exchange.update(loss=loss, examples=examples, seconds=seconds)
+        turn = self.exchange.update(Computed(loss=loss, examples=examples, seconds=seconds, unused=unused))
+        self.towers.arrived(self.exchange.arrivals)
         self.turn = turn
         self.local_step += 1
         result = StepResult(

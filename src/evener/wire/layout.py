@@ -7,7 +7,7 @@ All offsets are in elements of the tensor's dtype unless a name says ``nbytes``.
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from itertools import groupby
@@ -197,6 +197,23 @@ class Layout:
             )
             for segment in self.segments
         )
+
+    @cached_property
+    def trained(self) -> tuple[str, ...]:
+        """The names of the tensors that are trained, in the model's order."""
+        return tuple(spec.name for spec in self.specs if spec.trained)
+
+    def mask(self, names: Collection[str]) -> bytes:
+        """Some trained tensors as bits, in the model's order; empty for none of them."""
+        if not names:
+            return b""
+        bits = sum(1 << index for index, name in enumerate(self.trained) if name in names)
+        return bits.to_bytes(-(-len(self.trained) // 8), "little")
+
+    def named(self, mask: bytes) -> frozenset[str]:
+        """The trained tensors of a mask. Bits beyond the last tensor mean nothing."""
+        bits = int.from_bytes(mask, "little")
+        return frozenset(name for index, name in enumerate(self.trained) if bits >> index & 1) if bits else frozenset()
 
     @cached_property
     def fingerprint(self) -> str:

@@ -13,7 +13,7 @@ from typing import Annotated
 import msgspec
 from msgspec import Meta
 
-PROTOCOL = 1
+PROTOCOL = 2
 
 #: Bounds that hold before anybody computes with what a peer said. 2**53: sums of such counts stay far below the 64 bits
 #: that JSON and msgpack can write, and a float holds each exactly.
@@ -70,6 +70,7 @@ class Push(Message, frozen=True):
     loss: float
     examples: Annotated[int, Meta(ge=0, lt=2**31)]
     seconds: float  # of computing
+    unused: Annotated[bytes, Meta(max_length=1 << 20)] = b""  # `Layout.mask` of parameters whose gradient is None
 
 
 class Pull(Message, frozen=True):
@@ -160,6 +161,9 @@ class Held(Message, frozen=True):
     worker: Index
     epoch: Count
     seq: Count
+    #: Where gradients are clipped by norm: the inner products of this one's part on the shard with itself and with
+    #: others that are held there.
+    products: list[tuple[int, int, int, float]] = []  # worker, epoch, seq of the other, and the number
 
 
 class Lost(Message, frozen=True):
@@ -182,6 +186,7 @@ class Decided(Message, frozen=True):
     drop: list[Key]
     release: list[tuple[int, int, Release]]  # worker, epoch, answer
     gone: list[tuple[int, int]] = []  # worker, epoch: forget its link
+    factor: float | None = None  # what clipping by norm multiplies the mean by; None: it is not clipped so
 
 
 class Save(Message, frozen=True):

@@ -13,16 +13,18 @@ from torch import Tensor
 
 from evener import errors
 from evener.checkpoint import Manifest
+from evener.rules import NARROW
 from evener.state import Contents
 from evener.tensors import CPU, Slot, as_tensor, dtype_of
 from evener.wire.layout import ITEMSIZE, Layout
-from evener.worker.exchange import Turn
+from evener.worker.exchange import Computed, Turn
 from evener.worker.group import Group
 from evener.worker.local import Local
 
-#: What travels before the gradients: loss, examples, who asks to stop, who wants it cut short.
-LOSS, EXAMPLES, STOPS, CUTS = range(4)
-_HEAD_NBYTES = 64  # a cache line, so that what follows is aligned as it was
+#: What travels before the gradients: loss, examples, who asks to stop, who wants it cut short, who lacks a gradient;
+#: then for each trained tensor how many towers have one.
+LOSS, EXAMPLES, STOPS, CUTS, LACKS, USED = range(6)
+_LINE = 64  # bytes of a cache line: what follows the head is aligned as it was
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,13 +36,14 @@ class Travelling:
     """
 
     block: Tensor  # uint8 [layout.nbytes]: what `Towers` fills
-    head: Tensor  # [4 or more]
+    head: Tensor  # [USED + trained tensors, or more]
     flats: tuple[Tensor, ...]  # all that travels, the head included
 
     @classmethod
     def of(cls, layout: Layout, device: torch.device = CPU) -> Travelling:
-        memory = torch.zeros(_HEAD_NBYTES + layout.nbytes, dtype=torch.uint8, device=device)
-        block = memory[_HEAD_NBYTES:]
+        nbytes = -(-(USED + len(layout.trained)) * 8 // _LINE) * _LINE
+        memory = torch.zeros(nbytes + layout.nbytes, dtype=torch.uint8, device=device)
+        block = memory[nbytes:]
         averaged = {spec.dtype for spec in layout.specs if spec.trained}
         flats: list[Tensor] = []
         head: Tensor | None = None
@@ -49,12 +52,12 @@ class Travelling:
             if segment.dtype not in averaged:
                 flats.append(block[segment.offset_nbytes : stop])  # one tower's bytes, plus zeros
             elif segment.offset_nbytes == 0 and segment.dtype in ("float32", "float64"):
-                flats.append(as_tensor(memory[: _HEAD_NBYTES + stop], segment.dtype))
-                head = flats[-1][: _HEAD_NBYTES // ITEMSIZE[segment.dtype]]
+                flats.append(as_tensor(memory[: nbytes + stop], segment.dtype))
+                head = flats[-1][: nbytes // ITEMSIZE[segment.dtype]]
             else:
                 flats.append(block[segment.offset_nbytes : stop].view(dtype_of(segment.dtype)))
         if head is None:
-            head = memory[:_HEAD_NBYTES].view(torch.float32)
+            head = memory[:nbytes].view(torch.float32)
             flats.insert(0, head)
         return cls(block, head, tuple(flat for flat in flats if flat.numel()))
 
@@ -85,27 +88,29 @@ class AllReduce:
     ) -> None:
         self._inner, self._gradients, self._travelling, self._group = inner, gradients, travelling, group
         self._suspect, self._stop_asked = suspect, stop_asked
-        self._head = travelling.head
+        self._head, self._names = travelling.head, gradients.layout.trained
         self._asked: tuple[str, bool] | None = None  # why to stop, and whether it is complete then
         self._updates = 0
         self._turn = Turn(version=0, lease=-1)
 
+    arrivals = 0
+
     def start(self) -> Turn:
         return self._mine(self._inner.start())
 
-    def update(self, *, loss: float, examples: int, seconds: float) -> Turn:
+    def update(self, computed: Computed) -> Turn:
         if self._asked is None and (reason := self._stop_asked()):
             self._asked = reason, False
         asked = self._asked  # read once: a signal may ask at any moment
-        numbers = [loss, examples, asked is not None, asked is not None and not asked[1]]
-        self._say(numbers)
-        if self._group.rank != self._group.size - 1:
-            for buffer in self._gradients.buffers:
-                buffer.zero_()  # the sum is the last tower's
-        self._group.sum(self._travelling.flats, f"update {self._turn.version + 1}", self._inner.settle)
-        sums = self._head[: len(numbers)].tolist()
-        for flat in self._gradients.trained:
-            flat.div_(self._group.size)
+        numbers = [computed.loss, computed.examples, asked is not None, asked is not None and not asked[1]]
+        numbers.append(bool(computed.unused))
+        self._say(numbers + [name not in computed.unused for name in self._names])
+        self._sum()
+        sums = self._head[:USED].tolist()
+        unused: list[str] = []
+        if sums[LACKS]:
+            used = self._head[USED : USED + len(self._names)].tolist()
+            unused = [name for name, towers in zip(self._names, used, strict=True) if not towers]
         if sums[STOPS]:
             reasons = self._group.gather(asked[0] if asked else "")
             stopped = self._inner.stop(next(filter(None, reasons)), complete=not sums[CUTS])
@@ -113,12 +118,27 @@ class AllReduce:
                 return self._mine(replace(stopped, rejected=stopped.stop))
         self._updates += 1
         try:
-            turn = self._inner.update(
-                loss=sums[LOSS] / self._group.size, examples=round(sums[EXAMPLES]), seconds=seconds
-            )
+            turn = self._inner.update(Computed(
+                loss=sums[LOSS] / self._group.size, examples=round(sums[EXAMPLES]), seconds=computed.seconds,
+                unused=unused,
+            ))  # fmt: skip
         except errors.NonFinite as error:
             raise self._named(error) from None
         return self._mine(turn)
+
+    def _sum(self) -> None:
+        """Give the gradients and numbers; what lies there afterwards is the mean, and the last tower's buffers."""
+        size = self._group.size
+        if self._group.rank != size - 1:
+            for buffer in self._gradients.buffers:
+                buffer.zero_()  # the sum is the last tower's
+        for flat in self._gradients.trained:
+            if flat.dtype in NARROW:
+                flat.div_(size)  # first: the sum of 16-bit numbers may be too large for them where their mean is not
+        self._group.sum(self._travelling.flats, f"update {self._turn.version + 1}", self._inner.settle)
+        for flat in self._gradients.trained:
+            if flat.dtype not in NARROW:
+                flat.div_(size)
 
     def _say(self, numbers: list[float]) -> None:
         """Into the head; by NumPy, which takes a microsecond where PyTorch takes six."""
@@ -132,7 +152,10 @@ class AllReduce:
         found = self._group.gather(self._suspect())
         blamed = [f"{name!r} of worker:{rank}" for rank, name in enumerate(found) if name]
         if not blamed:
-            return error
+            return errors.not_finite(
+                f"the mean of the gradients of {self._group.size} towers is not finite, though each of them is: "
+                f"their sum is too large for its dtype, at global step {self._turn.version}."
+            )
         what = f"the gradient of {', '.join(blamed)} is not finite, at global step {self._turn.version}"
         return errors.NonFinite(f"{what} (lease {self._turn.lease} here).", why=error.why, fix=error.fix)
 

@@ -17,7 +17,7 @@ from torch import Tensor
 
 from evener.tensors import Bytes, as_tensor, dtype_of, spans
 from evener.wire.layout import Layout
-from evener.worker.exchange import Exchange, Turn
+from evener.worker.exchange import Computed, Exchange, Turn
 
 log = logging.getLogger(__name__)
 
@@ -96,7 +96,7 @@ class DeviceMemory:
             if run in self._runs:
                 home, shift = self._there[block][run.device], run.there - run.start
             flat = home[start + shift : stop + shift].view(dtype_of(specs[name].dtype))
-            views[name] = flat.view(specs[name].shape)
+            views[name] = flat.view(specs[name].shape).data  # with a version counter of its own: `whole_views`
         return views
 
     def fetch(self) -> None:
@@ -161,12 +161,16 @@ class Fetching:
     def __init__(self, exchange: Exchange, memory: DeviceMemory) -> None:
         self._exchange, self._memory = exchange, memory
 
+    @property
+    def arrivals(self) -> int:
+        return self._exchange.arrivals
+
     def start(self) -> Turn:
         return self._then_fetch(self._exchange.start())
 
-    def update(self, *, loss: float, examples: int, seconds: float) -> Turn:
+    def update(self, computed: Computed) -> Turn:
         self._memory.settle()
-        return self._then_fetch(self._exchange.update(loss=loss, examples=examples, seconds=seconds))
+        return self._then_fetch(self._exchange.update(computed))
 
     def show(self, what: str) -> int:
         self._memory.settle()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Protocol
 
@@ -27,24 +28,58 @@ class Turn:
     failed: bool = False  # `stop` is another task's failure
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Computed:
+    """What is known of a gradient besides its numbers."""
+
+    loss: float
+    examples: int
+    seconds: float  # of computing
+    #: Trained parameters without a gradient: autograd gave them None, so an optimizer leaves them alone.
+    unused: Collection[str] = ()
+
+
 class Computes(Protocol):
     """A model and its gradients, wherever they are computed."""
 
     model: nn.Module
 
-    def gradients(self, batch: Batch, lease: int) -> float:
-        """Forward and backward of one batch; returns its loss. The gradients are where the exchange finds them."""
+    def begin(self, batch: Batch, lease: int) -> float:
+        """Forward and backward of one batch; returns its loss. The gradients are the parameters' `grad`."""
+        ...
+
+    def collect(self, arrival: int = 0) -> Collection[str]:
+        """Bring the gradients, as hooks have left them, to where the exchange finds them.
+
+        Args:
+            arrival: `Exchange.arrivals` of the parameters that they were computed on.
+
+        Returns:
+            The trained parameters that have none.
+        """
+        ...
+
+    def arrived(self, arrival: int) -> None:
+        """The exchange has just filled the parameters."""
         ...
 
 
 class Exchange(Protocol):
     """Owns, or reaches, the parameters. The model's tensors are views of memory that it fills."""
 
+    @property
+    def arrivals(self) -> int:
+        """How often other processes have filled the model's tensors.
+
+        0: this process owns the parameters, so what the model or a hook makes of them is what is trained.
+        """
+        ...
+
     def start(self) -> Turn:
         """The first parameters and the first batch."""
         ...
 
-    def update(self, *, loss: float, examples: int, seconds: float) -> Turn:
+    def update(self, computed: Computed) -> Turn:
         """Give the gradient that lies in the flat buffer; return when this worker may compute again.
 
         Raises:

@@ -19,7 +19,7 @@ from evener.settings import Settings
 from evener.state import Contents, State
 from evener.tally import Tally
 from evener.tensors import Slot
-from evener.worker.exchange import Turn
+from evener.worker.exchange import Computed, Turn
 
 
 class Local:
@@ -58,6 +58,7 @@ class Local:
         self._complete = True
         self._whole = True  # no update is half done: the state may be saved
         self._kept: Sequence[Tensor] | None = None  # the parameters, while the model shows something else
+        self._applied = gradients  # the last update's, clipped
         self._last_report = clock()
         state.schedule(settings.steps_per_epoch(samples))
         if restored is not None:
@@ -68,29 +69,30 @@ class Local:
         self._unapplied = sorted(restored[0].unapplied) if restored else []  # of a cluster; they come first
         ledger.begin(self._first_step, samples, self._book())
 
+    arrivals = 0
+
     def start(self) -> Turn:
         self._tally.started = self._clock()
         if self._state.step >= self._train_steps:
             self._stop = f"already at step {self._state.step} of {self._train_steps}: nothing to do"
         return self._turn()
 
-    def update(self, *, loss: float, examples: int, seconds: float) -> Turn:
+    def update(self, computed: Computed, factor: float | None = None) -> Turn:
+        """Apply the gradient. `factor`: see `State.clipped`, where this process holds a part of the model."""
         if bad := self._gradients.first_non_finite():
-            raise errors.NonFinite(
+            raise errors.not_finite(
                 f"the gradient of {bad!r} is not finite, at global step {self._state.step}, lease {self._lease} "
-                f"(loss {loss:.6g}).",
-                why="one such gradient would make every parameter NaN; it was not applied.",
-                fix="lower the learning rate, clip the gradient, or look at that batch.",
+                f"(loss {computed.loss:.6g})."
             )
         self._whole = False
-        self._state.apply(self._gradients)
+        self._applied = self._state.apply(self._gradients, computed.unused, factor)
         step = self._state.step
         self._ledger.update(step, [(lease, worker, 0, step) for worker, lease in enumerate(self._leases())])
         again = min(len(self._unapplied), self._towers)
         del self._unapplied[:again]
         self._next_lease += self._towers - again
         self._whole = True
-        self._tally.applied(loss, examples, 0)
+        self._tally.applied(computed.loss, computed.examples, 0)
         self._tally.updated()
         if self._state.step >= self._train_steps:
             self._stop = self._stop or f"reached step {self._train_steps}"
@@ -139,7 +141,7 @@ class Local:
         if what == "averages" and self._state.averages is not None:
             source = self._state.averages.flats
         elif what == "gradients":
-            source = self._gradients.flats
+            source = self._applied.flats
         for flat, values in zip(parameters.flats, source, strict=True):
             flat.copy_(values)
         if what == "parameters":

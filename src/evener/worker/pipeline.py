@@ -7,14 +7,14 @@ of stage i on shard i. Activations and their gradients travel by `torch.distribu
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 
 import msgspec
 import torch
 from torch import Tensor, nn
 from torch.distributed.pipelining import Schedule1F1B, ScheduleGPipe
 
-from evener import errors
+from evener import errors, rules
 from evener.atomic import Record
 from evener.checkpoint import Manifest, Store
 from evener.data.batches import Batches
@@ -23,7 +23,8 @@ from evener.recipe import Recipe
 from evener.saver import Saver
 from evener.state import Contents, State
 from evener.tensors import CPU, Slot
-from evener.worker.exchange import Turn
+from evener.worker.constants import Constants
+from evener.worker.exchange import Computed, Turn
 from evener.worker.local import Local
 from evener.worker.splitting import Cut, Foreign
 from evener.worker.stage_group import WHAT, Ask, StageGroup
@@ -65,14 +66,47 @@ class Part:
         others = [name for name, stage in made.homes.items() if stage != group.stage]
         self.foreign = Foreign(model, others, {spec.name for spec in gradients.layout.specs})
         tensors = dict([*model.named_parameters(), *model.named_buffers()])
-        self._own = [(tensors[piece.spec.name], view, piece.spec.trained) for piece, view in gradients.named()]
+        self._own = [
+            (piece.spec.name, tensors[piece.spec.name], view, piece.spec.trained) for piece, view in gradients.named()
+        ]
         #: The stages whose last gradient is not finite.
         self.bad: list[int] = []
+        #: This stage's parameters that the last batch did not use.
+        self.unused: list[str] = []
+        #: What clipping by norm multiplies the last gradient by, on all stages; None: it is not clipped so.
+        self.factor: float | None = None
+        self._made: list[tuple[int, int]] = []
+        self._constants = Constants(model, gradients.layout)
 
-    def gradients(self, batch: Batch, lease: int) -> float:
+    def begin(self, batch: Batch, lease: int) -> float:
         """Stage 0: let all stages compute this lease; returns its loss. Each then has its own gradients."""
         self.group.give(Ask.COMPUTE, lease)
-        return self.compute(batch, lease)
+        loss = self.compute(batch, lease)
+        self._made = self._grads()
+        return loss
+
+    def _grads(self) -> list[tuple[int, int]]:
+        """Which gradients there are, and how often each was written."""
+        return [(id(t.grad), t.grad._version) for _, t, _, trained in self._own if trained and t.grad is not None]
+
+    def collect(self, arrival: int = 0) -> Collection[str]:
+        """They lie where they are needed; hooks could change those of this stage only.
+
+        Raises:
+            ConfigError: a hook did.
+        """
+        del arrival
+        if self._grads() != self._made:
+            raise errors.ConfigError(
+                "a hook has changed gradients in a pipeline.",
+                why="hooks run in the first stage, which holds the gradients of its own part of the model only.",
+                fix="clip with --clip-norm or --clip-value, which look at all stages; or train without "
+                "--pipeline-stages.",
+            )
+        return self.unused
+
+    def arrived(self, arrival: int) -> None:
+        """Every stage owns its parameters."""
 
     def compute(self, batch: Batch | None, lease: int) -> float:
         """Forward and backward of the microbatches; the loss, penalties of all stages included.
@@ -89,7 +123,7 @@ class Part:
     def _compute(self, batch: Batch | None, lease: int) -> float:
         self.foreign.hide()
         torch.manual_seed((self._seed * 1_000_003 + lease + self.group.stage * 2_147_483_647) % 2**63)
-        for tensor, _, _ in self._own:
+        for _, tensor, _, _ in self._own:
             tensor.grad = None
         losses: list[Tensor] = []
         with self.group.guarded(f"the activations and gradients of lease {lease}"):
@@ -106,8 +140,11 @@ class Part:
         self._collect()
         flags = [0.0] * self.group.stages
         flags[self.group.stage] = float(bool(self.slot.first_non_finite()))
-        total, *flags = self.group.total([loss + penalty, *flags])
+        limit = self.recipe.clip_norm
+        square = 0.0 if limit is None else rules.norm(self.slot) ** 2
+        total, square, *flags = self.group.total([loss + penalty, square, *flags])
         self.bad = [stage for stage, flag in enumerate(flags) if flag]
+        self.factor = None if limit is None or self.bad else rules.clip_factor(math.sqrt(square), limit)
         return total
 
     def _loss(self, output: Tensor, target: Tensor) -> Tensor:
@@ -125,11 +162,14 @@ class Part:
         return float(penalty.detach())
 
     def _collect(self) -> None:
-        for tensor, travelling, trained in self._own:
+        self.unused = []
+        self._constants.look(0)
+        for name, tensor, travelling, trained in self._own:
             if not trained:
                 travelling.copy_(tensor)
             elif tensor.grad is None:
                 travelling.zero_()
+                self.unused.append(name)
             else:
                 travelling.copy_(tensor.grad)
 
@@ -192,19 +232,17 @@ class Conductor:
     def __init__(self, local: Local, part: Part, group: StageGroup, stop_asked: Callable[[], str]) -> None:
         self._local, self._part, self._group, self._stop_asked = local, part, group, stop_asked
 
+    arrivals = 0
+
     def start(self) -> Turn:
         return self._heeding(self._local.start())
 
-    def update(self, *, loss: float, examples: int, seconds: float) -> Turn:
+    def update(self, computed: Computed) -> Turn:
         if self._part.bad:
             stages = ", ".join(f"worker:{stage}" for stage in self._part.bad)
-            raise errors.NonFinite(
-                f"the gradient of {stages} is not finite (loss {loss:.6g}).",
-                why="one such gradient would make every parameter NaN; it was not applied, by no stage.",
-                fix="lower the learning rate, clip the gradient, or look at that batch.",
-            )
+            raise errors.not_finite(f"the gradient of {stages} is not finite (loss {computed.loss:.6g}).")
         self._group.give(Ask.APPLY)
-        return self._heeding(self._local.update(loss=loss, examples=examples, seconds=seconds))
+        return self._heeding(self._local.update(computed, self._part.factor))
 
     def _heeding(self, turn: Turn) -> Turn:
         if not turn.stop and (reason := self._stop_asked()):
@@ -253,7 +291,7 @@ def follow(part: Part, state: State, *, store: Store, batches: Batches, busy: Ca
                 busy(f"its part of lease {number}", state.step)
                 part.compute(batches.batch(number) if last else None, number)
             case Ask.APPLY:
-                state.apply(part.slot)
+                state.apply(part.slot, part.unused, part.factor)
             case Ask.SHOW:
                 group.send(_shown(state, part.slot, WHAT[number]))
             case Ask.SAVE:

@@ -50,7 +50,7 @@ class ServerLinks:
     ) -> None:
         self.name, self.report, self.clock, self.patience = name, report, clock, patience
         self._find, self._connect = addresses, connect
-        self._layout = layout
+        self.layout = layout
         self._gradients, self._parameters = gradients, parameters
         self._addresses: list[str] = []
         self._channels: list[Channel] = []
@@ -76,7 +76,7 @@ class ServerLinks:
                 channel.close()
 
     def _open(self, shard: int, address: str) -> Channel:
-        ranges = self._layout.ranges(shard)
+        ranges = self.layout.ranges(shard)
         try:
             return self._connect(
                 shard, address, Ranges(self._gradients, ranges), Ranges(self._parameters, ranges), ATTEMPT

@@ -23,7 +23,7 @@ from evener.wire.messages import (
     Push,
     Release,
 )  # fmt: skip
-from evener.worker.exchange import Turn
+from evener.worker.exchange import Computed, Turn
 from evener.worker.server_links import SILENCE, ServerLinks
 
 log = logging.getLogger(__name__)
@@ -51,6 +51,7 @@ class Servers:
         self._seq = 0
         self._version = 0
         self._lease = -1
+        self.arrivals = 0
         self._found: Turn | None = None  # what a return brought while no update was asked for
 
     # --- coming and coming back
@@ -128,11 +129,14 @@ class Servers:
 
     # --- training
 
-    def update(self, *, loss: float, examples: int, seconds: float) -> Turn:
+    def update(self, computed: Computed) -> Turn:
         if (turn := self.returned()) is not None:
             return turn  # the gradient was computed for a life that has ended
         self._seq += 1
-        push = Push(self._identity, self._seq, self._version, self._lease, loss, examples, seconds)
+        push = Push(
+            self._identity, self._seq, self._version, self._lease, computed.loss, computed.examples, computed.seconds,
+            self._links.layout.mask(computed.unused),
+        )  # fmt: skip
         try:
             # The leader last: when it looks at the push, the other shards have it too.
             for shard in reversed(range(len(self._links))):
@@ -151,6 +155,7 @@ class Servers:
             if other.version != answer.version:
                 raise errors.ProtocolError(f"ps:0 is at version {answer.version}, ps:{shard} at {other.version}.")
         self._version, self._lease = answer.version, answer.lease
+        self.arrivals += 1
         return Turn(
             version=answer.version, lease=answer.lease, stop=answer.stop, chief=answer.chief, rejected=answer.rejected,
             staleness=answer.staleness, dropped=answer.dropped, learning_rate=answer.learning_rate,
@@ -180,6 +185,7 @@ class Servers:
             if not isinstance(answer, Contents):
                 raise errors.ProtocolError(f"ps:{shard} answered a Pull with {type(answer).__name__}.")
             versions.append(answer.version)
+        self.arrivals += 1
         # `_version` stays: newer parameters do not renew the lease, which may have gone to another worker meanwhile.
         return min(versions)
 

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from contextlib import nullcontext
+from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -13,6 +16,7 @@ from evener.errors import ConfigError
 from evener.recipe import Recipe
 from evener.tensors import Bytes, bind, whole_views
 from evener.wire.layout import Layout
+from evener.worker.constants import Constants
 from evener.worker.device_memory import DeviceMemory, generators_of
 
 _ONE_DEVICE = nullcontext()
@@ -24,7 +28,7 @@ class Towers:
     Args:
         model: its parameters and buffers move into `parameters`, values included.
         parameters: memory block of the layout that the model lives in; an answer that lands there is the new model.
-        gradients: memory block of the layout that `gradients()` fills.
+        gradients: memory block of the layout that `collect` fills.
         memory: the same on other devices, when the model lives there; None: the model lives in `parameters` itself,
             which may be memory of a device too.
         seed: of the run; with the lease it seeds what is random in the model, so that dropout too depends on the batch
@@ -57,27 +61,20 @@ class Towers:
         trained = [(name, p) for name, p in model.named_parameters() if p.requires_grad]
         self._parameters = [p for _, p in trained]
         self._gradients = [views[name] for name, _ in trained]
-        names = [(spec.name, *spec.name.rpartition(".")[::2]) for spec in layout.specs if not spec.trained]
-        self._buffers = [
-            (views[name], homes[name], model.get_submodule(owner)._buffers, leaf) for name, owner, leaf in names
-        ]
+        self._addresses = [homes[name].data_ptr() for name, _ in trained]
+        self._homes = homes
+        self._buffers = [Buffer.of(model, spec.name, views[spec.name]) for spec in layout.specs if not spec.trained]
         self.names = [name for name, _ in trained]
+        self.constants = Constants(model, layout)
 
-    def gradients(self, batch: Batch, lease: int) -> float:
-        """Forward and backward of one batch; returns its loss. The gradients then lie in the flat buffer.
-
-        Autograd makes its own tensors, which are copied: letting it accumulate into the flat buffer costs a memset and
-        one more read of everything (1.56 against 1.50 ms a step of the MNIST network).
-        """
+    def begin(self, batch: Batch, lease: int) -> float:
+        """Forward and backward of one batch; returns its loss. The gradients are autograd's own tensors."""
         for generator in self._random:
             generator.manual_seed((self._seed * 1_000_003 + lease) % 2**63)
         for parameter in self._parameters:
             parameter.grad = None
         loss = self._loss(batch)
         loss.backward()  # type: ignore[no-untyped-call]
-        self._collect()
-        if self._memory is not None:
-            self._memory.deliver()
         return float(loss.detach())
 
     def _loss(self, batch: Batch) -> Tensor:
@@ -91,11 +88,25 @@ class Towers:
                 check_scalar(loss)
         return loss
 
-    def _collect(self) -> None:
-        into, made = [], []
-        for gradient, parameter in zip(self._gradients, self._parameters, strict=True):
+    def collect(self, arrival: int = 0) -> Collection[str]:
+        """Copy the gradients, as hooks have left them, and the buffers into the flat buffer.
+
+        Letting autograd accumulate there would cost a memset and one more read of everything (1.56 against 1.50 ms a
+        step of the MNIST network).
+
+        Args:
+            arrival: see `Constants.look`.
+
+        Returns:
+            The trained parameters that have no gradient: this batch did not use them, or a hook took it away.
+        """
+        self._come_home()
+        self.constants.look(arrival)
+        into, made, unused = [], [], []
+        for name, gradient, parameter in zip(self.names, self._gradients, self._parameters, strict=True):
             if parameter.grad is None:
-                gradient.zero_()  # the batch did not use it
+                gradient.zero_()
+                unused.append(name)
             elif parameter.grad.is_sparse:
                 gradient.copy_(parameter.grad.to_dense())
             else:
@@ -103,12 +114,24 @@ class Towers:
                 made.append(parameter.grad)
         if into:
             torch._foreach_copy_(into, made)
-        for travelling, home, buffers, leaf in self._buffers:
-            now = buffers[leaf]
-            if now is not None and now is not home:  # the model put a new tensor there, which answers would miss
-                home.copy_(now)
-                buffers[leaf] = home
-            travelling.copy_(home)
+        for buffer in self._buffers:
+            buffer.collect()
+        if self._memory is not None:
+            self._memory.deliver()
+        return unused
+
+    def arrived(self, arrival: int) -> None:
+        """Other processes have just filled the parameters, for the so-and-so-manieth time; 0: they are our own."""
+        if arrival:
+            self.constants.arrived(arrival)
+
+    def _come_home(self) -> None:
+        """A parameter whose data the model replaced (`weight.data = renormed`) moves into the memory that travels."""
+        for name, parameter, address in zip(self.names, self._parameters, self._addresses, strict=True):
+            if parameter.data_ptr() != address:
+                with torch.no_grad():
+                    self._homes[name].copy_(parameter)
+                parameter.data = self._homes[name]
 
     def first_non_finite(self) -> str:
         """The name of a parameter whose own gradient, of the last batch, holds NaN or infinity; empty if none does."""
@@ -118,7 +141,47 @@ class Towers:
         return ""
 
     def copy_of_gradients(self) -> dict[str, Tensor]:
-        return {name: gradient.clone() for name, gradient in zip(self.names, self._gradients, strict=True)}
+        """Of the last batch, as hooks have left them so far; zeros where there is none."""
+        return {
+            name: torch.zeros_like(p) if p.grad is None else p.grad.to_dense() if p.grad.is_sparse else p.grad.clone()
+            for name, p in zip(self.names, self._parameters, strict=True)
+        }
+
+
+@dataclass(frozen=True, slots=True)
+class Buffer:
+    """A tensor that the model changes by itself: BatchNorm's statistics, a counter, a teacher's weights."""
+
+    name: str
+    travelling: Tensor  # its place beside the gradients
+    home: Tensor  # the tensor that model() put there
+    shape: torch.Size
+    place: dict[str, Any]  # the module's own dictionary of such tensors, in which it may be replaced
+    leaf: str
+
+    @classmethod
+    def of(cls, model: nn.Module, name: str, travelling: Tensor) -> Buffer:
+        owner, _, leaf = name.rpartition(".")
+        module = model.get_submodule(owner)
+        place: dict[str, Any] = module._buffers if leaf in module._buffers else module._parameters
+        return cls(name, travelling, place[leaf], place[leaf].shape, place, leaf)
+
+    def collect(self) -> None:
+        """Copy it to where it travels. One that the model replaced is put back: answers would miss the new one."""
+        now = self.place[self.leaf]
+        if now is None or now.shape != self.shape:
+            raise ConfigError(
+                f"the buffer {self.name!r} has shape {list(self.shape)} in the model that model() returned, and "
+                f"{list(now.shape) if now is not None else 'is None'} after a batch.",
+                why="it travels with every gradient, so its size is known before the first batch.",
+                fix="run one batch through the model before model() returns it, or register it with its final shape; "
+                "or with persistent=False, if it need not be kept.",
+            )
+        if now is not self.home:
+            with torch.no_grad():
+                self.home.copy_(now)
+            self.place[self.leaf] = self.home
+        self.travelling.copy_(self.home)
 
 
 def check_scalar(loss: object) -> None:

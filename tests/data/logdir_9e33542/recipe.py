@@ -19,7 +19,9 @@ def model() -> nn.Module:
 def optimizer(made: nn.Module) -> torch.optim.Optimizer:
     weights = [p for p in made.parameters() if p.dim() > 1]
     others = [p for p in made.parameters() if p.dim() <= 1]
-    return torch.optim.AdamW([{"params": weights, "weight_decay": 0.1}, {"params": others, "weight_decay": 0.0}], lr=0.01)
+    return torch.optim.AdamW(
+        [{"params": weights, "weight_decay": 0.1}, {"params": others, "weight_decay": 0.0}], lr=0.01
+    )
 
 
 def recipe() -> evener.Recipe:

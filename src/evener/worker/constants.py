@@ -1,0 +1,154 @@
+"""What may not change in a worker's model, because no update, checkpoint or other task would know of it."""
+
+from __future__ import annotations
+
+import pickle
+from collections.abc import Iterable
+
+import torch
+from torch import Tensor, nn
+
+from evener.errors import ConfigError
+from evener.tensors import frozen, persistent_buffers
+from evener.wire.layout import Layout
+
+_INTEGERS = {1: torch.uint8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
+
+
+class Constants:
+    """The parts of a model that are outside what travels: as they were when training began.
+
+    What costs nothing is looked at in every step: whether a frozen parameter is to be trained now, and PyTorch's own
+    version counters. Values are compared after steps 1, 2, 4, 8, ...: a teacher that follows its student by `.data` is
+    seen in the first step.
+
+    Args:
+        model: bound to the memory that travels.
+    """
+
+    def __init__(self, model: nn.Module, layout: Layout) -> None:
+        self._model = model
+        self._known = {name: p for name, p in model.named_parameters()}
+        self._buffers = {name for name, _ in persistent_buffers(model)}
+        self._frozen = {name: self._known[name] for name in frozen(model, layout)}
+        self._trained = [self._known[name] for name in layout.trained]
+        self._versions = self._counted()
+        self._values = {name: checksum([p]) for name, p in self._frozen.items()}
+        self._extra = extra_states(model)
+        self._looks = 0
+        self._arrived: tuple[int, int, int] | None = None  # which arrival, its version counters, its checksum
+
+    def _counted(self) -> int:
+        return sum(p._version for p in self._frozen.values())
+
+    def arrived(self, arrival: int) -> None:
+        """Other processes have just filled the parameters; until the next gradient they stay so."""
+        deep = _power_of_two(self._looks + 1)
+        values = checksum(self._trained) if deep else 0
+        self._arrived = arrival, sum(p._version for p in self._trained), values
+
+    def look(self, arrival: int) -> None:
+        """After a batch was computed and hooks had their say.
+
+        Args:
+            arrival: which filling of the parameters by other processes the model holds; 0: they are this process's own,
+                so what the model and hooks make of them is what is trained.
+
+        Raises:
+            ConfigError: naming what was changed, and what to do instead.
+        """
+        self._looks += 1
+        deep = _power_of_two(self._looks)
+        for name, parameter in self._frozen.items():
+            if parameter.requires_grad:
+                raise _unfrozen(name)
+        if deep or self._counted() != self._versions:
+            self._compare_frozen()
+        if arrival:
+            self._compare_arrived(arrival, deep)
+        if deep:
+            self._compare_parts()
+
+    def _compare_frozen(self) -> None:
+        self._versions = self._counted()
+        for name, parameter in self._frozen.items():
+            if checksum([parameter]) != self._values[name]:
+                raise ConfigError(
+                    f"the model or a hook has changed {name!r}, a parameter with requires_grad=False.",
+                    why="frozen parameters neither travel nor are saved with each step: every task would have its own.",
+                    fix=f"name it, or the module that holds it, in the recipe: changing=[{name.rpartition('.')[0]!r}]; "
+                    "it then travels, is saved and averaged as buffers are.",
+                )
+
+    def _compare_arrived(self, arrival: int, deep: bool) -> None:
+        if self._arrived is None or self._arrived[0] != arrival:
+            return
+        _, versions, values = self._arrived
+        if sum(p._version for p in self._trained) == versions and (not deep or checksum(self._trained) == values):
+            return
+        if checksum(self._trained) == values:
+            return  # written, but with what was there
+        raise ConfigError(
+            "the model or a hook has changed trained parameters by itself.",
+            why="they belong to the ps tasks, whose next answer would undo the change.",
+            fix="constrain them where they are updated: in the step() of an optimizer of your own with the class "
+            "attribute elementwise = True, or by torch.nn.utils.parametrize; or train without ps tasks.",
+        )
+
+    def _compare_parts(self) -> None:
+        now = dict(self._model.named_parameters())
+        if other := next((name for name in now if now[name] is not self._known.get(name)), ""):
+            raise ConfigError(
+                f"the model or a hook has put a new parameter in the place of {other!r}.",
+                why="the optimizer and the memory that travels know the parameters that model() returned.",
+                fix="make all parameters in model(), and change their values in place.",
+            )
+        if more := {name for name, _ in persistent_buffers(self._model)} - self._buffers:
+            raise ConfigError(
+                f"the buffer {min(more)!r} is new: model() returned a model without it.",
+                why="what travels and is saved is known before the first batch.",
+                fix="register it with a tensor in model(); or persistent=False, if it need not be kept.",
+            )
+        for name, state in extra_states(self._model).items():
+            if state != self._extra.get(name):
+                raise ConfigError(
+                    f"the extra state of module {name!r} (get_extra_state) has changed.",
+                    why="it is no tensor that could travel: it would neither be saved nor be the same on two tasks.",
+                    fix="keep it in a buffer: self.register_buffer(name, tensor).",
+                )
+
+
+def _unfrozen(name: str) -> ConfigError:
+    return ConfigError(
+        f"{name!r} was frozen when model() returned it and is to be trained now.",
+        why="what is trained is known before the first batch: it has its place in memory and in the optimizer.",
+        fix="let model() return it with requires_grad=True and freeze it in a hook's after_create: a parameter without "
+        "gradient is left alone, and may be unfrozen later.",
+    )
+
+
+def checksum(tensors: Iterable[Tensor]) -> int:
+    """A sum of all bits, as integers of the tensors' own size: one pass, on whatever device they are."""
+    total = 0
+    with torch.no_grad():
+        for tensor in tensors:
+            flat = tensor.detach().reshape(-1)
+            total += int(flat.view(_INTEGERS[flat.element_size()]).sum(dtype=torch.int64)) if flat.numel() else 0
+    return total
+
+
+def extra_states(model: nn.Module) -> dict[str, bytes]:
+    """What modules keep beside tensors (`get_extra_state`), by module, in a form that can be compared."""
+    found = {}
+    for name, module in model.named_modules():
+        if getattr(type(module), "get_extra_state", None) is not nn.Module.get_extra_state:
+            state = module.get_extra_state()
+            try:
+                found[name] = pickle.dumps(state)
+            except Exception:  # whatever an object of the user's raises; its text must do
+                found[name] = repr(state).encode()
+    return found
+
+
+def _power_of_two(number: int) -> bool:
+    return number & (number - 1) == 0

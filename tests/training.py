@@ -43,12 +43,15 @@ def fresh(recipe: Recipe, seed: int = 0) -> nn.Module:
     return recipe.model()
 
 
-def shards_of(recipe: Recipe, shards: int = 1, *, placement: str = "even", seed: int = 0) -> list[State]:
-    """One state for each shard of the recipe's model, scheduled."""
+def shards_of(
+    recipe: Recipe, shards: int = 1, *, placement: str = "even", seed: int = 0, contents: Contents | None = None,
+    hyperparameters: str = "checkpoint",
+) -> list[State]:  # fmt: skip
+    """One state for each shard of the recipe's model, begun, or continued from a checkpoint."""
     layout = Layout(specs_of(fresh(recipe, seed)), shards=shards, placement=placement)
     states = [State(fresh(recipe, seed), recipe, layout, shard=shard) for shard in range(shards)]
     for state in states:
-        state.schedule(steps_per_epoch=3.0)
+        state.begin(3, contents, hyperparameters=hyperparameters)
     return states
 
 
@@ -106,6 +109,7 @@ def manifest_for(states: Sequence[State], everything: Sequence[Contents], *, fil
         shards=len(states),
         files=files,
         shapes={spec.name: list(spec.shape) for spec in states[0].parameters.layout.specs},
+        parts=states[0].parameters.layout.parts,
         values={str(shard): contents.values for shard, contents in enumerate(everything)},
         **({"recipe": "net", "options": {}, "next_lease": everything[0].step, "unapplied": [], "seqs": {}} | facts),
     )
@@ -113,10 +117,7 @@ def manifest_for(states: Sequence[State], everything: Sequence[Contents], *, fil
 
 def restored(recipe: Recipe, contents: Contents, shards: int, **how) -> list[State]:
     """States that continue from a checkpoint, on any number of shards."""
-    states = shards_of(recipe, shards, **how)
-    for state in states:
-        state.restore(contents)
-    return states
+    return shards_of(recipe, shards, contents=contents, **how)
 
 
 def assert_equal(these: dict[str, Tensor], those: dict[str, Tensor], *, rtol: float = 0.0, atol: float = 0.0) -> None:

@@ -29,7 +29,7 @@ from torch import Tensor
 from evener import chaos
 from evener.atomic import Record, atomic_write, sync_directory
 from evener.errors import CheckpointError, NonFinite, VersionError
-from evener.parts import join, join_numbers
+from evener.parts import Names, join, join_numbers
 from evener.state import Contents
 
 log = logging.getLogger(__name__)
@@ -49,6 +49,7 @@ class Manifest(msgspec.Struct, frozen=True, kw_only=True):
     options: dict[str, Any]  # of the recipe: `evener eval` needs them again
     files: dict[str, Record]
     shapes: dict[str, list[int]]  # of every tensor that travels, to join split ones
+    parts: dict[str, tuple[str, int, int]] | None = None  # `Layout.parts`: which names in files are of parts
     values: dict[str, Any]  # per shard index: groups, schedule
     next_lease: int
     unapplied: list[int]  # leases below next_lease whose gradient is not in these parameters
@@ -221,13 +222,13 @@ def load(path: Path) -> tuple[Manifest, Contents]:
         kind = name.partition("-")[0]
         if kind in groups:
             groups[kind] |= _read_tensors(path / name, record)
-    shapes = manifest.shapes
+    names = Names(manifest.shapes, manifest.parts)
     contents = Contents(
         manifest.step,
-        join(groups["parameters"], shapes),
-        join(groups["averages"], shapes),
-        join(groups["optimizer"], shapes),
-        {**manifest.values.get("0", {}), "numbers": join_numbers(manifest.values)},
+        join(groups["parameters"], names),
+        join(groups["averages"], names),
+        join(groups["optimizer"], names),
+        {**manifest.values.get("0", {}), "numbers": join_numbers(manifest.values, names)},
     )
     return manifest, contents
 

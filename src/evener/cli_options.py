@@ -69,6 +69,8 @@ def add_training_options(train: argparse.ArgumentParser) -> None:
     kept = train.add_argument_group("what is kept and told")
     add = kept.add_argument
     add("--logdir", help="checkpoints, TensorBoard events and logs; an old one is continued; default evener-runs/...")
+    text = "in an old logdir: whose settings of optimizer and schedule count; default checkpoint"
+    add("--hyperparameters", metavar="checkpoint|recipe", help=text)
     add("--save-checkpoint-secs", type=float, metavar="S", help="seconds between checkpoints; default 60")
     add("--save-checkpoint-steps", type=int, metavar="N", help="global steps between checkpoints")
     add("--keep", type=int, metavar="K", help="newest checkpoints kept; default 5")

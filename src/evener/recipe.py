@@ -11,14 +11,13 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.nn.parameter import UninitializedParameter
 from torch.optim import Optimizer
-from torch.optim.lr_scheduler import LRScheduler
 
 from evener import options as _options
+from evener.clipping import check_clipping
 from evener.data.dataset import Data
 from evener.errors import ConfigError
 from evener.recipes import RECIPES
 from evener.references import did_you_mean, find, reference_of as _reference_of
-from evener.settings import check_clipping
 
 __all__ = ["Recipe", "accuracy", "check_model", "options_of", "reference_of", "resolve"]
 
@@ -61,7 +60,10 @@ class Recipe:
         clip_value: or each number of it is kept between -clip_value and clip_value; `--clip-value`.
         changing: names of parameters with requires_grad=False, or of modules that hold them, which the model changes
             itself, such as a teacher that follows its student: they travel, are saved and averaged as buffers are.
-        lr_scheduler: (optimizer, steps_per_epoch) -> scheduler, stepped once a global step.
+        lr_scheduler: (optimizer, steps_per_epoch) -> scheduler, stepped once a global step. `steps_per_epoch` is a
+            whole number, rounded up, as the length of a DataLoader; a function with a third argument gets it exactly
+            too, as a Fraction. `evener.each_epoch(scheduler)` is stepped once an epoch, by a figure of each validation
+            `evener.each_validation(scheduler)` and a `ReduceLROnPlateau`.
         ema_decay: keeps an average of the parameters, shadow += (1 - d) * (value - shadow) a step with
             d = min(ema_decay, (1 + step) / (10 + step)), as TensorFlow does.
         metrics: name -> (output, target) -> mean over the batch; for the validation set.
@@ -81,7 +83,7 @@ class Recipe:
     clip_norm: float | None = None
     clip_value: float | None = None
     changing: Sequence[str] = ()
-    lr_scheduler: Callable[[Optimizer, float], LRScheduler] | None = None
+    lr_scheduler: Callable[..., Any] | None = None
     ema_decay: float | None = None
     metrics: Mapping[str, Callable[[Tensor, Tensor], Tensor]] = field(default_factory=lambda: {"accuracy": accuracy})
     hooks: Callable[[], Sequence[Any]] | None = None
@@ -95,7 +97,7 @@ class Recipe:
             if (optional and value is None) or (callable(value) and not _object_for_maker(part, value)):
                 continue
             raise ConfigError(
-                f"{part} is {_kind(value)}, not a function ({arguments}).",
+                f"{part} is {kind_of(value)}, not a function ({arguments}).",
                 why="every task of a run makes its own parts, so a recipe holds functions.",
                 fix=f"write {part}=lambda{' ' * bool(arguments)}{arguments}: ..."
                 + (" or leave it out." if optional else "."),
@@ -166,11 +168,13 @@ def from_object(found: Any, options: Mapping[str, object] | None = None, *, name
             )
         return found
     if not callable(found):
-        raise ConfigError(f"{_kind(found)} is no recipe.", fix="pass an evener.Recipe or a function that returns one.")
+        raise ConfigError(
+            f"{kind_of(found)} is no recipe.", fix="pass an evener.Recipe or a function that returns one."
+        )
     made = found(**_options.convert(found, options or {}, f"recipe {name}"))
     if not isinstance(made, Recipe):
         raise ConfigError(
-            f"{name} returned {_kind(made)}.",
+            f"{name} returned {kind_of(made)}.",
             why="a recipe function returns an evener.Recipe.",
             fix="end it with: return Recipe(model=..., data=..., optimizer=...).",
         )
@@ -199,7 +203,7 @@ def check_model(model: object) -> None:
     """
     if not isinstance(model, nn.Module):
         raise ConfigError(
-            f"the recipe's model() returned {_kind(model)}.",
+            f"the recipe's model() returned {kind_of(model)}.",
             why="it makes a torch.nn.Module.",
             fix="return the module.",
         )
@@ -247,7 +251,7 @@ def _find(reference: str) -> Any:
     found = find(RECIPES.get(reference, reference))
     if not isinstance(found, Recipe) and not callable(found):
         raise ConfigError(
-            f"{reference} is {_kind(found)}.",
+            f"{reference} is {kind_of(found)}.",
             why="a recipe is an evener.Recipe, or a function that returns one.",
             fix=f"name one of these; the shipped recipes are: {', '.join(RECIPES)}.",
         )
@@ -261,7 +265,8 @@ def _object_for_maker(part: str, value: object) -> bool:
     return part == "model" and isinstance(value, nn.Module)
 
 
-def _kind(value: object) -> str:
+def kind_of(value: object) -> str:
+    """What a value is, for error messages."""
     if value is None:
         return "None"
     return f"the class {value.__name__}" if isinstance(value, type) else f"an object of type {type(value).__name__}"

@@ -7,6 +7,7 @@ Every task of a run gets the same reference and makes the recipe for itself.
 from __future__ import annotations
 
 import difflib
+import functools
 import hashlib
 import importlib
 import importlib.util
@@ -73,6 +74,14 @@ def reference_of(found: Any) -> str | None:
         if place is not None:
             return f"{place}:{name}"
     return None
+
+
+def place_of(function: Any) -> str:
+    """Where a user wrote a function, for error messages: `` (train.py, line 12)``; empty where that is not known."""
+    while isinstance(function, functools.partial):
+        function = function.func
+    code = getattr(function, "__code__", None) or getattr(getattr(function, "__func__", None), "__code__", None)
+    return f" ({Path(code.co_filename).name}, line {code.co_firstlineno})" if code is not None else ""
 
 
 def did_you_mean(name: str, known: Iterable[str]) -> str:

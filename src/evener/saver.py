@@ -14,7 +14,8 @@ from evener.atomic import Record
 from evener.checkpoint import Manifest, Store
 from evener.policy.leases import LeaseState
 from evener.settings import Settings
-from evener.state import Contents, State, plain
+from evener.state import Contents, State
+from evener.values import plain
 
 log = logging.getLogger(__name__)
 
@@ -44,7 +45,8 @@ def manifest_of(  # noqa: PLR0913 - what a checkpoint says besides tensors, each
     return Manifest(
         step=contents.step, shards=layout.shards, recipe=settings.recipe,
         options=plain(settings.recipe_options), files={},
-        shapes={spec.name: list(spec.shape) for spec in layout.specs}, values={"0": contents.values},
+        shapes={spec.name: list(spec.shape) for spec in layout.specs}, parts=layout.parts,
+        values={"0": contents.values},
         batch_size=settings.batch_size, next_lease=book.next_lease, unapplied=list(book.unapplied),
         seqs={str(worker): seq for worker, seq in seqs.items()}, examples=examples, dropped=dropped, evener=evener,
     )  # fmt: skip

@@ -6,8 +6,10 @@ import difflib
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field, fields
+from fractions import Fraction
 from typing import Any
 
+from evener.clipping import check_clipping
 from evener.devices.plan import canonical, parse
 from evener.errors import ConfigError
 from evener.wire.layout import PLACEMENTS
@@ -76,6 +78,9 @@ class Settings:
     log_every: int = 500
     eval_every: int | None = None
 
+    # when a logdir is continued
+    hyperparameters: str = "checkpoint"  # whose count where they differ: the checkpoint's or the recipe's
+
     # when things go wrong
     max_restarts: int = 3
     stall_timeout: float = 300.0
@@ -125,9 +130,9 @@ class Settings:
             )  # 2.2 epochs of 1500 in hundreds are 33 steps, not 33.000000000000004
         return 2000 if self.train_steps is None else self.train_steps
 
-    def steps_per_epoch(self, samples: int) -> float:
-        """Updates in one pass over the data."""
-        return samples / (self.batch_size * self.aggregate)
+    def steps_per_epoch(self, samples: int) -> Fraction:
+        """Updates in one pass over the data, exactly."""
+        return Fraction(samples, self.batch_size * self.aggregate)
 
 
 def make(options: Mapping[str, Any]) -> Settings:
@@ -186,6 +191,10 @@ def _check_cluster(settings: Settings) -> None:
         raise ConfigError(f"unknown transport {settings.transport!r}.", fix=f"use one of: {', '.join(TRANSPORTS)}.")
     if settings.placement not in PLACEMENTS:
         raise ConfigError(f"unknown placement {settings.placement!r}.", fix=f"use one of: {', '.join(PLACEMENTS)}.")
+    if settings.hyperparameters not in ("checkpoint", "recipe"):
+        raise ConfigError(
+            f"hyperparameters={settings.hyperparameters!r} cannot work.", fix="use checkpoint (default) or recipe."
+        )
     if settings.ps and settings.towers:
         raise ConfigError(
             f"towers={settings.towers} and ps={settings.ps} are both given.",
@@ -269,21 +278,6 @@ def check_gpus(settings: Settings, local_workers: int) -> None:
             f"{local_workers} workers of this machine have {gpus} GPU{'s' if gpus > 1 else ''}.",
             why="worker i takes GPU i mod num_gpus, so some would share one.",
             fix=f"start at most {gpus}, use --num-gpus {local_workers}, or allow it with --share-gpus.",
-        )
-
-
-def check_clipping(clip_norm: object, clip_value: object) -> None:
-    """Refuse limits of a gradient that cannot work. Raises ConfigError."""
-    for name, limit in (("clip_norm", clip_norm), ("clip_value", clip_value)):
-        if limit is not None and (
-            isinstance(limit, bool) or not isinstance(limit, int | float) or not 0 < limit < math.inf
-        ):
-            raise ConfigError(f"{name}={limit!r} cannot work.", fix=f"{name} must be a number > 0.")
-    if clip_norm is not None and clip_value is not None:
-        raise ConfigError(
-            f"both clip_norm={clip_norm} and clip_value={clip_value} are given.",
-            why="a gradient is clipped in one way: which comes first would be a matter of taste.",
-            fix="give one of them.",
         )
 
 

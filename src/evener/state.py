@@ -2,29 +2,24 @@
 
 from __future__ import annotations
 
-import logging
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass, field
+from fractions import Fraction
 from typing import Any
 
-import msgspec
 import torch
 from torch import Tensor, nn
+from torch.optim import Optimizer
 
 from evener import rules
-from evener.errors import CheckpointError, ConfigError, NonFinite
+from evener.errors import CheckpointError, NonFinite
+from evener.hyperparameters import Groups, kept, schedule_differences, told
+from evener.optimizers import check_apart, cut_like, names_of_groups, optimizer_of, over_pieces
 from evener.recipe import Recipe
+from evener.schedules import Schedule
 from evener.tensors import Slot, beside, copied, frozen, named_tensors
+from evener.values import plain, unpack
 from evener.wire.layout import Layout, Piece, Spec
-
-log = logging.getLogger(__name__)
-
-#: Their update of an element depends on that element alone, so a tensor may be split over several shards.
-#: A user's optimizer says so with a class attribute ``elementwise = True``.
-ELEMENTWISE = frozenset({
-    torch.optim.SGD, torch.optim.Adam, torch.optim.AdamW, torch.optim.Adagrad, torch.optim.RMSprop,
-    torch.optim.Adadelta, torch.optim.Adamax, torch.optim.NAdam, torch.optim.RAdam, torch.optim.ASGD, torch.optim.Rprop,
-})  # fmt: skip
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,8 +59,12 @@ class State:
         self.frozen = {name: copied(tensor) for name, tensor in stay.items()} if shard == 0 else {}
         self._trained = [nn.Parameter(view) for piece, view in self.parameters.named() if piece.spec.trained]
         self._indices = [index for index, piece in enumerate(self.parameters.pieces) if piece.spec.trained]
-        self.optimizer = self._optimizer(model)
-        self.scheduler: torch.optim.lr_scheduler.LRScheduler | None = None
+        self._mine: dict[str, list[tuple[Piece, nn.Parameter]]] = {}
+        for index, parameter in zip(self._indices, self._trained, strict=True):
+            piece = self.parameters.pieces[index]
+            self._mine.setdefault(piece.spec.name, []).append((piece, parameter))
+        self.optimizer, self._names = self._moved(model)
+        self.schedule: Schedule | None = None
         self._averages: Slot | None = None
         self._owed = False  # the averages lack the last update
         if recipe.ema_decay is not None:
@@ -75,32 +74,71 @@ class State:
         #: Where gradients of several workers are averaged.
         self.averaged = Slot(layout, shard, device=self.parameters.device)
 
-    def _optimizer(self, model: nn.Module) -> torch.optim.Optimizer:
-        """The recipe's optimizer, with every model parameter replaced by its pieces on this shard."""
-        optimizer = self.recipe.optimizer(model)
-        _check_split(optimizer, self.parameters.pieces)
-        names = {parameter: name for name, parameter in model.named_parameters()}
-        mine: dict[str, list[tuple[Piece, nn.Parameter]]] = {}
-        for index, parameter in zip(self._indices, self._trained, strict=True):
-            piece = self.parameters.pieces[index]
-            mine.setdefault(piece.spec.name, []).append((piece, parameter))
-        created = dict(optimizer.state)  # some optimizers make their state at once (Adagrad)
-        optimizer.state.clear()
-        for group in optimizer.param_groups:
-            pieces = [entry for old in group["params"] for entry in mine.get(names[old], [])]
-            for old in group["params"]:
-                for piece, parameter in mine.get(names[old], []) if old in created else []:
-                    optimizer.state[parameter] = {
-                        key: beside(parameter, key, _cut_like(value, piece, old.numel()))
-                        for key, value in created[old].items()
-                    }
-            group["params"] = [parameter for _, parameter in pieces]
-        return optimizer
+    def _moved(self, model: nn.Module) -> tuple[Optimizer, list[list[str]]]:
+        """The recipe's optimizer over this shard's pieces, and the names of each group's parameters."""
+        optimizer = optimizer_of(self.recipe, model)
+        if self.parameters.layout.shards > 1:
+            check_apart(self.recipe, optimizer, model, self.parameters.pieces)
+        names: dict[Tensor, str] = {parameter: name for name, parameter in model.named_parameters()}
+        groups = names_of_groups(optimizer, model)
+        over_pieces(optimizer, names, self._mine)
+        return optimizer, groups
 
-    def schedule(self, steps_per_epoch: float) -> None:
-        """Attach the recipe's learning-rate schedule. Before `restore`, once."""
-        if self.recipe.lr_scheduler is not None and self.scheduler is None:
-            self.scheduler = self.recipe.lr_scheduler(self.optimizer, steps_per_epoch)
+    def begin(
+        self, pace: Fraction | float, contents: Contents | None = None, *, hyperparameters: str = "checkpoint"
+    ) -> list[str]:
+        """Attach the schedule and go on from a checkpoint, if there is one: its whole tensors, on any placement. Once.
+
+        Args:
+            pace: updates in one pass over the data.
+            hyperparameters: whose count where they differ: the "checkpoint"'s, or those of the "recipe".
+
+        Returns:
+            A sentence for each hyperparameter that the recipe gives otherwise than the checkpoint.
+
+        Raises:
+            CheckpointError: the contents are of another model or optimizer; nothing was changed.
+            ConfigError: the schedule cannot be made.
+        """
+        if contents is not None:
+            self._check(contents)
+        groups = Groups(
+            self.optimizer, self._names, {name: [p for _, p in pieces] for name, pieces in self._mine.items()},
+            contents.values.get("groups", []) if contents is not None and hyperparameters == "checkpoint" else [],
+        )  # fmt: skip
+        sentences = groups.regroup()
+        if self.recipe.lr_scheduler is not None:
+            self.schedule = Schedule(self.recipe, self.optimizer, Fraction(pace))
+        if contents is None:
+            return []
+        self.step = contents.step
+        self._fill(contents)
+        if hyperparameters == "recipe":
+            return [*self._forward(contents), *sentences]
+        return [*sentences, *self._go_on(groups, contents)]
+
+    def _go_on(self, groups: Groups, contents: Contents) -> list[str]:
+        """The checkpoint's settings and schedule."""
+        saved = groups.reordered(contents.values.get("schedule") or {})
+        found = groups.differences(
+            scheduled=self.schedule is not None,
+            cycling=bool(getattr(self.schedule and self.schedule.scheduler, "cycle_momentum", False)),
+        )
+        groups.load()
+        if self.schedule is not None and saved:
+            found += schedule_differences(saved, self.schedule.state())
+            self.schedule.load(saved, self.step)
+        return told(list(dict.fromkeys(map(_hashable, found))), "checkpoint")
+
+    def _forward(self, contents: Contents) -> list[str]:
+        """The recipe's settings, and its schedule as far as the run is."""
+        names = [list(of_group) for of_group in self._names]
+        saved = Groups(self.optimizer, names, {}, contents.values.get("groups", []))
+        found = saved.differences(scheduled=self.schedule is not None, cycling=False)
+        if self.schedule is not None:
+            found += schedule_differences(contents.values.get("schedule") or {}, self.schedule.state())
+            self.schedule.forward(self.step)
+        return told(list(dict.fromkeys(map(_hashable, found))), "recipe")
 
     @property
     def learning_rate(self) -> float:
@@ -154,9 +192,9 @@ class State:
                 why="the step was too large for the numbers; the checkpoints before it are whole.",
                 fix="lower the learning rate, or clip the gradient: --clip-norm 1.0.",
             )
-        if self.scheduler is not None:
-            self.scheduler.step()
         self.step += 1
+        if self.schedule is not None:
+            self.schedule.updated(self.step)
         for mine, new in zip(self.parameters.buffers, gradient.buffers, strict=True):
             mine.copy_(new)
         self._owed = self._averages is not None
@@ -184,66 +222,55 @@ class State:
 
     def contents(self) -> Contents:
         """A copy of everything, to be written while training goes on."""
-        kept: dict[str, Tensor] = {}
+        tensors: dict[str, Tensor] = {}
         numbers: dict[str, Any] = {}
+        keys = self.parameters.layout.keys
         for index, parameter in zip(self._indices, self._trained, strict=True):
             for key, value in self.optimizer.state.get(parameter, {}).items():
-                name = f"{self.parameters.pieces[index].key}/{key}"
+                name = f"{keys[self.parameters.pieces[index]]}/{key}"
                 if isinstance(value, Tensor):
-                    kept[name] = copied(value)
+                    tensors[name] = copied(value)
                 else:
                     numbers[name] = value
-        groups = [{key: value for key, value in g.items() if key != "params"} for g in self.optimizer.param_groups]
-        schedule = self.scheduler.state_dict() if self.scheduler is not None else {}
+        schedule = self.schedule
         values = {
             "optimizer": type(self.optimizer).__name__,
-            "groups": [plain(group) for group in groups],
-            "schedule": plain(schedule),
+            "groups": kept(self.optimizer, self._names),
+            "schedule": schedule.state() if schedule is not None else {},
+            "scheduler": type(schedule.scheduler).__name__ if schedule is not None else "",
             "numbers": plain(numbers),
         }
-        parameters = {piece.key: copied(view) for piece, view in self.parameters.named()}
+        parameters = {keys[piece]: copied(view) for piece, view in self.parameters.named()}
         shadow = self.averages
-        averages = {piece.key: copied(view) for piece, view in shadow.named()} if shadow is not None else {}
-        return Contents(self.step, parameters | self.frozen, averages, kept, values)
+        averages = {keys[piece]: copied(view) for piece, view in shadow.named()} if shadow is not None else {}
+        return Contents(self.step, parameters | self.frozen, averages, tensors, values)
 
-    def restore(self, contents: Contents) -> list[str]:
-        """Continue from whole tensors (parts already joined), into this shard's placement. After `schedule`.
+    def _fill(self, contents: Contents) -> None:
+        """Parameters, averages and what the optimizer keeps of each, as this shard needs them."""
+        for slot, source in ((self.parameters, contents.parameters), (self.averages, contents.averages)):
+            for piece, view in slot.named() if slot is not None else ():
+                view.copy_(_cut(source.get(piece.spec.name, contents.parameters[piece.spec.name]), piece))
+        numbers = {name: unpack(value) for name, value in contents.values.get("numbers", {}).items()}
+        states: dict[str, dict[str, Any]] = {}
+        for name, value in {**contents.optimizer, **numbers}.items():
+            owner, _, key = name.rpartition("/")
+            states.setdefault(owner, {})[key] = value
+        self.optimizer.state.clear()
+        for index, parameter in zip(self._indices, self._trained, strict=True):
+            piece = self.parameters.pieces[index]
+            if state := states.get(piece.spec.name):
+                self.optimizer.state[parameter] = {
+                    key: beside(parameter, key, cut_like(value, piece, piece.spec.numel))
+                    for key, value in state.items()
+                }
 
-        Returns a sentence for each hyperparameter that the recipe gives otherwise now: the checkpoint's counts.
-
-        Raises:
-            CheckpointError: they are of another model or optimizer; nothing was changed.
-        """
+    def _check(self, contents: Contents) -> None:
         if difference := self._difference(contents):
             raise CheckpointError(
                 f"the checkpoint of step {contents.step} cannot be continued here: {difference}.",
                 why="a checkpoint fits the recipe and the options it was made with.",
                 fix="give the same recipe and options, or choose another --logdir to start afresh.",
             )
-        self.step = contents.step
-        for slot, source in ((self.parameters, contents.parameters), (self.averages, contents.averages)):
-            for piece, view in slot.named() if slot is not None else ():
-                view.copy_(_cut(source.get(piece.spec.name, contents.parameters[piece.spec.name]), piece))
-        differences: list[str] = []
-        self.optimizer.state.clear()
-        for index, parameter in zip(self._indices, self._trained, strict=True):
-            piece = self.parameters.pieces[index]
-            kept = {**contents.optimizer, **contents.values.get("numbers", {})}
-            state = {
-                (key := name.rpartition("/")[2]): beside(parameter, key, _cut_like(value, piece, piece.spec.numel))
-                for name, value in kept.items()
-                if name.rpartition("/")[0] == piece.spec.name
-            }
-            if state:
-                self.optimizer.state[parameter] = state
-        for group, values in zip(self.optimizer.param_groups, contents.values.get("groups", []), strict=False):
-            for key in ("initial_lr" if "initial_lr" in group else "lr", "momentum", "weight_decay", "betas"):
-                if key in group and key in values and values[key] != plain({key: group[key]}).get(key):
-                    differences.append(f"{key} stays {values[key]} as in the checkpoint, not {group[key]} as asked now")
-            group.update(values)
-        if self.scheduler is not None and contents.values.get("schedule"):
-            self.scheduler.load_state_dict(dict(contents.values["schedule"]))
-        return list(dict.fromkeys(differences))
 
     def _difference(self, contents: Contents) -> str:
         """What makes a checkpoint foreign, as part of a sentence; empty if nothing does."""
@@ -264,58 +291,10 @@ class State:
         return f"it was trained with {kind}, this run trains with {mine}" if kind not in (None, mine) else ""
 
 
-def _check_split(optimizer: torch.optim.Optimizer, pieces: Sequence[Piece]) -> None:
-    kind = type(optimizer)
-    split = next((piece for piece in pieces if piece.spec.trained and not piece.whole), None)
-    if split is None or kind in ELEMENTWISE or getattr(kind, "elementwise", False):
-        return
-    raise ConfigError(
-        f"{kind.__name__} cannot update {split.spec.name!r}, which is split over several ps tasks.",
-        why="a part of a tensor can be updated only by an optimizer that works element by element.",
-        fix="use --placement greedy, which keeps tensors whole; or, if it does work so, "
-        "give its class the attribute elementwise = True.",
-    )
-
-
 def _cut(tensor: Tensor, piece: Piece) -> Tensor:
     return tensor if piece.whole else tensor.reshape(-1)[piece.start : piece.stop]
 
 
-def _cut_like(value: Any, piece: Piece, numel: int) -> Any:
-    """A piece's part of optimizer state that is elementwise; anything else as it is."""
-    if not isinstance(value, Tensor):
-        return value
-    if piece.whole or numel == 1 or value.numel() == 1:
-        return value.clone()
-    if value.numel() != numel:
-        raise CheckpointError(
-            f"optimizer state of {piece.spec.name!r} has {value.numel()} elements, the tensor has {numel}.",
-            why="a tensor that is split over several ps tasks needs an optimizer that works element by element.",
-            fix="use --placement greedy, which keeps tensors whole.",
-        )
-    return value.reshape(-1)[piece.start : piece.stop].clone()
-
-
-def plain(values: Mapping[str, Any]) -> dict[str, Any]:
-    """What of a dictionary JSON gives back as it was, tuples as lists; the rest is rebuilt by the recipe.
-
-    Left out are functions, but also infinity and keys that are not texts (the milestones of `MultiStepLR`).
-    """
-    kept: dict[str, Any] = {}
-    for key, value in values.items():
-        if isinstance(value, list) and value and all(isinstance(entry, dict) for entry in value):
-            kept[key] = [plain(entry) for entry in value]  # of the schedules inside a `SequentialLR`
-            continue
-        try:
-            back = msgspec.json.decode(msgspec.json.encode(value))
-        except (TypeError, ValueError, msgspec.MsgspecError):
-            back = None
-        if back == _listed(value):
-            kept[key] = back
-        else:
-            log.debug("%r of type %s is not kept in checkpoints", key, type(value).__name__)
-    return kept
-
-
-def _listed(value: Any) -> Any:
-    return [_listed(entry) for entry in value] if isinstance(value, list | tuple) else value
+def _hashable(difference: tuple[str, Any, Any]) -> tuple[str, str, str]:
+    what, before, now = difference
+    return what, str(before), str(now)

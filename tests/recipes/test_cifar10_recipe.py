@@ -2,6 +2,7 @@
 
 import math
 import pickle
+from fractions import Fraction
 from pathlib import Path
 
 import numpy as np
@@ -124,7 +125,7 @@ def test_a_few_steps_tell_two_colours_apart(made_up, options):
     model, data = made(recipe), as_data(recipe.data())
     optimizer = recipe.optimizer(model)
     batches = Batches(data.train, batch_size=20, seed=0)
-    schedule = recipe.lr_scheduler(optimizer, batches.steps_per_epoch)
+    schedule = recipe.lr_scheduler(optimizer, 0, Fraction(batches.steps_per_epoch))
     for lease in range(15):
         inputs, target = batches.batch(lease)
         optimizer.zero_grad()
@@ -139,7 +140,7 @@ def test_a_few_steps_tell_two_colours_apart(made_up, options):
 
 def rates(recipe, epochs, steps_per_epoch):
     optimizer = recipe.optimizer(nn.Linear(1, 1))
-    schedule = recipe.lr_scheduler(optimizer, steps_per_epoch)
+    schedule = recipe.lr_scheduler(optimizer, 0, Fraction(steps_per_epoch))
     found = []
     for _ in range(math.ceil(epochs * steps_per_epoch)):
         found.append(optimizer.param_groups[0]["lr"])

@@ -1,6 +1,7 @@
 """The shipped network: its numbers are TensorFlow's, and it learns."""
 
 import math
+from fractions import Fraction
 
 import pytest
 import torch
@@ -29,7 +30,7 @@ def parameters_after(recipe, steps, seed=0):
     check_model(model)
     optimizer = recipe.optimizer(model)
     batches = Batches(data.train, batch_size=100, seed=seed)
-    schedule = recipe.lr_scheduler(optimizer, batches.steps_per_epoch)
+    schedule = recipe.lr_scheduler(optimizer, 0, Fraction(batches.steps_per_epoch))
     for lease in range(steps):
         inputs, target = batches.batch(lease)
         optimizer.zero_grad()
@@ -111,7 +112,7 @@ def test_the_l2_gradient_numerically():
 def rates(steps_per_epoch, count, **options):
     recipe = mnist(learning_rate=0.5, decay=0.9, **options)
     optimizer = recipe.optimizer(nn.Linear(1, 1))
-    schedule = recipe.lr_scheduler(optimizer, steps_per_epoch)
+    schedule = recipe.lr_scheduler(optimizer, 0, Fraction(steps_per_epoch))
     found = []
     for _ in range(count):
         found.append(optimizer.param_groups[0]["lr"])

@@ -24,6 +24,7 @@ from __future__ import annotations
 
 import sys
 from dataclasses import dataclass
+from fractions import Fraction
 from functools import cache, partial
 from pathlib import Path
 from random import Random
@@ -210,7 +211,8 @@ def test_one_process_is_plain_pytorch_bit_for_bit(tmp_path):
     torch.manual_seed(0)
     model = recipe.model()
     optimizer = recipe.optimizer(model)
-    schedule = recipe.lr_scheduler(optimizer, len(images(torch.float32).train) / BATCH)
+    samples = len(images(torch.float32).train)
+    schedule = recipe.lr_scheduler(optimizer, 0, Fraction(samples, BATCH))
     for step in range(STEPS):
         inputs, target = session.batches.batch(step)
         optimizer.zero_grad()

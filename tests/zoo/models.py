@@ -213,8 +213,8 @@ def frozen_layers() -> nn.Module:
 
 
 def of_dtype(dtype: torch.dtype) -> nn.Module:
-    return seq(Lambda(lambda x: x.to(dtype)), seq(nn.Linear(8, 8), nn.BatchNorm1d(8), nn.ReLU(), nn.Linear(8, 3)).to(dtype),
-               Lambda(lambda x: x if dtype == torch.float64 else x.float()))  # fmt: skip
+    inside = seq(nn.Linear(8, 8), nn.BatchNorm1d(8), nn.ReLU(), nn.Linear(8, 3)).to(dtype)
+    return seq(Lambda(lambda x: x.to(dtype)), inside, Lambda(lambda x: x if dtype == torch.float64 else x.float()))
 
 
 MODELS = {

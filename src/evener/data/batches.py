@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from fractions import Fraction
 
 import torch
 
@@ -25,9 +26,9 @@ class Batches:
         self._randomized = dataset if isinstance(dataset, Randomized) else None
 
     @property
-    def steps_per_epoch(self) -> float:
+    def steps_per_epoch(self) -> Fraction:
         """Batches in one pass over the data; not a whole number when the last batch of a pass reaches into the next."""
-        return len(self.dataset) / self.batch_size
+        return Fraction(len(self.dataset), self.batch_size)
 
     def batch(self, lease: int) -> Batch:
         """The batch of lease 0, 1, 2, ...: always `batch_size` samples."""

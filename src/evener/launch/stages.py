@@ -60,7 +60,6 @@ def run_stage(  # noqa: PLR0913 - what a task is told, each once
     group = StageGroup(store, stage=stage, stages=settings.pipeline_stages, patience=settings.stall_timeout)
     try:
         part, state = _parts(built, settings, points, batches, group)
-        state.schedule(settings.steps_per_epoch(len(data.train)))
         part.check_penalty()
         if stage:
             _follow(part, state, settings, batches, report)
@@ -119,8 +118,10 @@ def _follow(part: Part, state: State, settings: Settings, batches: Batches, repo
     task = f"worker:{part.group.stage}"
     store: Store = open_store(settings, writable=False)
     _, step = part.group.take()
-    if step >= 0:
-        state.restore(load(store.path(step))[1])
+    state.begin(
+        settings.steps_per_epoch(len(batches.dataset)), load(store.path(step))[1] if step >= 0 else None,
+        hyperparameters=settings.hyperparameters,
+    )  # fmt: skip
     watch = Watch(task, report, time.monotonic)
     told = [0.0]
 

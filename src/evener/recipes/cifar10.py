@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping
+from fractions import Fraction
 from functools import partial
 from typing import Any
 
@@ -142,18 +143,18 @@ def _nesterov(chosen: Mapping[str, float], model: nn.Module) -> Optimizer:
     return SGD(groups, lr=chosen["learning_rate"], momentum=momentum, nesterov=momentum > 0)
 
 
-def _scheduled(factor: Callable[[float], float], optimizer: Optimizer, steps_per_epoch: float) -> LambdaLR:
-    return LambdaLR(optimizer, lambda step: factor(step / steps_per_epoch))
+def _scheduled(factor: Callable[[Fraction], float], optimizer: Optimizer, _: int, exact: Fraction) -> LambdaLR:
+    return LambdaLR(optimizer, lambda step: factor(step / exact))
 
 
-def stairs(decay: float, decay_epochs: float, epochs: float) -> float:
+def stairs(decay: float, decay_epochs: float, epochs: Fraction | float) -> float:
     """The factor on the learning rate after some epochs: TensorFlow's `exponential_decay` with stairs."""
-    return float(decay ** math.floor(epochs / decay_epochs))
+    return float(decay ** math.floor(Fraction(epochs) / Fraction(decay_epochs)))
 
 
-def triangle(anneal_epochs: float, epochs: float) -> float:
+def triangle(anneal_epochs: float, epochs: Fraction | float) -> float:
     """The factor on the learning rate: up to 1 at a fifth of the way, down to a hundredth at its end, and there on."""
-    done = epochs / anneal_epochs
+    done = float(epochs) / anneal_epochs
     return max(0.01, min(done / 0.2, (1 - done) / 0.8))
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections import OrderedDict
 from collections.abc import Callable
+from fractions import Fraction
 from functools import partial
 from pathlib import Path
 from typing import Any, TypeVar
@@ -93,7 +94,7 @@ def mnist(  # noqa: PLR0913  # a recipe's parameters are its options, all by key
         data=_source(data, data_dir, download, skip_bad_records),
         optimizer=lambda model: OPTIMIZERS[optimizer](model, learning_rate, momentum),
         penalty=(lambda model: l2_loss(model, l2)) if l2 else None,
-        lr_scheduler=lambda made, steps_per_epoch: LambdaLR(made, partial(_decayed, decay, staircase, steps_per_epoch)),
+        lr_scheduler=lambda made, _, exact: LambdaLR(made, partial(_decayed, decay, staircase, exact)),
         ema_decay=ema_decay or None,
         split_points=("output",),
         name="mnist",
@@ -176,10 +177,13 @@ def _half_square(weight: Tensor, scale: float) -> Tensor:
     return value
 
 
-def _decayed(decay: float, staircase: bool, steps_per_epoch: float, step: int) -> float:
-    """The factor on the learning rate at a global step: TensorFlow's `exponential_decay`."""
+def _decayed(decay: float, staircase: bool, steps_per_epoch: Fraction, step: int) -> float:
+    """The factor on the learning rate at a global step: TensorFlow's `exponential_decay`.
+
+    Stairs are counted in whole numbers: in floats, 15,625 steps of 96 out of 50,000 samples are 29 epochs, not 30.
+    """
     epochs = step / steps_per_epoch
-    return float(decay ** (math.floor(epochs) if staircase else epochs))
+    return float(decay ** (math.floor(epochs) if staircase else float(epochs)))
 
 
 def _source(data: str, data_dir: str, download: bool, skip_bad_records: bool) -> Callable[[], Data]:

@@ -103,9 +103,10 @@ class Follower:
             raise errors.ProtocolError(f"worker:{worker} asked ps:{self.index} for an epoch; only ps:0 grants them.")
         if not self._started:
             self._started = True
-            self.shard.state.schedule(self.settings.steps_per_epoch(hello.samples))
-            if self._restored is not None:
-                self.shard.state.restore(self._restored)
+            self.shard.state.begin(
+                self.settings.steps_per_epoch(hello.samples), self._restored,
+                hyperparameters=self.settings.hyperparameters,
+            )  # fmt: skip
         self.links.admit(link, hello, epoch)
         self.links.answer(link, Granted(Identity(worker, epoch, self.generation)))
 

@@ -111,10 +111,11 @@ class Leader:
         if self.settings.mode != "sync":  # every update uses one lease: exactly those that are left
             unapplied = len(self.leases.state().unapplied)
             self.leases.limit = self.leases.next_lease - unapplied + max(0, last - first)
-        self.shard.state.schedule(self.settings.steps_per_epoch(samples))
-        if self.setup.restored is not None:
-            for difference in self.shard.state.restore(self.setup.restored[1]):
-                self.setup.report(Line("ps:0", f"warning: {difference}"))
+        contents = self.setup.restored[1] if self.setup.restored else None
+        for difference in self.shard.state.begin(
+            self.settings.steps_per_epoch(samples), contents, hyperparameters=self.settings.hyperparameters
+        ):
+            self._tell(f"warning: {difference}")
         if first >= last:
             self.stop(f"already at step {first} of {last}: nothing to do")
 

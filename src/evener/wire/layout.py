@@ -184,6 +184,23 @@ class Layout:
         last = self.segments[-1]
         return last.offset_nbytes + last.numel * ITEMSIZE[last.dtype]
 
+    @cached_property
+    def keys(self) -> dict[Piece, str]:
+        """The name of every piece in files: that of its tensor; of a part of one, a name that no tensor has."""
+        names = {spec.name for spec in self.specs}
+        keys: dict[Piece, str] = {}
+        for piece in self.pieces:
+            key = piece.key
+            while not piece.whole and key in names:
+                key += "'"
+            keys[piece] = key
+        return keys
+
+    @cached_property
+    def parts(self) -> dict[str, tuple[str, int, int]]:
+        """What the names of `keys` mean that are of a part: (tensor, start, stop)."""
+        return {key: (p.spec.name, p.start, p.stop) for p, key in self.keys.items() if not p.whole}
+
     def on(self, shard: int) -> tuple[Piece, ...]:
         """The pieces of one shard, in the order of its memory."""
         return tuple(piece for piece in self.pieces if piece.shard == shard)

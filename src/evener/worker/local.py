@@ -60,10 +60,11 @@ class Local:
         self._kept: Sequence[Tensor] | None = None  # the parameters, while the model shows something else
         self._applied = gradients  # the last update's, clipped
         self._last_report = clock()
-        state.schedule(settings.steps_per_epoch(samples))
-        if restored is not None:
-            for difference in state.restore(restored[1]):
-                report(Line("worker:0", f"warning: {difference}"))
+        contents = restored[1] if restored else None
+        for difference in state.begin(
+            settings.steps_per_epoch(samples), contents, hyperparameters=settings.hyperparameters
+        ):
+            report(Line("worker:0", f"warning: {difference}"))
         self._first_step = state.step
         self._next_lease = restored[0].next_lease if restored else 0
         self._unapplied = sorted(restored[0].unapplied) if restored else []  # of a cluster; they come first

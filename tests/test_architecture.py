@@ -29,7 +29,7 @@ FLOORS = [
     {"saver"},
     {"checkpoint"},
     {"state", "parts", "recipes.*"},
-    {"recipe", "result", "tensors", "audit"},
+    {"recipe", "result", "tensors", "audit", "tensorflow"},
     {"settings", "options", "data", "ledger"},
     {"policy", "wire", "transport", "references", "report", "recipes", "tally", "devices", "atomic"},
     {"cluster", "chaos", "leaving"},
@@ -41,6 +41,7 @@ ALONE = {
     "zmq": ("transport.",),
     "ray": ("launch.ray",),
     "google_crc32c": ("data.tfrecord.crc",),
+    "tensorflow": (),  # evener.tensorflow is written out in PyTorch
     "tensorboard": ("session.summary",),
     "torch.utils.tensorboard": ("session.summary",),
 }
@@ -228,6 +229,7 @@ SAMPLES = [
     (misplaced, "launch.local", "import ray"),
     (misplaced, "worker.local", "def late():\n    from torch.utils.tensorboard import SummaryWriter"),
     (misplaced, "session.hooks", "from torch.utils import tensorboard"),
+    (misplaced, "tensorflow.optimizers", "import tensorflow as tf"),
     *((impure, "policy.bounded", f"import {name}") for name in IMPURE),
     (impure, "wire.codec", "from os.path import join"),
     (impure, "policy.leases", "def late():\n    from random import random"),

@@ -170,7 +170,7 @@ class State:
         groups = [{key: value for key, value in g.items() if key != "params"} for g in self.optimizer.param_groups]
         schedule = self.scheduler.state_dict() if self.scheduler is not None else {}
         values = {
-            "optimizer": type(self.optimizer).__name__,
+            "optimizer": _kind(self.optimizer),
             "groups": [plain(group) for group in groups],
             "schedule": plain(schedule),
             "numbers": plain(numbers),
@@ -234,8 +234,13 @@ class State:
             kept = contents.parameters.get(name)
             if kept is not None and not torch.equal(kept, tensor):
                 return f"frozen {name!r} has other values than the recipe gives now"
-        mine, kind = type(self.optimizer).__name__, contents.values.get("optimizer")
+        mine, kind = _kind(self.optimizer), contents.values.get("optimizer")
         return f"it was trained with {kind}, this run trains with {mine}" if kind not in (None, mine) else ""
+
+
+def _kind(optimizer: torch.optim.Optimizer) -> str:
+    made = type(optimizer)  # evener.tensorflow.Adam is not Adam
+    return f"evener.tensorflow.{made.__name__}" if made.__module__.startswith("evener.") else made.__name__
 
 
 def _check_split(optimizer: torch.optim.Optimizer, pieces: Sequence[Piece]) -> None:

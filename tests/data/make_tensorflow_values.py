@@ -108,6 +108,13 @@ def rates(name: str, options: dict) -> list[float]:
         return [float(session.run(rate, {step: at})) for at in AROUND]
 
 
+def _listed(value: object) -> str:
+    """JSON with one line for each case."""
+    if isinstance(value, list) and isinstance(value[0], dict):
+        return "[\n" + ",\n".join(json.dumps(case) for case in value) + "\n]"
+    return json.dumps(value)
+
+
 def main() -> None:
     values = {
         "tensorflow": tf.__version__,
@@ -124,7 +131,8 @@ def main() -> None:
         "steps": AROUND,
         "schedules": [{"name": name, "options": options, "rates": rates(name, options)} for name, options in SCHEDULES],
     }
-    Path(__file__).with_name("tensorflow_values.json").write_text(json.dumps(values, indent=1) + "\n")
+    lines = [f'"{name}": ' + _listed(value) for name, value in values.items()]
+    Path(__file__).with_name("tensorflow_values.json").write_text("{\n" + ",\n".join(lines) + "\n}\n")
     sys.stdout.write(f"TensorFlow {tf.__version__}: {len(OPTIMIZERS)} optimizers, {len(SCHEDULES)} schedules\n")
 
 

@@ -30,30 +30,20 @@ FLOORS = [
     {"checkpoint"},
     {"state", "parts", "recipes.*"},
     {"rules", "optimizers", "schedules", "hyperparameters"},
-    {"recipe", "result", "tensors", "audit"},
+    {"recipe", "result", "tensors", "audit", "tensorflow"},
     {"settings", "options", "data", "ledger"},
-    {
-        "policy",
-        "wire",
-        "transport",
-        "references",
-        "report",
-        "recipes",
-        "tally",
-        "devices",
-        "atomic",
-        "values",
-        "clipping",
-    },
+    {"policy", "wire", "transport", "references", "report", "recipes", "tally", "devices", "atomic", "values",
+     "clipping"},
     {"cluster", "chaos", "leaving"},
     {"errors"},
-]
+]  # fmt: skip
 
 #: What one place alone may import: prefix of the imported name -> modules, or packages, that may.
 ALONE = {
     "zmq": ("transport.",),
     "ray": ("launch.ray",),
     "google_crc32c": ("data.tfrecord.crc",),
+    "tensorflow": (),  # evener.tensorflow is written out in PyTorch
     "tensorboard": ("session.summary",),
     "torch.utils.tensorboard": ("session.summary",),
 }
@@ -241,6 +231,7 @@ SAMPLES = [
     (misplaced, "launch.local", "import ray"),
     (misplaced, "worker.local", "def late():\n    from torch.utils.tensorboard import SummaryWriter"),
     (misplaced, "session.hooks", "from torch.utils import tensorboard"),
+    (misplaced, "tensorflow.optimizers", "import tensorflow as tf"),
     *((impure, "policy.bounded", f"import {name}") for name in IMPURE),
     (impure, "wire.codec", "from os.path import join"),
     (impure, "policy.leases", "def late():\n    from random import random"),

@@ -164,8 +164,10 @@ def told(differences: Sequence[tuple[str, Any, Any]], counts: str) -> list[str]:
     ['lr stays 0.1 as in the checkpoint, not 0.5 as asked now']
     """
     if counts == "recipe":
-        return [f"{what} is {now} as asked now, not {before} as in the checkpoint" for what, before, now in differences]
-    return [f"{what} stays {before} as in the checkpoint, not {now} as asked now" for what, before, now in differences]
+        texts = [f"{what} is {now} as asked now, not {then} as in the checkpoint" for what, then, now in differences]
+    else:
+        texts = [f"{what} stays {then} as in the checkpoint, not {now} as asked now" for what, then, now in differences]
+    return list(dict.fromkeys(texts))
 
 
 def _alike(saved: Any, now: Any) -> bool:

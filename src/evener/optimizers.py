@@ -75,6 +75,12 @@ def _needs_closure(optimizer: Optimizer) -> bool:
     return closure is not None and closure.default is closure.empty and closure.kind is closure.POSITIONAL_OR_KEYWORD
 
 
+def known_as(optimizer: Optimizer) -> str:
+    """The name of its kind in checkpoints: evener.tensorflow.Adam is not Adam."""
+    kind = type(optimizer)
+    return f"evener.tensorflow.{kind.__name__}" if kind.__module__.startswith("evener.") else kind.__name__
+
+
 def names_of_groups(optimizer: Optimizer, model: nn.Module) -> list[list[str]]:
     """The parameters of each group, by name."""
     names = {parameter: name for name, parameter in model.named_parameters()}

@@ -14,7 +14,7 @@ from torch.optim import Optimizer
 from evener import rules
 from evener.errors import CheckpointError, NonFinite
 from evener.hyperparameters import Groups, kept, schedule_differences, told
-from evener.optimizers import check_apart, cut_like, names_of_groups, optimizer_of, over_pieces
+from evener.optimizers import check_apart, cut_like, known_as, names_of_groups, optimizer_of, over_pieces
 from evener.recipe import Recipe
 from evener.schedules import Schedule
 from evener.tensors import Slot, beside, copied, frozen, named_tensors
@@ -128,7 +128,7 @@ class State:
         if self.schedule is not None and saved:
             found += schedule_differences(saved, self.schedule.state())
             self.schedule.load(saved, self.step)
-        return told(list(dict.fromkeys(map(_hashable, found))), "checkpoint")
+        return told(found, "checkpoint")
 
     def _forward(self, contents: Contents) -> list[str]:
         """The recipe's settings, and its schedule as far as the run is."""
@@ -138,7 +138,7 @@ class State:
         if self.schedule is not None:
             found += schedule_differences(contents.values.get("schedule") or {}, self.schedule.state())
             self.schedule.forward(self.step)
-        return told(list(dict.fromkeys(map(_hashable, found))), "recipe")
+        return told(found, "recipe")
 
     @property
     def learning_rate(self) -> float:
@@ -234,7 +234,7 @@ class State:
                     numbers[name] = value
         schedule = self.schedule
         values = {
-            "optimizer": type(self.optimizer).__name__,
+            "optimizer": known_as(self.optimizer),
             "groups": kept(self.optimizer, self._names),
             "schedule": schedule.state() if schedule is not None else {},
             "scheduler": type(schedule.scheduler).__name__ if schedule is not None else "",
@@ -287,14 +287,9 @@ class State:
             kept = contents.parameters.get(name)
             if kept is not None and not torch.equal(kept, tensor):
                 return f"frozen {name!r} has other values than the recipe gives now"
-        mine, kind = type(self.optimizer).__name__, contents.values.get("optimizer")
+        mine, kind = known_as(self.optimizer), contents.values.get("optimizer")
         return f"it was trained with {kind}, this run trains with {mine}" if kind not in (None, mine) else ""
 
 
 def _cut(tensor: Tensor, piece: Piece) -> Tensor:
     return tensor if piece.whole else tensor.reshape(-1)[piece.start : piece.stop]
-
-
-def _hashable(difference: tuple[str, Any, Any]) -> tuple[str, str, str]:
-    what, before, now = difference
-    return what, str(before), str(now)

@@ -22,9 +22,10 @@ from evener.settings import Settings
 from evener.state import State
 from evener.tensors import Slot, bind
 from evener.wire.layout import Layout
+from evener.worker.conductor import Conductor, StagesSaver, follow
 from evener.worker.local import Local
 from evener.worker.meeting import listening_store, store_at
-from evener.worker.pipeline import Conductor, Part, StagesSaver, follow
+from evener.worker.pipeline import Part
 from evener.worker.splitting import cut, points_of
 from evener.worker.stage_group import Ask, StageGroup
 

@@ -21,18 +21,20 @@ from evener.data.dataset import Data
 from evener.errors import ConfigError
 from evener.recipe import Recipe
 from evener.recipes.checks import Ranges, check, check_ranges
+from evener.tensorflow import Adam
 
 Begun = TypeVar("Begun", nn.Linear, nn.Conv2d)
 
-#: name -> (model, learning rate, momentum) -> optimizer
+#: name -> (model, learning rate, momentum) -> optimizer. The tutorials' `AdamOptimizer` is not PyTorch's Adam.
 OPTIMIZERS: dict[str, Callable[[nn.Module, float, float], Optimizer]] = {
     "sgd": lambda model, lr, _: torch.optim.SGD(model.parameters(), lr=lr),
     "momentum": lambda model, lr, momentum: torch.optim.SGD(model.parameters(), lr=lr, momentum=momentum),
-    "adam": lambda model, lr, _: torch.optim.Adam(model.parameters(), lr=lr),
+    "adam": lambda model, lr, _: Adam(model.parameters(), lr),
+    "torch_adam": lambda model, lr, _: torch.optim.Adam(model.parameters(), lr=lr),
 }
 
 #: What each optimizer learns with here also when gradients are stale. Alone, sgd likes 0.5; Adam learns nothing there.
-LEARNING_RATES = {"sgd": 0.1, "momentum": 0.02, "adam": 0.001}
+LEARNING_RATES = {"sgd": 0.1, "momentum": 0.02, "adam": 0.001, "torch_adam": 0.001}
 
 RANGES: Ranges = {
     "hidden": (lambda value: value >= 1, "1 or more"),
@@ -68,11 +70,11 @@ def mnist(  # noqa: PLR0913  # a recipe's parameters are its options, all by key
         net: mlp (one hidden layer), or cnn (two convolutions 5x5 of 32 and 64 channels before it).
         hidden: width H of the hidden layer.
         dropout: cnn: the share of the hidden layer that is left out at each step; default 0.5.
-        learning_rate: at step 0; by default 0.1 for sgd, 0.02 for momentum, 0.001 for adam.
+        learning_rate: at step 0; by default 0.1 for sgd, 0.02 for momentum, 0.001 for both Adams.
         decay, staircase: the learning rate is multiplied by `decay` an epoch, smoothly or in one stair at its end.
         l2: adds l2 / 2 times the sum of the squared weights to the loss; biases are free.
         ema_decay: average of the parameters for evaluation; 0 for none.
-        optimizer, momentum: sgd, momentum (with this coefficient) or adam.
+        optimizer, momentum: sgd, momentum (with this coefficient), adam (TensorFlow's) or torch_adam (PyTorch's).
         data: digits (1,797 images that come with scikit-learn), mnist (70,000, IDX files), or tfrecord: either of them
             as written by `evener data convert`, or other files of its schema. auto: digits; with data_dir or download
             mnist, or tfrecord if there are such files.

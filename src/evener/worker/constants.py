@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-import pickle
 from collections.abc import Iterable
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -137,17 +137,22 @@ def checksum(tensors: Iterable[Tensor]) -> int:
     return total
 
 
-def extra_states(model: nn.Module) -> dict[str, bytes]:
+def extra_states(model: nn.Module) -> dict[str, str]:
     """What modules keep beside tensors (`get_extra_state`), by module, in a form that can be compared."""
     found = {}
     for name, module in model.named_modules():
         if getattr(type(module), "get_extra_state", None) is not nn.Module.get_extra_state:
-            state = module.get_extra_state()
-            try:
-                found[name] = pickle.dumps(state)
-            except Exception:  # whatever an object of the user's raises; its text must do
-                found[name] = repr(state).encode()
+            found[name] = _described(module.get_extra_state())
     return found
+
+
+def _described(state: Any) -> str:
+    """A text that is another one for another state."""
+    if isinstance(state, Tensor):
+        return f"{state.dtype}{list(state.shape)}{checksum([state])}"
+    if isinstance(state, dict):
+        return str({repr(key): _described(value) for key, value in state.items()})
+    return str([_described(entry) for entry in state]) if isinstance(state, list | tuple) else repr(state)
 
 
 def _power_of_two(number: int) -> bool:

@@ -18,13 +18,14 @@ from evener import errors
 from evener.checkpoint import Manifest, Store
 from evener.data.batches import Batches
 from evener.data.dataset import Data
+from evener.launch.warm_start import warm_start
 from evener.ledger import Begin, Ledger, lost, path_of
 from evener.recipe import Recipe, check_model, resolve
 from evener.report import Line, Reporter
 from evener.saver import Saver
 from evener.settings import Settings
 from evener.state import Contents
-from evener.tensors import digest_of, frozen, specs_of
+from evener.tensors import digest_of, frozen, named_tensors, specs_of
 from evener.wire.layout import Layout
 
 VERSION = version("evener")
@@ -39,6 +40,7 @@ class Built:
     model: nn.Module
     layout: Layout
     fingerprint: str  # of everything that must agree besides the layout
+    warm: tuple[str, ...] = ()  # what --init-from has changed, in sentences
 
 
 def build(settings: Settings, recipe: Recipe | None = None) -> Built:
@@ -48,13 +50,17 @@ def build(settings: Settings, recipe: Recipe | None = None) -> Built:
     torch.manual_seed(settings.seed)
     model = recipe.model()
     check_model(model)
+    # Also where the run goes on: frozen parameters must be the same on every task, and not every task sees the logdir.
+    warm = warm_start(model, Path(settings.init_from)) if settings.init_from else ()
     begin_training(model)
     layout = Layout(specs_of(model, recipe.changing), shards=max(1, settings.ps), placement=settings.placement)
     options = json.dumps(dict(settings.recipe_options), sort_keys=True, default=str)
     stay = digest_of(frozen(model, layout))
     text = f"{options} seed={settings.seed} batch_size={settings.batch_size} frozen={stay}"
     text += f" clip={recipe.clip_norm}/{recipe.clip_value}"
-    return Built(recipe, model, layout, f"{recipe.name} {hashlib.sha256(text.encode()).hexdigest()[:12]}")
+    if warm:  # a file of this name may be another one elsewhere, and each ps task begins with its own
+        text += f" init={digest_of(named_tensors(model))}"
+    return Built(recipe, model, layout, f"{recipe.name} {hashlib.sha256(text.encode()).hexdigest()[:12]}", warm)
 
 
 def _clipping(recipe: Recipe, settings: Settings) -> Recipe:
@@ -96,6 +102,17 @@ def tell_and_log(task: str, report: Reporter, text: str) -> None:
     """For the person who watches, and for the log file that is read later."""
     log.warning("%s", text)
     report(Line(task, text))
+
+
+def tell_start(built: Built, settings: Settings, task: str, report: Reporter) -> None:
+    """What --init-from has done, for the one task of a run that owns the parameters, or all of them first."""
+    if not built.warm:
+        return
+    if open_store(settings, writable=False).steps():
+        tell_and_log(task, report, f"--init-from {settings.init_from} is not used: the logdir has a checkpoint")
+        return
+    for sentence in built.warm:
+        tell_and_log(task, report, sentence)
 
 
 def beginning(

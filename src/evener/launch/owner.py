@@ -11,7 +11,16 @@ from functools import partial
 import torch
 
 from evener.data.dataset import as_data
-from evener.launch.build import VERSION, Built, batches_of, beginning, open_ledger, open_store, tell_and_log
+from evener.launch.build import (
+    VERSION,
+    Built,
+    batches_of,
+    beginning,
+    open_ledger,
+    open_store,
+    tell_and_log,
+    tell_start,
+)
 from evener.launch.placing import place_model
 from evener.launch.server import schedule_of
 from evener.launch.worker import hooks_for
@@ -62,6 +71,8 @@ def session_of(built: Built, settings: Settings, report: Reporter, tower: Tower 
     try:
         if group is not None and tower is not None:
             agree(group, _facts(built, settings, len(data.train), home, tower))
+        if rank == 0:
+            tell_start(built, settings, task, report)
         saver, ledger, restored = _kept(settings, report) if rank == 0 else (NoSaver(), Ledger(), None)
         if group is not None:
             restored = share_restored(group, restored)

@@ -57,6 +57,8 @@ def settings_of(
         given["recipe"] = reference_of(recipe) or made.name
     if "logdir" in given:
         given["logdir"] = str(given["logdir"])
+    if given.get("init_from"):  # tasks may have another working directory
+        given["init_from"] = str(Path(given["init_from"]).expanduser().absolute())
     settings = settings_module.make(given)
     named = settings.logdir or not fresh_logdir
     return (settings if named else replace(settings, logdir=new_logdir(settings.recipe))), made

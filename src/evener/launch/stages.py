@@ -12,7 +12,16 @@ from evener import errors
 from evener.checkpoint import Store, load
 from evener.data.batches import Batches
 from evener.data.dataset import as_data
-from evener.launch.build import VERSION, Built, batches_of, beginning, open_ledger, open_store, tell_and_log
+from evener.launch.build import (
+    VERSION,
+    Built,
+    batches_of,
+    beginning,
+    open_ledger,
+    open_store,
+    tell_and_log,
+    tell_start,
+)
 from evener.launch.server import schedule_of
 from evener.launch.worker import hooks_for
 from evener.report import Published, Reporter, Status
@@ -65,6 +74,7 @@ def run_stage(  # noqa: PLR0913 - what a task is told, each once
         if stage:
             _follow(part, state, settings, batches, report)
         else:
+            tell_start(built, settings, task, report)
             exchange = Conductor(_local(part, state, settings, len(data.train), report), part, group, stop_asked)
             Session(
                 task, exchange, part, batches, hooks_for(built.recipe, data, settings),

@@ -16,9 +16,9 @@ if TYPE_CHECKING:
 
 _HOMES = {
     "run": "evener.api", "evaluate": "evener.api", "load": "evener.api", "Recipe": "evener.recipe",
-    "Result": "evener.result", "Settings": "evener.settings", "EvenerError": "evener.errors", "Hook": "evener.session.hooks",
-    "StopAtStep": "evener.session.hooks", "Data": "evener.data.dataset", "Tensors": "evener.data.dataset",
-    "MapStyle": "evener.data.dataset", "device": "evener.devices.marks",
+    "Result": "evener.result", "Settings": "evener.settings", "EvenerError": "evener.errors",
+    "Hook": "evener.session.hooks", "StopAtStep": "evener.session.hooks", "Data": "evener.data.dataset",
+    "Tensors": "evener.data.dataset", "MapStyle": "evener.data.dataset", "device": "evener.devices.marks",
 }  # fmt: skip
 
 __all__ = [

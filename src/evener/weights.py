@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import io
 import re
+import warnings
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -64,7 +65,8 @@ def _safe(path: Path) -> Mapping[str, Any]:
 
 def _unpickled(path: Path) -> Mapping[str, Any]:
     try:
-        found = torch.load(path, map_location="cpu", weights_only=True)
+        with warnings.catch_warnings(action="ignore"):  # of what is refused a moment later
+            found = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # PyTorch has no class of its own for what it refuses
         raise _unread(path, error) from error
     for name in INSIDE:
@@ -80,14 +82,19 @@ def _unpickled(path: Path) -> Mapping[str, Any]:
 
 def _unread(path: Path, error: Exception) -> ConfigError | InputError:
     text = str(error)
-    if "weights_only" not in text and "Weights only" not in text:
-        return InputError(f"{path} cannot be read: {text.partition(chr(10))[0]}", fix="copy or write it again.")
     names = re.search(r"(?:GLOBAL|Unsupported class|function) (\S+)", text)
-    return ConfigError(
-        f"{path} is refused: it holds more than tensors{f', {names[1]}' if names else ''}.",
-        why="a .pt file is a pickle, and to read such an object is to run whatever code the file names.",
-        fix="where the file comes from, save the tensors alone: torch.save(model.state_dict(), path).",
-    )
+    if names or "TorchScript" in text:
+        named = names[1] if names else "a TorchScript program"
+        return ConfigError(
+            f"{path} is refused: it does not hold tensors alone, but {named}.",
+            why="a .pt file is a pickle, and to read any other object is to run whatever code the file names.",
+            fix="where the file comes from, save the tensors alone: torch.save(model.state_dict(), path).",
+        )
+    told = text.partition(". ")[0] if " " in text else type(error).__name__
+    return InputError(
+        f"{path} cannot be read: {told}.", why="it is damaged, or torch.save did not write it.",
+        fix="copy or write it again.",
+    )  # fmt: skip
 
 
 def suffix_to_write(path: Path) -> str:

@@ -72,7 +72,7 @@ def _read(path: Path) -> tuple[str, Weights]:
         raise ConfigError(
             f"there is no {path} on this machine.",
             why="every task makes its own model, and begins with the same weights as the others.",
-            fix="check the path, or copy it here. A run that goes on from its logdir needs it for frozen layers alone.",
+            fix="check the path, or copy it here. To go on with a logdir without frozen layers, leave it out.",
         )
     return str(path), weights.read(path)
 

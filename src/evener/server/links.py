@@ -156,7 +156,7 @@ class Links:
         if hello.recipe != self._expected.recipe:
             raise errors.ModelMismatch(
                 f"{name} trains {hello.recipe!r}, {mine} trains {self._expected.recipe!r}.",
-                why="recipe, options, seed and frozen parameters must be equal on every task.",
+                why="recipe, options, seed, frozen parameters and the file of --init-from must be equal on every task.",
                 fix="start all tasks with the same recipe and options.",
             )
 

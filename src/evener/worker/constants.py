@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
 from typing import Any
 
 import torch
@@ -24,13 +24,14 @@ class Constants:
 
     Args:
         model: bound to the memory that travels.
+        elsewhere: tensors of other stages of a pipeline, whose memory comes and goes here.
     """
 
-    def __init__(self, model: nn.Module, layout: Layout) -> None:
+    def __init__(self, model: nn.Module, layout: Layout, elsewhere: Collection[str] = ()) -> None:
         self._model = model
         self._known = {name: p for name, p in model.named_parameters()}
         self._buffers = {name for name, _ in persistent_buffers(model)}
-        self._frozen = {name: self._known[name] for name in frozen(model, layout)}
+        self._frozen = {name: self._known[name] for name in frozen(model, layout) if name not in elsewhere}
         self._trained = [self._known[name] for name in layout.trained]
         self._versions = self._counted()
         self._values = {name: checksum([p]) for name, p in self._frozen.items()}

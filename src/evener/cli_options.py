@@ -77,6 +77,8 @@ def add_training_options(train: argparse.ArgumentParser) -> None:
     add("--save-summary-secs", type=float, metavar="S", help="seconds between TensorBoard summaries; default 10")
     add("--log-every", type=int, metavar="N", help="local steps between log lines; default 500")
     add("--eval-every", type=int, metavar="N", help="global steps between validations; the last is always done")
+    text = "samples validated at once; default --batch-size"
+    add("--eval-batch-size", type=int, metavar="B", help=text)
     add("--stall-timeout", type=float, metavar="S", help="seconds without an update that end the run; default 300")
 
 

@@ -10,16 +10,22 @@ import torch
 from torch import Tensor, nn
 
 from evener.checkpoint import MANIFEST, Manifest, Store, load
+from evener.data.chance import seed_all
 from evener.data.dataset import as_data
 from evener.devices import place, prepare_process
 from evener.devices.plan import parse
 from evener.errors import CheckpointError, InputError
-from evener.recipe import Recipe, check_model, from_object, resolve
+from evener.models import check_model
+from evener.recipe import Recipe, from_object, resolve
 from evener.session.evaluate import evaluate
 
 
 def assess(
-    recipe: str | Recipe, path: Path, options: Mapping[str, Any], where: Mapping[str, str] | str | None = None
+    recipe: str | Recipe,
+    path: Path,
+    options: Mapping[str, Any],
+    where: Mapping[str, str] | str | None = None,
+    batch_size: int | None = None,
 ) -> dict[str, Any]:
     """Metrics of one checkpoint, with and without moving averages, and its global step.
 
@@ -31,8 +37,9 @@ def assess(
     found = find(path)
     manifest, contents = load(found)
     made = from_object(recipe, options) if isinstance(recipe, Recipe) else _resolve(recipe, manifest, options)
+    seed_all(0)
     data = as_data(made.data())
-    if data.validation is None:
+    if not data.validations:
         raise InputError(f"recipe {made.name!r} has no validation data.", fix="let data() return (train, validation).")
     model = made.model()
     check_model(model)
@@ -40,10 +47,11 @@ def assess(
         place(model, parse(where) if isinstance(where, str) else where, soft=False)
     put(model, contents.parameters, found)
     values: dict[str, Any] = {"checkpoint": str(found), "global_step": manifest.step}
-    values |= evaluate(model, made, data.validation)
+    size = batch_size or manifest.batch_size or 100
+    values |= evaluate(model, made, data.validations, batch_size=size)
     if contents.averages:
         put(model, {**contents.parameters, **contents.averages}, found)
-        values |= evaluate(model, made, data.validation, suffix="_ema")
+        values |= evaluate(model, made, data.validations, batch_size=size, suffix="_ema")
     return values
 
 

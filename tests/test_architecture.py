@@ -30,10 +30,11 @@ FLOORS = [
     {"checkpoint"},
     {"state", "parts", "recipes.*"},
     {"rules", "optimizers", "schedules", "hyperparameters"},
+    {"models"},
     {"recipe", "tensors", "audit", "tensorflow"},
     {"settings", "options", "data", "ledger", "weights"},
     {"policy", "wire", "transport", "references", "report", "recipes", "tally", "devices", "atomic", "values",
-     "clipping"},
+     "clipping", "figures"},
     {"cluster", "chaos", "leaving"},
     {"errors"},
 ]  # fmt: skip

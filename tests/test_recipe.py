@@ -7,7 +7,8 @@ import torch
 from torch import nn
 
 from evener.errors import ConfigError
-from evener.recipe import RECIPES, Recipe, accuracy, check_model, resolve
+from evener.models import check_model
+from evener.recipe import RECIPES, Recipe, accuracy, resolve
 
 PARTS = {
     "model": lambda: nn.Linear(2, 3),

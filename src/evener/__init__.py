@@ -9,21 +9,24 @@ if TYPE_CHECKING:
     from evener.data.dataset import Data, MapStyle, Tensors
     from evener.devices.marks import device
     from evener.errors import EvenerError
+    from evener.figures import EarlyStopping
     from evener.recipe import Recipe
     from evener.result import Result
+    from evener.schedules import each_epoch, each_validation
     from evener.session.hooks import Hook, StopAtStep
     from evener.settings import Settings
 
 _HOMES = {
     "run": "evener.api", "evaluate": "evener.api", "load": "evener.api", "Recipe": "evener.recipe",
     "Result": "evener.result", "Settings": "evener.settings", "EvenerError": "evener.errors",
-    "Hook": "evener.session.hooks", "StopAtStep": "evener.session.hooks", "Data": "evener.data.dataset",
+    "Hook": "evener.session.hooks", "StopAtStep": "evener.session.hooks", "EarlyStopping": "evener.figures",
+    "each_epoch": "evener.schedules", "each_validation": "evener.schedules", "Data": "evener.data.dataset",
     "Tensors": "evener.data.dataset", "MapStyle": "evener.data.dataset", "device": "evener.devices.marks",
 }  # fmt: skip
 
 __all__ = [
-    "Data", "EvenerError", "Hook", "MapStyle", "Recipe", "Result", "Settings", "StopAtStep", "Tensors", "device",
-    "evaluate", "load", "run",
+    "Data", "EarlyStopping", "EvenerError", "Hook", "MapStyle", "Recipe", "Result", "Settings", "StopAtStep",
+    "Tensors", "device", "each_epoch", "each_validation", "evaluate", "load", "run",
 ]  # fmt: skip
 
 

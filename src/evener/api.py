@@ -128,16 +128,18 @@ def evaluate(
     *,
     recipe_options: Mapping[str, Any] | None = None,
     place: Mapping[str, str] | str | None = None,
+    batch_size: int | None = None,
 ) -> dict[str, float]:
     """Metrics of a checkpoint on the recipe's whole validation set, with and without moving averages.
 
     Args:
         checkpoint: a checkpoint's directory, or a logdir, whose newest good checkpoint is taken.
         place: modules of the model on devices, as for `run`; one that is missing or too small is an error here.
+        batch_size: samples at once; that of the training if None.
     """
     from evener.launch.assess import assess
 
-    return assess(recipe, Path(checkpoint), recipe_options or {}, place)
+    return assess(recipe, Path(checkpoint), recipe_options or {}, place, batch_size)
 
 
 def load(

@@ -171,11 +171,15 @@ class Store:
                 theirs; counting them would delete the good ones.
         """
         for step in [step for step in self.steps() if upto is None or step <= upto][:-keep]:
-            path = self.path(step)
             chaos.point("checkpoint.deleting")
-            (path / MANIFEST).unlink(missing_ok=True)
-            sync_directory(path)
-            shutil.rmtree(path, ignore_errors=True)
+            self.forget(step)
+
+    def forget(self, step: int) -> None:
+        """Delete one checkpoint."""
+        path = self.path(step)
+        (path / MANIFEST).unlink(missing_ok=True)
+        sync_directory(path)
+        shutil.rmtree(path, ignore_errors=True)
 
     def steps(self) -> list[int]:
         """Steps that have a manifest, in order; by number, never by file time."""

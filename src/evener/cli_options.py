@@ -79,6 +79,8 @@ def add_training_options(train: argparse.ArgumentParser) -> None:
     add("--save-summary-secs", type=float, metavar="S", help="seconds between TensorBoard summaries; default 10")
     add("--log-every", type=int, metavar="N", help="local steps between log lines; default 500")
     add("--eval-every", type=int, metavar="N", help="global steps between validations; the last is always done")
+    text = "samples validated at once; default --batch-size"
+    add("--eval-batch-size", type=int, metavar="B", help=text)
     add("--stall-timeout", type=float, metavar="S", help="seconds without an update that end the run; default 300")
 
 
@@ -90,6 +92,6 @@ def add_recipe_options(command: argparse.ArgumentParser) -> None:
     add("--data-dir", metavar="DIR", help="where the files of mnist or cifar10 lie")
     add("--download", action="store_true", default=None, help="fetch the files that are missing")
     add("--skip-bad-records", action="store_true", default=None, help="tfrecord: leave damaged records out, and count")
-    add("--optimizer", help="mnist: sgd (default), momentum or adam")
+    add("--optimizer", help="mnist: sgd (default), momentum, adam (as in TensorFlow) or torch_adam")
     add("--learning-rate", "--lr", type=float, metavar="LR", help="at its highest; default 0.1 for sgd")
     add("--hidden", "--hidden-units", type=int, metavar="H", help="mnist: width of the hidden layer; default 500")

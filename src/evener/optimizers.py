@@ -12,8 +12,8 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from evener.errors import CheckpointError, ConfigError
-from evener.recipe import Recipe, kind_of
-from evener.references import place_of
+from evener.recipe import Recipe
+from evener.references import kind_of, place_of
 from evener.tensors import beside
 from evener.wire.layout import Piece
 

@@ -4,22 +4,21 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from itertools import pairwise
 from typing import Any
 
 import torch.nn.functional as F
 from torch import Tensor, nn
-from torch.nn.parameter import UninitializedParameter
 from torch.optim import Optimizer
 
 from evener import options as _options
 from evener.clipping import check_clipping
 from evener.data.dataset import Data
 from evener.errors import ConfigError
+from evener.figures import EarlyStopping
 from evener.recipes import RECIPES
-from evener.references import did_you_mean, find, reference_of as _reference_of
+from evener.references import did_you_mean, find, kind_of, reference_of as _reference_of
 
-__all__ = ["Recipe", "accuracy", "check_model", "options_of", "reference_of", "resolve"]
+__all__ = ["Recipe", "accuracy", "options_of", "reference_of", "resolve"]
 
 
 def accuracy(output: Tensor, target: Tensor) -> Tensor:
@@ -66,7 +65,13 @@ class Recipe:
             `evener.each_validation(scheduler)` and a `ReduceLROnPlateau`.
         ema_decay: keeps an average of the parameters, shadow += (1 - d) * (value - shadow) a step with
             d = min(ema_decay, (1 + step) / (10 + step)), as TensorFlow does.
-        metrics: name -> (output, target) -> mean over the batch; for the validation set.
+        metrics: name -> (output, target) -> mean over the batch; for the validation sets.
+        evaluate: instead of loss and metrics of a validation set, for figures that are no means over batches:
+            (model, batches) -> figures by name. The model is in `eval()`, without gradients; `batches` gives all
+            samples once as (inputs, target), and `len(batches)` is their number.
+        keep_best: a figure of the validations, such as "validation_accuracy": the model that is best by it is kept in
+            LOGDIR/best. Losses and errors are better the smaller; "min:..." and "max:..." say it.
+        early_stopping: `evener.EarlyStopping("validation_loss", patience=3)` ends a run that no longer improves.
         split_points: names of modules at which a pipeline's next stage may begin (`--pipeline-stages`), in their order.
         hooks: makes hooks of your own for each worker (`evener.Hook`), called after evener's.
         name: for people: logs, summaries, checkpoints.
@@ -86,6 +91,9 @@ class Recipe:
     lr_scheduler: Callable[..., Any] | None = None
     ema_decay: float | None = None
     metrics: Mapping[str, Callable[[Tensor, Tensor], Tensor]] = field(default_factory=lambda: {"accuracy": accuracy})
+    evaluate: Callable[[nn.Module, Any], Mapping[str, Any]] | None = None
+    keep_best: str | None = None
+    early_stopping: EarlyStopping | None = None
     hooks: Callable[[], Sequence[Any]] | None = None
     split_points: Sequence[str] = ()
     name: str = "recipe"
@@ -93,7 +101,7 @@ class Recipe:
     def __post_init__(self) -> None:
         for part, arguments in _PARTS.items():
             value = getattr(self, part)
-            optional = part in ("penalty", "lr_scheduler", "hooks")
+            optional = part in ("penalty", "lr_scheduler", "hooks", "evaluate")
             if (optional and value is None) or (callable(value) and not _object_for_maker(part, value)):
                 continue
             raise ConfigError(
@@ -139,6 +147,7 @@ _PARTS = {
     "penalty": "model",
     "lr_scheduler": "optimizer, steps_per_epoch",
     "hooks": "",
+    "evaluate": "model, batches",
 }
 
 
@@ -194,53 +203,6 @@ def reference_of(recipe: object) -> str | None:
     return shipped.get(reference, reference) if reference is not None else None
 
 
-def check_model(model: object) -> None:
-    """Refuse a model that cannot be trained through flat buffers of gradients.
-
-    Raises:
-        ConfigError: no parameter to train; parameters of whole or complex numbers, without a shape yet, or
-            sharing memory without being the same parameter.
-    """
-    if not isinstance(model, nn.Module):
-        raise ConfigError(
-            f"the recipe's model() returned {kind_of(model)}.",
-            why="it makes a torch.nn.Module.",
-            fix="return the module.",
-        )
-    parameters = dict(model.named_parameters())
-    for name, parameter in parameters.items():
-        if isinstance(parameter, UninitializedParameter):
-            raise _unfit(name, "has no shape yet", "run one batch through the model before model() returns it.")
-        if not parameter.is_floating_point():
-            raise _unfit(
-                name,
-                f"holds {str(parameter.dtype).removeprefix('torch.')} numbers (integer parameters have no gradient)",
-                "make it a buffer, self.register_buffer(name, tensor), or a floating-point tensor.",
-            )
-    if not any(parameter.requires_grad for parameter in parameters.values()):
-        raise ConfigError(
-            f"the model has nothing to train: {len(parameters)} parameters, none of which requires a gradient.",
-            why="training changes parameters.",
-            fix="add layers with parameters, or leave requires_grad=True on some.",
-        )
-    _check_memory(parameters)
-
-
-def _check_memory(parameters: Mapping[str, nn.Parameter]) -> None:
-    spans = sorted(
-        (str(p.device), p.data_ptr(), p.data_ptr() + p.numel() * p.element_size(), name)
-        for name, p in parameters.items()
-        if p.numel() and p.device.type != "meta"
-    )
-    for (device, _, end, first), (other, start, _, second) in pairwise(spans):
-        if device == other and start < end:
-            raise _unfit(
-                second,
-                f"shares memory with {first!r}",
-                "tie weights by assigning the same Parameter object: a.weight = b.weight.",
-            )
-
-
 def _find(reference: str) -> Any:
     if ":" not in reference and reference not in RECIPES:
         raise ConfigError(
@@ -263,18 +225,3 @@ def _object_for_maker(part: str, value: object) -> bool:
     if isinstance(value, type):
         return part != "model" and issubclass(value, nn.Module | Optimizer)
     return part == "model" and isinstance(value, nn.Module)
-
-
-def kind_of(value: object) -> str:
-    """What a value is, for error messages."""
-    if value is None:
-        return "None"
-    return f"the class {value.__name__}" if isinstance(value, type) else f"an object of type {type(value).__name__}"
-
-
-def _unfit(name: str, what: str, fix: str) -> ConfigError:
-    return ConfigError(
-        f"parameter {name!r} {what}.",
-        why="parameters and gradients travel as flat buffers of floating-point numbers, each in its own place.",
-        fix=fix,
-    )

@@ -84,6 +84,13 @@ def place_of(function: Any) -> str:
     return f" ({Path(code.co_filename).name}, line {code.co_firstlineno})" if code is not None else ""
 
 
+def kind_of(value: object) -> str:
+    """What a value is, for error messages."""
+    if value is None:
+        return "None"
+    return f"the class {value.__name__}" if isinstance(value, type) else f"an object of type {type(value).__name__}"
+
+
 def did_you_mean(name: str, known: Iterable[str]) -> str:
     """A half sentence for error messages, empty when nothing is close."""
     close = difflib.get_close_matches(name, list(known), n=1)

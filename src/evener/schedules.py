@@ -14,8 +14,8 @@ from torch.optim import Optimizer
 from torch.optim.lr_scheduler import ReduceLROnPlateau
 
 from evener.errors import ConfigError
-from evener.recipe import Recipe, kind_of
-from evener.references import place_of
+from evener.recipe import Recipe
+from evener.references import kind_of, place_of
 from evener.values import plain, unpack
 
 

@@ -66,6 +66,7 @@ class Settings:
     train_steps: int | None = None  # None with epochs None: 2000
     epochs: float | None = None
     batch_size: int = 100
+    eval_batch_size: int | None = None  # samples validated at once; None: as many as are trained on
     seed: int = 0
     threads: int = 1  # PyTorch threads of each task
 
@@ -161,6 +162,7 @@ def _check_numbers(settings: Settings) -> None:
         "train_steps": 0,
         "save_checkpoint_steps": 1,
         "eval_every": 1,
+        "eval_batch_size": 1,
         "microbatches": 1,
     }
     for name, least in (at_least | optional).items():

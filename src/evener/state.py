@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from fractions import Fraction
 from typing import Any
@@ -199,6 +199,11 @@ class State:
             mine.copy_(new)
         self._owed = self._averages is not None
         return gradient
+
+    def judged(self, figures: Mapping[str, float]) -> None:
+        """A validation was made: a schedule that is driven by it takes a step."""
+        if self.schedule is not None:
+            self.schedule.judged(figures, self.step)
 
     def settle(self) -> None:
         """Let the averages follow the last update.

@@ -12,7 +12,9 @@ from torch import Tensor, nn
 
 from evener.checkpoint import MANIFEST, Manifest, Store, load
 from evener.errors import CheckpointError, ConfigError
-from evener.recipe import Recipe, check_model, from_object, options_of, reference_of, resolve
+from evener.models import check_model
+from evener.recipe import Recipe, from_object, options_of, reference_of, resolve
+from evener.references import place_of
 from evener.state import Contents
 from evener.tensors import named_tensors
 
@@ -114,7 +116,7 @@ def _known_here(found: Found) -> str:
 
 
 def bring(found: Found, recipe: Recipe, *, ema: bool = False) -> nn.Module:
-    """The trained module in eval mode, in memory of its own on the CPU; no random number of the caller's is used up.
+    """The trained module in eval mode, in memory of its own on the CPU. PyTorch's random numbers are left as they were.
 
     Raises:
         CheckpointError: the checkpoint is of another model.
@@ -123,7 +125,7 @@ def bring(found: Found, recipe: Recipe, *, ema: bool = False) -> nn.Module:
     tensors = found.tensors(ema=ema)
     with torch.random.fork_rng(devices=[]):
         model = recipe.model()
-    check_model(model)
+    check_model(model, place_of(recipe.model))
     model.cpu()
     for tensor in [*model.parameters(), *model.buffers()]:
         # A model that model() did not make anew may still be views of a run's memory.

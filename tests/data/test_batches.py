@@ -4,7 +4,7 @@ import pytest
 import torch
 from hypothesis import given, settings, strategies as st
 
-from evener.data.batches import Batches, whole
+from evener.data.batches import Batches, Samples
 from evener.data.dataset import Tensors
 from evener.errors import ConfigError
 
@@ -50,7 +50,7 @@ def test_a_batch_does_not_depend_on_the_leases_taken_before(batch_size, leases):
 @UNHURRIED
 @given(SAMPLES, SIZES)
 def test_evaluation_sees_every_sample_once_in_order(samples, batch_size):
-    seen = [target for _, target in whole(numbers(samples), batch_size)]
+    seen = [target for _, target in Samples(numbers(samples), batch_size)]
 
     assert torch.cat(seen).tolist() == list(range(samples))
     assert all(len(target) == batch_size for target in seen[:-1])
@@ -64,4 +64,4 @@ def test_empty_batches_are_refused():
     with pytest.raises(ConfigError, match="batch_size=0"):
         Batches(numbers(3), batch_size=0, seed=0)
     with pytest.raises(ConfigError, match="batch_size=-1"):
-        next(whole(numbers(3), -1))
+        Samples(numbers(3), -1)

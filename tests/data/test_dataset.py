@@ -67,7 +67,7 @@ def test_inputs_may_be_a_dictionary_of_tensors():
     assert target.tolist() == [2, 1]
 
 
-@pytest.mark.parametrize("samples", [[1, 2, 3], [(1, 2, 3)], [(1, "a")]])
+@pytest.mark.parametrize("samples", [[1, 2, 3], [(1, 2, 3)], [{"x": 1, "y": 2}]])
 def test_samples_that_are_not_pairs_are_refused(samples):
     with pytest.raises(InputError, match="not a pair"):
         as_dataset(samples).batch(torch.tensor([0]))

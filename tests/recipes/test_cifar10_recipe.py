@@ -14,7 +14,8 @@ from evener import cli
 from evener.data.batches import Batches
 from evener.data.dataset import as_data
 from evener.errors import ConfigError
-from evener.recipe import check_model, options_of, resolve
+from evener.models import check_model
+from evener.recipe import options_of, resolve
 from evener.recipes.cifar10 import DEVIATIONS, MEANS, cifar10, normalized
 from evener.recipes.cifar10_networks import Classic, Norm, ResNet
 from evener.worker.splitting import cut, points_of

@@ -8,10 +8,11 @@ import torch
 from torch import nn
 
 import evener.tensorflow
-from evener.data.batches import Batches, whole
+from evener.data.batches import Batches, Samples
 from evener.data.dataset import as_data
 from evener.errors import ConfigError, InputError
-from evener.recipe import check_model, resolve
+from evener.models import check_model
+from evener.recipe import resolve
 from evener.recipes.mnist import l2_loss, mnist, network
 
 
@@ -43,7 +44,7 @@ def parameters_after(recipe, steps, seed=0):
 
 @torch.no_grad()
 def validation_accuracy(recipe, model, data):
-    right = sum(recipe.metrics["accuracy"](model(x), y) * len(y) for x, y in whole(data.validation, 1000))
+    right = sum(recipe.metrics["accuracy"](model(x), y) * len(y) for x, y in Samples(data.validation, 1000))
     return float(right) / len(data.validation)
 
 

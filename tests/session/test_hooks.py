@@ -171,30 +171,29 @@ def judged(**parts):
     return Recipe(**everything)
 
 
-def test_evaluate_weighs_batches_by_their_samples(monkeypatch):
-    monkeypatch.setattr("evener.session.evaluate.BATCH", 4)
+def test_evaluate_weighs_batches_by_their_samples():
     model = Judge()
-    values = evaluate(model, judged(), classes(7), suffix="_ema")
+    values = evaluate(model, judged(), {"": classes(7)}, batch_size=4, suffix="_ema")
 
     # means of batches would give (1.5 + 5) / 2 and (2/4 + 2/3) / 2; the penalty is not part of it
     assert values == {"validation_loss_ema": pytest.approx(3.0), "validation_accuracy_ema": pytest.approx(4 / 7)}
-    assert model.modes == [(False, True, 4), (False, True, 3)]
+    assert model.modes == [(False, False, 4), (False, False, 3)]
     assert model.training
 
 
 def test_evaluate_leaves_a_model_as_it_found_it_also_after_an_error():
     model = Judge()
     with pytest.raises(ZeroDivisionError):
-        evaluate(model, judged(metrics={"bad": lambda output, target: 1 / 0}), classes(7))
+        evaluate(model, judged(metrics={"bad": lambda output, target: 1 / 0}), {"": classes(7)}, batch_size=4)
     assert model.training
     model.eval()
-    evaluate(model, judged(), classes(7))
+    evaluate(model, judged(), {"": classes(7)}, batch_size=4)
     assert not model.training
 
 
 def test_every_n_steps_and_at_the_end(tmp_path):
     recipe = judged()
-    hook = Evaluate(recipe.data().validation, 3)
+    hook = Evaluate(recipe.data().validations, 3, 10)
     session, _, reports = one_process(recipe, tmp_path, [hook], batch_size=10, train_steps=8)
     session.run()
 
@@ -205,7 +204,9 @@ def test_every_n_steps_and_at_the_end(tmp_path):
 
 def test_the_last_step_is_evaluated_once_though_it_is_due(tmp_path):
     recipe = judged()
-    session, *_ = one_process(recipe, tmp_path, [Evaluate(recipe.data().validation, 3)], batch_size=10, train_steps=6)
+    session, *_ = one_process(
+        recipe, tmp_path, [Evaluate(recipe.data().validations, 3, 10)], batch_size=10, train_steps=6
+    )
     session.run()
 
     assert [(report.global_step, report.final) for report in session.evaluations] == [(3, False), (6, True)]
@@ -214,14 +215,16 @@ def test_the_last_step_is_evaluated_once_though_it_is_due(tmp_path):
 def test_a_resumed_run_counts_evaluations_from_where_it_is(tmp_path):
     recipe = judged()
     one_process(recipe, tmp_path, batch_size=10, train_steps=5)[0].run()
-    session, *_ = one_process(recipe, tmp_path, [Evaluate(recipe.data().validation, 3)], batch_size=10, train_steps=7)
+    session, *_ = one_process(
+        recipe, tmp_path, [Evaluate(recipe.data().validations, 3, 10)], batch_size=10, train_steps=7
+    )
     session.run()
 
     assert [report.global_step for report in session.evaluations] == [6, 7]
 
 
 def test_without_a_validation_set_nothing_is_evaluated(tmp_path):
-    session, _, reports = one_process(judged(), tmp_path, [Evaluate(None, 1)], batch_size=10, train_steps=3)
+    session, _, reports = one_process(judged(), tmp_path, [Evaluate({}, 1, 10)], batch_size=10, train_steps=3)
     session.run()
 
     assert not [report for report in reports if isinstance(report, Evaluated)]
@@ -233,7 +236,7 @@ def test_an_interrupted_run_is_not_evaluated(tmp_path):
             session.stop("interrupted", complete=False)
 
     recipe = judged()
-    hooks = [Interrupt(), Evaluate(recipe.data().validation, 1)]
+    hooks = [Interrupt(), Evaluate(recipe.data().validations, 1, 10)]
     session, _, reports = one_process(recipe, tmp_path, hooks, batch_size=10, train_steps=9)
 
     assert session.run() == "interrupted"
@@ -241,8 +244,9 @@ def test_an_interrupted_run_is_not_evaluated(tmp_path):
 
 
 def test_only_the_chief_evaluates_and_who_becomes_chief_goes_on():
-    loop, hook, done = Loop(), Evaluate(classes(7), 2), []
+    loop, hook, done = Loop(), Evaluate({"": classes(7)}, 2, 10), []
     hook._evaluate = lambda session, final: done.append(final)
+    hook._try_out = lambda session: None
     hook.after_create(loop)
     hook.after_step(loop, result(global_step=2, chief=False))
     hook.end(loop)
@@ -264,7 +268,7 @@ def test_averages_are_evaluated_too_and_the_parameters_come_back_bit_for_bit(tmp
             seen.append((session.towers.model.scale.item(), session.towers.model.training))
 
     recipe = judged(ema_decay=0.9)
-    hooks = [Watch(), Evaluate(recipe.data().validation, 1), Watch()]
+    hooks = [Watch(), Evaluate(recipe.data().validations, 1, 10), Watch()]
     session, *_ = one_process(recipe, tmp_path, hooks, batch_size=10, train_steps=4)
     session.run()
 

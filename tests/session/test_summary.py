@@ -64,6 +64,9 @@ class Owner:
 
     arrivals = 0
 
+    def conclude(self):
+        pass
+
     def update(self, computed):
         self.averaged = {name: g / 2 for name, g in self.towers.copy_of_gradients().items()}
         with torch.no_grad():

@@ -34,6 +34,8 @@ def bounded(kind, meta):
         return st.text(max_size=20)
     if kind is bytes:
         return st.binary(max_size=20)
+    if typing.get_origin(kind) is dict:
+        return st.dictionaries(*map(values, typing.get_args(kind)), max_size=4)
     lowest = meta.ge if meta.gt is None else meta.gt + 1
     return st.integers(lowest, meta.lt - 1)
 

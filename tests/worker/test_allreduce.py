@@ -120,7 +120,7 @@ def test_a_model_of_one_dtype_travels_in_one_piece_with_the_numbers_about_it():
     (flat,) = travelling.flats
     assert flat.dtype == torch.float32
     assert flat.data_ptr() == travelling.head.data_ptr()
-    assert travelling.block.data_ptr() == flat.data_ptr() + 64
+    assert travelling.block.data_ptr() == flat.data_ptr() + travelling.head.nbytes
 
 
 @pytest.mark.parametrize(

@@ -7,6 +7,7 @@ from fractions import Fraction
 
 import torch
 
+from evener.data.chance import seed_batch
 from evener.data.dataset import Batch, Dataset, Randomized
 from evener.data.order import Order, uniforms
 from evener.errors import ConfigError
@@ -23,6 +24,7 @@ class Batches:
         self.dataset = dataset
         self.batch_size = _checked(batch_size)
         self.order = Order(len(dataset), seed)
+        self._quiet = bool(getattr(dataset, "thread_safe", False))
         self._randomized = dataset if isinstance(dataset, Randomized) else None
 
     @property
@@ -31,7 +33,13 @@ class Batches:
         return Fraction(len(self.dataset), self.batch_size)
 
     def batch(self, lease: int) -> Batch:
-        """The batch of lease 0, 1, 2, ...: always `batch_size` samples."""
+        """The batch of lease 0, 1, 2, ...: always `batch_size` samples.
+
+        What is random in it follows from (seed, lease): data sets that say how in `Randomized`, others since the global
+        generators are seeded. Those that are made in another thread meanwhile use none of these (`Prefetch`).
+        """
+        if not self._quiet:
+            seed_batch(self.order.seed, lease)
         start, stop = lease * self.batch_size, (lease + 1) * self.batch_size
         indices = torch.from_numpy(self.order.indices(start, stop))
         if self._randomized is None:
@@ -40,11 +48,25 @@ class Batches:
         return self._randomized.random_batch(indices, torch.from_numpy(chance))
 
 
-def whole(dataset: Dataset, batch_size: int) -> Iterator[Batch]:
-    """Every sample once, in the data set's own order, for evaluation; the last batch may be short."""
-    samples = len(dataset)
-    for start in range(0, samples, _checked(batch_size)):
-        yield dataset.batch(torch.arange(start, min(start + batch_size, samples)))
+class Samples:
+    """Every sample of a data set once, in its own order, for evaluation: batches, of which the last may be short."""
+
+    def __init__(self, dataset: Dataset, batch_size: int) -> None:
+        self.dataset, self.batch_size = dataset, _checked(batch_size)
+
+    def __len__(self) -> int:
+        """How many samples there are."""
+        return len(self.dataset)
+
+    def __iter__(self) -> Iterator[Batch]:
+        return (batch for _, batch in self.counted())
+
+    def counted(self) -> Iterator[tuple[int, Batch]]:
+        """Each batch after the number of its samples, whatever it looks like."""
+        samples = len(self.dataset)
+        for start in range(0, samples, self.batch_size):
+            stop = min(start + self.batch_size, samples)
+            yield stop - start, self.dataset.batch(torch.arange(start, stop))
 
 
 def _checked(batch_size: int) -> int:

@@ -86,13 +86,15 @@ def converted(directory: Path) -> tuple[Images, Images]:
         return made.view(-1, 3, 32, 32), labels
 
     data = images.load(directory, pixels=IMAGE, transform=lambda rows: rows)
-    if data.validation is None:
+    if not data.validations:
         raise InputError(
             f"there is no file validation*.tfrecord in {directory}.",
             why="the recipe judges by CIFAR-10's test images.",
             fix="convert it again: evener data convert cifar10 --to tfrecord.",
         )
-    return part(data.train, f"{directory}/train*.tfrecord"), part(data.validation, f"{directory}/validation*.tfrecord")
+    return part(data.train, f"{directory}/train*.tfrecord"), part(
+        data.validations[""], f"{directory}/validation*.tfrecord"
+    )
 
 
 def _images(rows: NDArray[np.uint8]) -> Tensor:

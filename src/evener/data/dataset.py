@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import inspect
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any, Protocol, runtime_checkable
 
@@ -13,8 +14,8 @@ from torch import Tensor
 
 from evener.errors import InputError
 
-#: The inputs of B samples, as the model takes them, and their targets [B, ...].
-Batch = tuple[Any, Tensor]
+#: The inputs of B samples, as the model takes them, and their target, as the loss takes it: mostly tensors [B, ...].
+Batch = tuple[Any, Any]
 
 
 class Dataset(Protocol):
@@ -116,14 +117,26 @@ class MapStyle:
         return len(self.samples)
 
     def batch(self, indices: Tensor) -> Batch:
-        collated = torch_data.default_collate([self.samples[index] for index in indices.tolist()])
-        if not (isinstance(collated, list | tuple) and len(collated) == 2 and isinstance(collated[1], Tensor)):
+        samples = [self.samples[index] for index in indices.tolist()]
+        if not isinstance(samples[0], list | tuple) or len(samples[0]) != 2:
             raise InputError(
-                f"a sample of {type(self.samples).__name__} is not a pair (input, target).",
+                f"a sample of {type(self.samples).__name__} is {_describe(samples[0])}, not a pair (input, target).",
                 why="the model is called with the input, the loss with the model's output and the target.",
-                fix="let __getitem__ return a tuple (input, target), the target a number or a tensor.",
+                fix="let __getitem__ return a tuple (input, target); several inputs or targets go into a tuple or a "
+                "dictionary. Inputs and targets that are lists of their own become tensors first: "
+                "(torch.stack(X), torch.tensor(Y)).",
             )
-        return collated[0], collated[1]
+        try:
+            inputs, target = torch_data.default_collate(samples)
+        except (RuntimeError, TypeError, KeyError) as error:
+            raise InputError(
+                f"samples {indices[:2].tolist()} of {type(self.samples).__name__} cannot be put together to a batch: "
+                f"{str(error).splitlines()[0]}",
+                why="PyTorch's default_collate stacks tensors of one size, numbers, tuples and dictionaries of these.",
+                fix="let __getitem__ return tensors of one size (padded, for example); or give an object with "
+                "__len__() and batch(indices) that puts its batches together itself.",
+            ) from error
+        return inputs, target
 
 
 @dataclass(frozen=True)
@@ -131,21 +144,37 @@ class Data:
     """What a recipe trains on and what it is judged by. Each may be anything that `as_dataset` takes."""
 
     train: Dataset
-    validation: Dataset | None = None
+    validation: Dataset | Mapping[str, Dataset] | None = None  # or several, by name
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "train", _filled(self.train, "train"))
-        if self.validation is not None:
+        if isinstance(self.validation, Mapping):
+            named = {str(name): _filled(given, f"validation set {name!r},") for name, given in self.validation.items()}
+            object.__setattr__(self, "validation", named)
+        elif self.validation is not None:
             object.__setattr__(self, "validation", _filled(self.validation, "validation"))
+
+    @property
+    def validations(self) -> Mapping[str, Dataset]:
+        """The validation sets by name; a single one has none: "".
+
+        Figures are called ``validation_loss``, or ``validation_NAME_loss``.
+        """
+        if self.validation is None:
+            return {}
+        return self.validation if isinstance(self.validation, Mapping) else {"": self.validation}
 
 
 def as_data(made: object) -> Data:
     """Take what a recipe's `data()` may return: `Data`, (train, validation), or train alone.
 
-    Two tensors or arrays are one data set (inputs, target); any other pair is (train, validation).
+    Two tensors or arrays are one data set (inputs, target); any other pair is (train, validation). There may be several
+    validation sets, in a dictionary by name.
     """
     if isinstance(made, Data):
         return made
+    if isinstance(made, dict) and "train" in made and set(made) <= {"train", "validation"}:
+        return Data(**made)
     if isinstance(made, tuple) and len(made) == 2 and not _is_array(made[0]):
         return Data(train=made[0], validation=made[1])
     return Data(train=as_dataset(made))
@@ -161,8 +190,8 @@ def as_dataset(given: object) -> Dataset:
     Raises:
         InputError: it is none of these.
     """
-    if hasattr(given, "batch") and hasattr(given, "__len__"):
-        return given
+    if _gives_batches(given):
+        return given  # type: ignore[return-value]
     if isinstance(given, tuple) and len(given) == 2 and all(map(_is_array, given)):
         return Tensors(_tensor(given[0]), _tensor(given[1], target=True))
     if isinstance(given, torch_data.TensorDataset) and len(given.tensors) == 2:
@@ -192,6 +221,20 @@ def _filled(given: object, name: str) -> Dataset:
             + ("." if name == "train" else ", or leave the validation set out (None)."),
         )
     return dataset
+
+
+def _gives_batches(given: object) -> bool:
+    """Whether it has a method `batch(indices)`; people's own data sets may call something else so."""
+    batch = getattr(given, "batch", None)
+    if not callable(batch) or not hasattr(given, "__len__"):
+        return False
+    if not hasattr(given, "__getitem__"):
+        return True
+    try:
+        names = list(inspect.signature(batch).parameters)
+    except (TypeError, ValueError):
+        return False
+    return len(names) == 1 or (bool(names) and names[0].startswith(("ind", "idx")))
 
 
 def _is_array(value: object) -> bool:
@@ -225,6 +268,8 @@ def _tensor(array: Any, *, target: bool = False) -> Tensor:
 
 
 def _describe(given: object) -> str:
+    if isinstance(given, Tensor):
+        return f"a tensor of shape {list(given.shape)}"
     if isinstance(given, tuple):
         return f"a tuple of {len(given)} ({', '.join(type(item).__name__ for item in given)})"
     return f"an object of type {type(given).__name__}"

@@ -8,17 +8,23 @@ from typing import Any
 
 import torch
 
+from evener.data.chance import seed_all
 from evener.data.dataset import as_data
 from evener.devices import place, prepare_process
 from evener.devices.plan import parse
 from evener.errors import InputError
-from evener.recipe import Recipe, check_model
+from evener.models import check_model
+from evener.recipe import Recipe
 from evener.session.evaluate import evaluate
 from evener.trained import find, put, recipe_of
 
 
 def assess(
-    recipe: str | Recipe, path: Path, options: Mapping[str, Any], where: Mapping[str, str] | str | None = None
+    recipe: str | Recipe,
+    path: Path,
+    options: Mapping[str, Any],
+    where: Mapping[str, str] | str | None = None,
+    batch_size: int | None = None,
 ) -> dict[str, Any]:
     """Metrics of one checkpoint, with and without moving averages, and its global step.
 
@@ -29,8 +35,9 @@ def assess(
     prepare_process(torch.get_num_threads())
     found = find(path)
     made = recipe_of(found, recipe, options)
+    seed_all(0)
     data = as_data(made.data())
-    if data.validation is None:
+    if not data.validations:
         raise InputError(f"recipe {made.name!r} has no validation data.", fix="let data() return (train, validation).")
     model = made.model()
     check_model(model)
@@ -38,8 +45,9 @@ def assess(
         place(model, parse(where) if isinstance(where, str) else where, soft=False)
     put(model, found.tensors(ema=False), found.path)
     values: dict[str, Any] = {"checkpoint": str(found.path), "global_step": found.manifest.step}
-    values |= evaluate(model, made, data.validation)
+    size = batch_size or found.manifest.batch_size or 100
+    values |= evaluate(model, made, data.validations, batch_size=size)
     if found.contents.averages:
         put(model, found.tensors(ema=True), found.path)
-        values |= evaluate(model, made, data.validation, suffix="_ema")
+        values |= evaluate(model, made, data.validations, batch_size=size, suffix="_ema")
     return values

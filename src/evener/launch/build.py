@@ -11,16 +11,19 @@ from functools import partial
 from importlib.metadata import version
 from pathlib import Path
 
-import torch
 from torch import nn
 
 from evener import errors
 from evener.checkpoint import Manifest, Store
 from evener.data.batches import Batches
-from evener.data.dataset import Data
+from evener.data.chance import seed_all
+from evener.data.dataset import Data, as_data
+from evener.data.look import look_at
 from evener.launch.warm_start import warm_start
 from evener.ledger import Begin, Ledger, lost, path_of
-from evener.recipe import Recipe, check_model, resolve
+from evener.models import check_model
+from evener.recipe import Recipe, resolve
+from evener.references import place_of
 from evener.report import Line, Reporter
 from evener.saver import Saver
 from evener.settings import Settings
@@ -47,9 +50,9 @@ def build(settings: Settings, recipe: Recipe | None = None) -> Built:
     """Make the model from the run's seed, so that every task makes the same one without talking."""
     recipe = recipe or resolve(settings.recipe, settings.recipe_options)
     recipe = _clipping(recipe, settings)
-    torch.manual_seed(settings.seed)
+    seed_all(settings.seed)
     model = recipe.model()
-    check_model(model)
+    check_model(model, place_of(recipe.model))
     # Also where the run goes on: frozen parameters must be the same on every task, and not every task sees the logdir.
     warm = warm_start(model, Path(settings.init_from)) if settings.init_from else ()
     begin_training(model)
@@ -81,6 +84,13 @@ def begin_training(model: nn.Module) -> None:
     model.train()
     for module in still:
         module.training = False
+
+
+def data_of(recipe: Recipe) -> Data:
+    """The recipe's data, whose first samples have been looked at. Raises InputError when they cannot be used."""
+    data = as_data(recipe.data())
+    look_at(data, place_of(recipe.data))
+    return data
 
 
 def batches_of(data: Data, settings: Settings) -> Batches:

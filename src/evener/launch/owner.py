@@ -10,12 +10,12 @@ from functools import partial
 
 import torch
 
-from evener.data.dataset import as_data
 from evener.launch.build import (
     VERSION,
     Built,
     batches_of,
     beginning,
+    data_of,
     open_ledger,
     open_store,
     tell_and_log,
@@ -62,7 +62,7 @@ def session_of(built: Built, settings: Settings, report: Reporter, tower: Tower 
     """
     rank = tower.rank if tower else 0
     task = f"worker:{rank}"
-    data = as_data(built.recipe.data())
+    data = data_of(built.recipe)
     batches = batches_of(data, settings)
     homes = place_model(built, settings, rank=tower.local_rank if tower else 0, report=report, task=task)
     # On one GPU everything lives there, the optimizer too. With several devices the optimizer's one memory stays here.
@@ -107,7 +107,7 @@ def session_of(built: Built, settings: Settings, report: Reporter, tower: Tower 
     if memory is not None:
         exchange = Fetching(exchange, memory)
     return Session(
-        task, exchange, towers, batches, hooks_for(built.recipe, data, settings),
+        task, exchange, towers, batches, hooks_for(built.recipe, data, settings, partial(tell_and_log, task, report)),
         recipe=built.recipe, settings=settings, report=report, clock=time.monotonic, feed=feed_for(homes),
     )  # fmt: skip
 

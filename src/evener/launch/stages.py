@@ -11,12 +11,12 @@ from torch import Tensor, nn
 from evener import errors
 from evener.checkpoint import Store, load
 from evener.data.batches import Batches
-from evener.data.dataset import as_data
 from evener.launch.build import (
     VERSION,
     Built,
     batches_of,
     beginning,
+    data_of,
     open_ledger,
     open_store,
     tell_and_log,
@@ -59,7 +59,7 @@ def run_stage(  # noqa: PLR0913 - what a task is told, each once
     task = f"worker:{stage}"
     points = points_of(built.recipe, built.model, settings.pipeline_stages)
     report(Status(task, "starting", waiting_for="its data"))
-    data = as_data(built.recipe.data())
+    data = data_of(built.recipe)
     batches = batches_of(data, settings)
     report(Status(task, "starting", waiting_for="the other stages"))
     if stage == 0:
@@ -76,8 +76,9 @@ def run_stage(  # noqa: PLR0913 - what a task is told, each once
         else:
             tell_start(built, settings, task, report)
             exchange = Conductor(_local(part, state, settings, len(data.train), report), part, group, stop_asked)
+            hooks = hooks_for(built.recipe, data, settings, partial(tell_and_log, task, report))
             Session(
-                task, exchange, part, batches, hooks_for(built.recipe, data, settings),
+                task, exchange, part, batches, hooks,
                 recipe=built.recipe, settings=settings, report=report, clock=time.monotonic,
             ).run()  # fmt: skip
         report(Status(task, "done"))

@@ -2,23 +2,28 @@
 
 from __future__ import annotations
 
+import math
 import os
 import secrets
 import socket
 import time
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 import torch
 
-from evener.data.dataset import Data, as_data
-from evener.launch.build import VERSION, Built, batches_of
+from evener.data.dataset import Data
+from evener.figures import Figure
+from evener.launch.build import VERSION, Built, batches_of, data_of, tell_and_log
 from evener.launch.placing import place_model
 from evener.launch.rendezvous import Rendezvous
 from evener.launch.wiring import Dialer
 from evener.recipe import Recipe
 from evener.report import Reporter, Status
+from evener.session.best import Best, StopEarly
 from evener.session.evaluate import Evaluate
-from evener.session.hooks import Hook, LogEvery, StopOnNaN
+from evener.session.hooks import Hook, LogEvery, StopOnNaN, check_hooks
 from evener.session.session import Session
 from evener.settings import Settings
 from evener.transport.channel import Memory
@@ -32,18 +37,25 @@ from evener.worker.servers import Servers
 from evener.worker.towers import Towers
 
 
-def hooks_for(recipe: Recipe, data: Data, settings: Settings) -> list[Hook]:
+def hooks_for(recipe: Recipe, data: Data, settings: Settings, tell: Callable[[str], None]) -> list[Hook]:
     """The hooks of every run, then the recipe's own, which see the others' work (SEMANTICS H5)."""
     from evener.session.summary import Summaries
 
     clock = time.monotonic
     examples = settings.batch_size * settings.aggregate
+    best = Best(Figure.of(recipe.keep_best), settings, VERSION, tell) if recipe.keep_best else None
+    every = settings.eval_every
+    if every is None and (best is not None or recipe.early_stopping is not None):
+        every = math.ceil(settings.steps_per_epoch(len(data.train)))  # they compare validations: one an epoch
+    own = list(recipe.hooks()) if recipe.hooks is not None else []
+    check_hooks(own, recipe)
     return [
         StopOnNaN(),
         LogEvery(settings.log_every, clock, examples),
-        Evaluate(data.validation, settings.eval_every),
+        Evaluate(data.validations, every, settings.eval_batch_size or settings.batch_size, best),
+        *([StopEarly(recipe.early_stopping)] if recipe.early_stopping is not None else []),
         Summaries(Path(settings.logdir), settings.save_summary_secs, clock, settings),
-        *(recipe.hooks() if recipe.hooks is not None else ()),
+        *own,
     ]
 
 
@@ -63,7 +75,7 @@ def run_worker(  # noqa: PLR0913 - what a task is told, each once
     """
     task = f"worker:{index}"
     report(Status(task, "starting", waiting_for="its data"))
-    data = as_data(built.recipe.data())
+    data = data_of(built.recipe)
     batches = batches_of(data, settings)
     gradients, parameters = Memory(built.layout.nbytes), Memory(built.layout.nbytes)
     homes = place_model(built, settings, rank=index if rank is None else rank, report=report, task=task)
@@ -88,7 +100,7 @@ def run_worker(  # noqa: PLR0913 - what a task is told, each once
     exchange: Exchange = Servers(links, hello, sleep=time.sleep)
     if memory is not None:
         exchange = Fetching(exchange, memory)
-    hooks = hooks_for(built.recipe, data, settings)
+    hooks = hooks_for(built.recipe, data, settings, partial(tell_and_log, task, report))
     Session(
         task, exchange, towers, batches, hooks,
         recipe=built.recipe, settings=settings, report=report, clock=time.monotonic,

@@ -167,6 +167,8 @@ class Follower:
         for key in decided.drop:
             if key in self._keys:
                 self.shard.drop(self._keys.pop(key))
+        if decided.judged:
+            self.shard.state.judged(decided.judged)
         if decided.apply:
             self.shard.apply([self._keys.pop(key) for key in decided.apply], decided.factor)
         assert self.shard.state.step == decided.version, (

@@ -30,6 +30,7 @@ from evener.wire.messages import (
     Hello,
     Identity,
     Join,
+    Judged,
     Key,
     Lead,
     Lost,
@@ -79,7 +80,7 @@ class Leader:
                     self._lose(seat, f"to ps:{shard}, {reason}")
             case Saved(shard, _, files, values, error) if 0 < shard == link.follower:
                 self.setup.saver.add(shard, {name: Record(*file) for name, file in files.items()}, values, error)
-            case Join() | Push() | Pull() | Goodbye() | Halt():
+            case Join() | Push() | Pull() | Goodbye() | Halt() | Judged():
                 self._from_worker(self.links.seat_of(link, message.identity), message)
             case _:
                 raise errors.ProtocolError(f"{link.description} sent a {type(message).__name__} to the leading ps.")
@@ -119,7 +120,7 @@ class Leader:
         if first >= last:
             self.stop(f"already at step {first} of {last}: nothing to do")
 
-    def _from_worker(self, seat: Seat, message: Join | Push | Pull | Goodbye | Halt) -> None:
+    def _from_worker(self, seat: Seat, message: Join | Push | Pull | Goodbye | Halt | Judged) -> None:
         match message:
             case Join():
                 if seat.joined or seat.awaits is not None:
@@ -131,6 +132,9 @@ class Leader:
                 self._push(seat, message)
             case Pull(_, what):
                 self.links.answer(seat.link, Shown(what, self.shard.state.step), self.shard.parts(what, seat.slot))
+            case Judged(_, figures):
+                self.rounds.judge(figures)
+                self.rounds.tell_followers()
             case Halt(_, reason, complete):
                 self.stop(codec.cut(reason, codec.MAX_SENTENCE), complete=complete)
             case Goodbye(_, reason, failed):

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 from evener import rules
 from evener.policy import policy_for
@@ -109,6 +109,11 @@ class Rounds:
             return None
         return rules.clip_factor(self.products.norm([self.shard.held[handle].key for handle in handles]), limit)
 
+    def judge(self, figures: Mapping[str, float]) -> None:
+        """A validation was made: all shards take the schedule's step between the same two updates."""
+        self.shard.state.judged(figures)
+        self._decided.judged = dict(figures)
+
     def drop(self, handle: int, reason: str) -> None:
         """Forget a gradient; its batch goes back to the pool, its worker will be told why."""
         push = self.shard.drop(handle)
@@ -179,13 +184,14 @@ class Decisions:
         self.release: list[tuple[int, int, Release]] = []
         self.gone: list[tuple[int, int]] = []
         self.factor: float | None = None
+        self.judged: dict[str, float] = {}
 
     def take(self, version: int) -> Decided | None:
         """The message, if there is anything to tell; collecting starts anew."""
-        if not (self.apply or self.drop or self.release or self.gone):
+        if not (self.apply or self.drop or self.release or self.gone or self.judged):
             return None
-        message = Decided(version, self.apply, self.drop, self.release, self.gone, self.factor)
-        self.apply, self.drop, self.release, self.gone, self.factor = [], [], [], [], None
+        message = Decided(version, self.apply, self.drop, self.release, self.gone, self.judged, self.factor)
+        self.apply, self.drop, self.release, self.gone, self.judged, self.factor = [], [], [], [], {}, None
         return message
 
 

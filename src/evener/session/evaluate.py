@@ -1,49 +1,94 @@
-"""Validation on the whole set, with the parameters and with their moving averages."""
+"""Validation on the whole of every validation set, with the parameters and with their moving averages."""
 
 from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from evener.data.batches import whole
+from evener.data.batches import Samples
+from evener.data.chance import seed_all
 from evener.data.dataset import Batch, Dataset
 from evener.devices.modules import joined, to_match
 from evener.errors import ConfigError
 from evener.recipe import Recipe
 from evener.report import Evaluated, Status
+from evener.session.best import Best
 from evener.session.hooks import Hook, StepResult
 from evener.session.session import Session
 
-#: Samples evaluated at once.
-BATCH = 1000
 
-
-def evaluate(model: nn.Module, recipe: Recipe, dataset: Dataset, *, suffix: str = "") -> dict[str, float]:
+def evaluate(
+    model: nn.Module, recipe: Recipe, sets: Mapping[str, Dataset], *, batch_size: int, suffix: str = ""
+) -> dict[str, float]:
     """Mean loss (without the penalty) and metrics over all samples: ``validation_loss``, ``validation_accuracy``, ...
 
-    Means of batches are weighted by their samples, so a short last batch counts as much as it holds.
+    Means of batches are weighted by their samples, so a short last batch counts as much as it holds. Nothing of the
+    model is changed: neither modes nor buffers.
+
+    Args:
+        sets: name -> samples; ``validation_NAME_loss`` for those that have one, none for the only one.
+        batch_size: samples at once.
     """
-    sums: dict[str, float] = {}
-    seen = 0
-    was_training = model.training
+    found: dict[str, float] = {}
+    seed_all(0)  # what is random in the samples is the same each time; training seeds itself for each batch
+    with untouched(model), torch.no_grad(), joined(model):
+        for name, dataset in sets.items():
+            samples = Samples(dataset, batch_size)
+            values = _means(model, recipe, samples) if recipe.evaluate is None else _own(model, recipe, samples)
+            prefix = f"validation_{name}_" if name else "validation_"
+            found |= {f"{prefix}{key}{suffix}": value for key, value in values.items()}
+    return found
+
+
+@contextmanager
+def untouched(model: nn.Module) -> Iterator[None]:
+    """In this block the model is in `eval()`; afterwards modes and buffers are what they were."""
+    modules = list(model.modules())
+    modes = [module.training for module in modules]
+    buffers = [(module, leaf, b, b.clone()) for module in modules for leaf, b in module._buffers.items()
+               if b is not None]  # fmt: skip
     model.eval()
     try:
-        with torch.inference_mode(), joined(model):
-            for inputs, target in whole(dataset, BATCH):
-                output = model(inputs)
-                count = len(target)
-                beside = to_match(target, output)
-                measured = {"loss": recipe.loss(output, beside)}
-                measured |= {name: metric(output, beside) for name, metric in recipe.metrics.items()}
-                for name, value in measured.items():
-                    sums[name] = sums.get(name, 0.0) + _mean(name, value) * count
-                seen += count
+        yield
     finally:
-        model.train(was_training)
-    return {f"validation_{name}{suffix}": total / seen for name, total in sums.items()}
+        for module, mode in zip(modules, modes, strict=True):
+            module.training = mode
+        with torch.no_grad():
+            for module, leaf, buffer, before in buffers:
+                module._buffers[leaf] = buffer
+                if buffer.shape == before.shape:
+                    buffer.copy_(before)
 
 
-def _mean(name: str, value: object) -> float:
+def _means(model: nn.Module, recipe: Recipe, samples: Samples) -> dict[str, float]:
+    sums: dict[str, float] = {}
+    for count, (inputs, target) in samples.counted():
+        output = model(inputs)
+        beside = to_match(target, output)
+        measured = {"loss": recipe.loss(output, beside)}
+        measured |= {name: metric(output, beside) for name, metric in recipe.metrics.items()}
+        for name, value in measured.items():
+            sums[name] = sums.get(name, 0.0) + _mean(name, value) * count
+    return {name: total / len(samples) for name, total in sums.items()}
+
+
+def _own(model: nn.Module, recipe: Recipe, samples: Samples) -> dict[str, float]:
+    assert recipe.evaluate is not None
+    values = recipe.evaluate(model, samples)
+    if not isinstance(values, Mapping) or not all(isinstance(name, str) for name in values):
+        raise ConfigError(
+            f"the recipe's evaluate returned {values!r}.",
+            why="it gives figures by name.",
+            fix='return a dictionary of numbers, such as {"loss": 0.3, "f1": 0.9}.',
+        )
+    return {name: _mean(name, value) for name, value in values.items()}
+
+
+def _mean(name: str, value: Any) -> float:
     if isinstance(value, Tensor) and value.numel() != 1:
         raise ConfigError(
             f"the recipe's {'loss' if name == 'loss' else f'metric {name!r}'} has shape {list(value.shape)}, "
@@ -51,7 +96,7 @@ def _mean(name: str, value: object) -> float:
             why="the mean over the batch is one number.",
             fix='return the mean over the batch, e.g. reduction="mean".',
         )
-    return float(value)  # type: ignore[arg-type]  # whatever a user's function returns
+    return float(value)
 
 
 class First:
@@ -68,20 +113,27 @@ class First:
 
 
 class Evaluate(Hook):
-    """The chief validates every `every` global steps, if given, and at the end of the run."""
+    """The chief validates every `every` global steps, if given, and at the end of the run.
 
-    def __init__(self, dataset: Dataset | None, every: int | None) -> None:
-        self._dataset = dataset
-        self._every = every
+    Args:
+        sets: the validation sets, by name; empty: there is nothing to validate on.
+        batch_size: samples at once.
+        best: keeps the best model, if the recipe wants it.
+    """
+
+    def __init__(
+        self, sets: Mapping[str, Dataset], every: int | None, batch_size: int, best: Best | None = None
+    ) -> None:
+        self._sets, self._every, self._batch_size, self._best = sets, every, batch_size, best
         self._done = 0
+        self._at = -1  # the global step of the last validation
 
     def after_create(self, session: Session) -> None:
-        if self._dataset is not None and session.turn.chief:
-            # A metric that does not fit the data should say so now, not after hours of training.
-            evaluate(session.towers.model, session.recipe, First(self._dataset, 2))
         self._done = session.turn.version // self._every if self._every else 0
 
     def after_step(self, session: Session, result: StepResult) -> None:
+        if result.local_step == 1 and result.chief and not session.turn.stop:
+            self._try_out(session)
         if self._every is None or not result.chief or session.turn.stop:
             return
         due = result.global_step // self._every
@@ -89,21 +141,39 @@ class Evaluate(Hook):
             self._done = due
             self._evaluate(session, final=False)
 
+    def _try_out(self, session: Session) -> None:
+        """A metric that does not fit the data should say so now, not after hours of training.
+
+        Not before a batch was trained on: layers that are shaped by their first batch are shaped by one of training.
+        """
+        if session.recipe.evaluate is None:
+            few = {name: First(dataset, 2) for name, dataset in self._sets.items()}
+            evaluate(session.towers.model, session.recipe, few, batch_size=self._batch_size)
+
     def end(self, session: Session) -> None:
         if session.turn.chief:
             self._evaluate(session, final=True)
 
     def _evaluate(self, session: Session, *, final: bool) -> None:
-        if self._dataset is None:
+        if not self._sets:
             return
         session.report(Status(session.task, "evaluating", session.local_step))
-        model, recipe = session.towers.model, session.recipe
+        recipe = session.recipe
         step = session.exchange.show("parameters")
-        values = evaluate(model, recipe, self._dataset)
+        values = self._measured(session, step, "")
         if recipe.ema_decay is not None:
             session.exchange.show("averages")
-            values |= evaluate(model, recipe, self._dataset, suffix="_ema")
+            values |= self._measured(session, step, "_ema")
             session.exchange.show("parameters")
         evaluated = Evaluated(step, values, final)
         session.evaluations.append(evaluated)
         session.report(evaluated)
+        if not final:
+            session.exchange.judge(values)
+
+    def _measured(self, session: Session, step: int, suffix: str) -> dict[str, float]:
+        model = session.towers.model
+        values = evaluate(model, session.recipe, self._sets, batch_size=self._batch_size, suffix=suffix)
+        if self._best is not None:
+            self._best.look(model, step, values)
+        return values

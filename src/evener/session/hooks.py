@@ -9,11 +9,13 @@ from __future__ import annotations
 
 import logging
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from evener.errors import NonFinite
+from evener.errors import ConfigError, NonFinite
+from evener.recipe import Recipe
+from evener.references import kind_of, place_of
 from evener.report import Line, Status
 from evener.tally import Window
 
@@ -39,6 +41,10 @@ class StepResult:
     dropped: int
     learning_rate: float
     data_seconds: float = 0.0  # of `seconds`, waiting for the batch
+
+
+#: The moments of a hook.
+MOMENTS = ("begin", "after_create", "before_step", "before_update", "after_step", "end", "close")
 
 
 class Hook:
@@ -68,6 +74,18 @@ class Hook:
 
     def close(self, session: Session) -> None:
         """Always called, also after an error."""
+
+
+def check_hooks(hooks: Sequence[object], recipe: Recipe) -> None:
+    """Refuse what a recipe gives as a hook and is none, before anything is trained. Raises ConfigError."""
+    for hook in hooks:
+        missing = [name for name in MOMENTS if not callable(getattr(hook, name, None))]
+        if missing or isinstance(hook, type):
+            raise ConfigError(
+                f"the recipe's hooks{place_of(recipe.hooks)} gave {kind_of(hook)}, which is no hook.",
+                why="a hook is called at the start, around each step and at the end.",
+                fix="let hooks() return a list of objects of classes derived from evener.Hook.",
+            )
 
 
 class StopAtStep(Hook):

@@ -93,6 +93,7 @@ class Session:
                 if self.turn.failed:
                     raise TaskFailed(f"the run ended: {self.turn.stop}.")
                 chaos.point("worker.ending")
+                self.exchange.conclude()
                 self._each("end")
                 # A ps task that is lost in the final evaluation may take the run back to an older step.
                 again = self.exchange.returned()

@@ -148,7 +148,8 @@ class Layout:
                 raise ConfigError(
                     f"tensor {spec.name!r} has dtype {spec.dtype}, which cannot be placed on a server.",
                     why=f"evener moves {', '.join(ITEMSIZE)}.",
-                    fix="keep it out of the model's parameters and buffers, or register it with persistent=False.",
+                    fix="register it with persistent=False, if it is made anew with the model; or keep it as another "
+                    "dtype, a complex one as its real view (torch.view_as_real).",
                 )
         self.segments, self.pieces = self._lay()
 

@@ -96,6 +96,13 @@ class Halt(Message, frozen=True):
     complete: bool = True  # False: it was cut short, so nobody evaluates
 
 
+class Judged(Message, frozen=True):
+    """What a validation of this worker, the chief, has found: for a schedule that is driven by it."""
+
+    identity: Identity
+    figures: Annotated[dict[Word, float], Meta(max_length=4096)]
+
+
 # --- server -> worker
 
 
@@ -186,6 +193,7 @@ class Decided(Message, frozen=True):
     drop: list[Key]
     release: list[tuple[int, int, Release]]  # worker, epoch, answer
     gone: list[tuple[int, int]] = []  # worker, epoch: forget its link
+    judged: dict[str, float] = {}  # what a validation has found: before `apply`
     factor: float | None = None  # what clipping by norm multiplies the mean by; None: it is not clipped so
 
 
@@ -271,7 +279,7 @@ class Ended(Message, frozen=True):
 
 
 AnyMessage = (
-    Hello | Join | Push | Pull | Goodbye | Halt | Granted | Release | Contents | Refused
+    Hello | Join | Push | Pull | Goodbye | Halt | Judged | Granted | Release | Contents | Refused
     | Follow | Lead | Held | Lost | Decided | Save | Saved | End
     | Ping | Pong | Reserve | Reserved | Relay | Dismiss | Ended
 )  # fmt: skip

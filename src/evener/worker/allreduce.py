@@ -21,9 +21,9 @@ from evener.worker.exchange import Computed, Turn
 from evener.worker.group import Group
 from evener.worker.local import Local
 
-#: What travels before the gradients: loss, examples, who asks to stop, who wants it cut short, who lacks a gradient;
-#: then for each trained tensor how many towers have one.
-LOSS, EXAMPLES, STOPS, CUTS, LACKS, USED = range(6)
+#: What travels before the gradients: loss, examples, who asks to stop, who wants it cut short, who lacks a gradient,
+#: who has validated and what came of it; then for each trained tensor how many towers have a gradient.
+LOSS, EXAMPLES, STOPS, CUTS, LACKS, JUDGES, FIGURE, USED = range(8)
 _LINE = 64  # bytes of a cache line: what follows the head is aligned as it was
 
 
@@ -91,6 +91,7 @@ class AllReduce:
         self._head, self._names = travelling.head, gradients.layout.trained
         self._asked: tuple[str, bool] | None = None  # why to stop, and whether it is complete then
         self._updates = 0
+        self._judged: float | None = None  # what the last validation found, until all towers know
         self._turn = Turn(version=0, lease=-1)
 
     arrivals = 0
@@ -103,7 +104,8 @@ class AllReduce:
             self._asked = reason, False
         asked = self._asked  # read once: a signal may ask at any moment
         numbers = [computed.loss, computed.examples, asked is not None, asked is not None and not asked[1]]
-        numbers.append(bool(computed.unused))
+        judged, self._judged = self._judged, None
+        numbers += [bool(computed.unused), judged is not None, judged or 0.0]
         self._say(numbers + [name not in computed.unused for name in self._names])
         self._sum()
         sums = self._head[:USED].tolist()
@@ -117,6 +119,8 @@ class AllReduce:
             if self._updates == 0:  # it was over before it began: a finished run is not trained further
                 return self._mine(replace(stopped, rejected=stopped.stop))
         self._updates += 1
+        if sums[JUDGES]:
+            self._inner.judge({self._inner.figure: sums[FIGURE]})
         try:
             turn = self._inner.update(Computed(
                 loss=sums[LOSS] / self._group.size, examples=round(sums[EXAMPLES]), seconds=computed.seconds,
@@ -166,6 +170,13 @@ class AllReduce:
 
     def show(self, what: str) -> int:
         return self._inner.show(what)
+
+    def conclude(self) -> None:
+        self._inner.conclude()
+
+    def judge(self, figures: Mapping[str, float]) -> None:
+        """Tower 0 alone has validated; the others hear of it with the next update."""
+        self._judged = figures.get(self._inner.figure)
 
     def returned(self) -> Turn | None:
         return None

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+import struct
+from collections.abc import Callable, Mapping, Sequence
 
 import msgspec
 from torch import Tensor
@@ -83,6 +84,16 @@ class Conductor:
         self._part.foreign.fill(values)
         return step
 
+    def conclude(self) -> None:
+        self._local.conclude()
+
+    def judge(self, figures: Mapping[str, float]) -> None:
+        """All stages have the schedule, and an order carries a whole number: the figure's bits."""
+        if (figure := self._local.figure) in figures:
+            (bits,) = struct.unpack("<q", struct.pack("<d", figures[figure]))
+            self._group.give(Ask.JUDGE, bits)
+        self._local.judge(figures)
+
     def returned(self) -> Turn | None:
         return None
 
@@ -115,6 +126,9 @@ def follow(part: Part, state: State, *, store: Store, batches: Batches, busy: Ca
                 part.compute(batches.batch(number) if last else None, number)
             case Ask.APPLY:
                 state.apply(part.slot, part.unused, part.factor)
+            case Ask.JUDGE:
+                (figure,) = struct.unpack("<d", struct.pack("<q", number))
+                state.judged({state.schedule.figure if state.schedule else "": figure})
             case Ask.SHOW:
                 group.send(_shown(state, part.slot, WHAT[number]))
             case Ask.SAVE:

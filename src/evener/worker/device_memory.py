@@ -178,11 +178,17 @@ class Fetching:
         self._memory.fetch()
         return version
 
+    def judge(self, figures: Mapping[str, float]) -> None:
+        self._exchange.judge(figures)
+
     def returned(self) -> Turn | None:
         return self._exchange.returned()
 
     def stop(self, reason: str, *, complete: bool = True) -> Turn | None:
         return self._exchange.stop(reason, complete=complete)
+
+    def conclude(self) -> None:
+        self._exchange.conclude()
 
     def close(self, reason: str = "") -> None:
         try:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Protocol
 
@@ -95,6 +95,10 @@ class Exchange(Protocol):
         """
         ...
 
+    def judge(self, figures: Mapping[str, float]) -> None:
+        """Tell whoever owns the schedule what a validation found."""
+        ...
+
     def returned(self) -> Turn | None:
         """A turn that came without an update: the links broke while something was shown, and were made anew."""
         ...
@@ -104,6 +108,10 @@ class Exchange(Protocol):
 
         `complete` False: it was cut short (Ctrl-C), so nobody evaluates.
         """
+        ...
+
+    def conclude(self) -> None:
+        """The run has ended as it should, and is validated next: what was reached is saved before."""
         ...
 
     def close(self, reason: str = "") -> None:

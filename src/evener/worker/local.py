@@ -5,7 +5,7 @@ It is also what each of several towers holds (`allreduce.py`): then it counts th
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 
 from torch import Tensor
 
@@ -71,6 +71,12 @@ class Local:
         ledger.begin(self._first_step, samples, self._book())
 
     arrivals = 0
+
+    @property
+    def figure(self) -> str:
+        """Of validations, what the schedule waits for; empty if it does not."""
+        schedule = self._state.schedule
+        return schedule.figure if schedule is not None else ""
 
     def start(self) -> Turn:
         self._tally.started = self._clock()
@@ -149,6 +155,9 @@ class Local:
             self._kept = None
         return self._state.step
 
+    def judge(self, figures: Mapping[str, float]) -> None:
+        self._state.judged(figures)
+
     def returned(self) -> Turn | None:
         return None
 
@@ -156,6 +165,11 @@ class Local:
         self._stop = self._stop or reason
         self._complete = self._complete and complete
         return self._turn()
+
+    def conclude(self) -> None:
+        """Save the last step before it is validated: that takes long, and may fail or be killed."""
+        if self._tally.updates:
+            self._save_final()
 
     def close(self, reason: str = "") -> None:
         """Save what is not saved, also after an error elsewhere; report the figures of a run that ended well."""

@@ -27,6 +27,7 @@ class Ask(IntEnum):
     SHOW = 3  # send what number of WHAT
     SAVE = 4  # your part of the checkpoint of this step
     END = 5
+    JUDGE = 6  # take a step of a schedule that a validation drives: the bits of its figure
 
 
 #: What may be shown: `Exchange.show`.

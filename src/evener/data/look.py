@@ -1,0 +1,54 @@
+"""The first samples of a data set, looked at before anything is trained on them."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from evener.data.dataset import Data, MapStyle
+from evener.errors import InputError
+
+
+def look_at(data: Data, made_by: str = "") -> None:
+    """Ask every set for its first samples.
+
+    Args:
+        made_by: where the user's `data` stands, for error messages.
+
+    Raises:
+        InputError: they are no batch of inputs and target, or cannot be put together to one.
+        Exception: what the user's own data set raises.
+    """
+    for name, dataset in {"train": data.train, **data.validations}.items():
+        kind = type(dataset.samples if isinstance(dataset, MapStyle) else dataset).__name__
+        batch: Any = dataset.batch(torch.arange(min(2, len(dataset))))
+        if not isinstance(batch, tuple | list) or len(batch) != 2:
+            raise InputError(
+                f"a batch of the {name or 'validation'} set ({kind}){made_by} is {_describe(batch)}, "
+                "not a pair (inputs, target).",
+                why="the model is called with the inputs, the loss with the model's output and the target.",
+                fix="let batch(indices) return (inputs, target); several inputs or targets go into a tuple or a "
+                "dictionary, which the model or the loss then takes as one.",
+            )
+
+        if not _holds_tensor(batch[1]):
+            raise InputError(
+                f"the target of the {name or 'validation'} set ({kind}){made_by} is {_describe(batch[1])}, without a "
+                "tensor.",
+                why="losses compare numbers.",
+                fix="encode it as numbers, classes as 0, 1, 2, ...",
+            )
+
+
+def _holds_tensor(value: Any) -> bool:
+    if isinstance(value, dict | tuple | list):
+        return any(map(_holds_tensor, value.values() if isinstance(value, dict) else value))
+    return isinstance(value, Tensor)
+
+
+def _describe(value: Any) -> str:
+    if isinstance(value, tuple | list):
+        return f"a {type(value).__name__} of {len(value)}"
+    return f"of type {type(value).__name__}"

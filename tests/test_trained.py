@@ -1,5 +1,6 @@
 """The trained model comes back: a plain module loads it strictly and gives what the training's own model gives."""
 
+import json
 import sys
 from pathlib import Path
 
@@ -96,7 +97,9 @@ def test_every_kind_of_model_comes_back_to_a_plain_one(kind, tmp_path):
     back = result.model()
     assert not back.training
     assert owns_its_memory(back)
-    assert torch.equal(back(INPUTS), right)
+    # in training a convolution's weights lie in the memory that travels, not channels last, where it rounds otherwise
+    close = {"rtol": 1e-4, "atol": 1e-4} if kind == "channels last" else {"rtol": 0.0, "atol": 0.0}
+    torch.testing.assert_close(back(INPUTS), right, **close)
     assert {name: p.requires_grad for name, p in back.named_parameters()} == {
         name: p.requires_grad for name, p in model.made[0].named_parameters()
     }
@@ -108,7 +111,7 @@ def test_every_kind_of_model_comes_back_to_a_plain_one(kind, tmp_path):
         found = load_file(tmp_path / file) if file.endswith("safetensors") else torch.load(tmp_path / file)
         assert found.keys() == fresh.state_dict().keys()
         fresh.load_state_dict(found, strict=True)
-        assert torch.equal(fresh.eval()(INPUTS), right)
+        torch.testing.assert_close(fresh.eval()(INPUTS), right, **close)
         assert (made.global_step, made.compiled) == (3, kind == "compiled")
 
 
@@ -188,6 +191,15 @@ def test_one_checkpoint_may_be_named(tmp_path):
     assert torch.equal(evener.load(recipe, tmp_path)(INPUTS), last(INPUTS))
 
 
+def test_the_best_model_is_a_checkpoint_like_any_other(tmp_path):
+    recipe = zoo_recipe(MODELS["layernorm"], keep_best="validation_loss", ema_decay=0.5)
+    trained(recipe, tmp_path, eval_every=1)
+    inputs, target = recipe.data()[1]
+    with torch.no_grad():
+        loss = float(nn.functional.cross_entropy(evener.load(recipe, tmp_path / "best")(inputs), target))
+    assert loss == pytest.approx(json.loads((tmp_path / "best" / "best.json").read_text())["value"], rel=1e-5)
+
+
 def test_a_function_and_a_lambda_are_usable_in_the_process_that_ran_them(tmp_path):
     def wide(width: int = 8) -> Recipe:
         return zoo_recipe(lambda: nn.Sequential(nn.Linear(8, width), nn.Linear(width, 3)))
@@ -209,7 +221,7 @@ def test_a_result_whose_checkpoint_is_elsewhere_says_so(tmp_path):
     result = trained(zoo_recipe(MODELS["layernorm"]), tmp_path / "a")
     (tmp_path / "a").rename(tmp_path / "b")
 
-    with pytest.raises(CheckpointError, match="is not on this machine") as refused:
+    with pytest.raises(CheckpointError, match="is not here") as refused:
         result.model()
     assert "evener.load" in refused.value.fix
 

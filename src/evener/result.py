@@ -70,9 +70,9 @@ class Result:
 
         if not self.checkpoint or not Path(self.checkpoint).exists():
             raise CheckpointError(
-                f"the run's last checkpoint ({self.checkpoint or 'none'}) is not on this machine.",
-                why="the model is read from it; the task that owns the parameters has written it.",
-                fix="give a --logdir that the machines share, or call evener.load there.",
+                f"the run's last checkpoint ({self.checkpoint or 'none'}) is not here.",
+                why="the model is read from it; it was written on another machine, or deleted since.",
+                fix="give a logdir that the machines share, or call evener.load where it is.",
             )
         return load_model(self.made or self.recipe, self.checkpoint, ema=ema)
 

@@ -33,7 +33,7 @@ class Weights:
     """What a file holds, by the names in it."""
 
     tensors: dict[str, Tensor]
-    others: tuple[str, ...] = ()  # names of what is no tensor, such as a module's extra state
+    others: tuple[str, ...] = ()  # names of what is no plain tensor, such as a module's extra state
 
 
 def read(path: Path) -> Weights:
@@ -52,8 +52,12 @@ def read(path: Path) -> Weights:
     if not path.is_file():
         raise ConfigError(f"there is no file {path} on this machine.", fix="check the path, or copy the file there.")
     found = _safe(path) if path.suffix == SAFE else _unpickled(path)
-    tensors = {name: value for name, value in found.items() if isinstance(value, Tensor)}
+    tensors = {name: value for name, value in found.items() if _plain(value)}
     return Weights(tensors, tuple(name for name in found if name not in tensors))
+
+
+def _plain(value: object) -> bool:
+    return isinstance(value, Tensor) and value.layout == torch.strided and not value.is_quantized
 
 
 def _safe(path: Path) -> Mapping[str, Any]:

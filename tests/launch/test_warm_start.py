@@ -223,7 +223,7 @@ def test_what_fits_and_what_does_not_is_told(tmp_path, capsys):
         "warning: --init-from: 1 only in the model, left as the recipe makes them: 1.bias",
         "warning: --init-from: 2 of another shape, left as the recipe makes them: "
         "3.weight is [10, 8] in it, [3, 8] in the model, 3.bias is [10] in it, [3] in the model",
-        "warning: --init-from: 1 no tensors, left out: _extra_state",
+        "warning: --init-from: 1 no plain tensors, left out: _extra_state",
     ):
         assert told.count(line) == 1, told
     assert line in (tmp_path / "run" / "logs" / "worker-0.log").read_text()

@@ -96,7 +96,7 @@ def matched(model: nn.Module, tensors: Mapping[str, Tensor]) -> Match:
             shapes.add(found)
         elif found not in match.taken:
             match.taken[found] = theirs
-        elif not torch.equal(tensors[theirs], tensors[match.taken[found]]):
+        elif not torch.equal(tensors[theirs].double(), tensors[match.taken[found]].double()):
             match.untied.append(theirs)
     match.only_model = [name for name in mine if name not in match.taken and name not in shapes]
     return match
@@ -123,7 +123,7 @@ def _differences(match: Match, held: Weights) -> list[str]:
         ("only in the model, left as the recipe makes them", match.only_model),
         ("of another shape, left as the recipe makes them", match.other_shape),
         ("tied in the model but not in the file, of which the first counts", match.untied),
-        ("no tensors, left out", held.others),
+        ("no plain tensors, left out", held.others),
     )
     return [f"warning: --init-from: {len(names)} {kind}: {_few(names)}" for kind, names in kinds if names]
 

@@ -20,9 +20,9 @@ from evener.data.chance import seed_all
 from evener.data.dataset import Data, as_data
 from evener.data.look import look_at
 from evener.ledger import Begin, Ledger, lost, path_of
-from evener.models import check_model
+from evener.models import check_inputs, check_model
 from evener.recipe import Recipe, resolve
-from evener.references import place_of
+from evener.references import place_of, sources_of
 from evener.report import Line, Reporter
 from evener.saver import Saver
 from evener.settings import Settings
@@ -42,22 +42,26 @@ class Built:
     model: nn.Module
     layout: Layout
     fingerprint: str  # of everything that must agree besides the layout
+    sources: str  # the files of the recipe, with digests
 
 
 def build(settings: Settings, recipe: Recipe | None = None) -> Built:
     """Make the model from the run's seed, so that every task makes the same one without talking."""
+    found = recipe is None
     recipe = recipe or resolve(settings.recipe, settings.recipe_options)
     recipe = _clipping(recipe, settings)
     seed_all(settings.seed)
     model = recipe.model()
     check_model(model, place_of(recipe.model))
+    check_inputs(model, place_of(recipe.model))
     begin_training(model)
     layout = Layout(specs_of(model, recipe.changing), shards=max(1, settings.ps), placement=settings.placement)
     options = json.dumps(dict(settings.recipe_options), sort_keys=True, default=str)
     stay = digest_of(frozen(model, layout))
     text = f"{options} seed={settings.seed} batch_size={settings.batch_size} frozen={stay}"
     text += f" clip={recipe.clip_norm}/{recipe.clip_value}"
-    return Built(recipe, model, layout, f"{recipe.name} {hashlib.sha256(text.encode()).hexdigest()[:12]}")
+    fingerprint = f"{recipe.name} {hashlib.sha256(text.encode()).hexdigest()[:12]}"
+    return Built(recipe, model, layout, fingerprint, sources_of(settings.recipe) if found else "")
 
 
 def _clipping(recipe: Recipe, settings: Settings) -> Recipe:
@@ -123,9 +127,6 @@ def beginning(
         saver.resumed(step, path)
         log.info("continues from step %d (%s)", step, path)
         report(Line(task, f"continues from step {step} ({path})"))
-        before, now = restored[0].batch_size, settings.batch_size
-        if before not in (0, now):
-            tell(f"warning: the batch size was {before} and is {now}: some samples come twice or not at all")
     return restored
 
 

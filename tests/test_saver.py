@@ -45,7 +45,15 @@ class Run:
         self.saver.start(
             contents,
             manifest_of(
-                contents, state, book=book, seqs={0: (1, 2)}, examples=5, dropped=0, settings=SETTINGS, evener="x"
+                contents,
+                state,
+                book=book,
+                seqs={0: (1, 2)},
+                examples=5,
+                dropped=0,
+                settings=SETTINGS,
+                samples=8,
+                evener="x",
             ),
         )
 
@@ -284,6 +292,7 @@ def test_options_that_cannot_be_written_down_are_left_out_and_the_rest_is_kept(r
         seqs={},
         examples=0,
         dropped=0,
+        samples=8,
         settings=settings,
         evener="",
     )

@@ -55,6 +55,8 @@ class Manifest(msgspec.Struct, frozen=True, kw_only=True):
     unapplied: list[int]  # leases below next_lease whose gradient is not in these parameters
     seqs: dict[str, tuple[int, int]]  # worker -> (epoch, last push applied): rolls back with the parameters
     batch_size: int = 0  # what a lease meant; 0: not known
+    samples: int = 0  # of the training data; 0: not known
+    seed: int = -1  # of their order; -1: not known
     examples: int = 0
     dropped: int = 0
     evener: str = ""

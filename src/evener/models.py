@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Mapping
 from itertools import pairwise
 
@@ -26,11 +27,10 @@ def check_model(model: object, made_by: str = "") -> None:
             why="it makes a torch.nn.Module.",
             fix="return the module.",
         )
-    if script := next((name for name, m in model.named_modules() if isinstance(m, torch.jit.ScriptModule)), None):
-        script = script or "the model"
+    script = next((name for name, m in model.named_modules() if isinstance(m, torch.jit.ScriptModule)), None)
     if script is not None:
         raise ConfigError(
-            f"{script} is TorchScript (torch.jit), which cannot be trained here.",
+            f"{script or 'the model'} is TorchScript (torch.jit), which cannot be trained here.",
             why="its tensors cannot move into the memory that travels.",
             fix="return the module itself; script or trace the trained one (evener.load).",
         )
@@ -64,6 +64,24 @@ def check_model(model: object, made_by: str = "") -> None:
             fix="add layers with parameters, or leave requires_grad=True on some.",
         )
     _check_memory(parameters)
+
+
+def check_inputs(model: nn.Module, made_by: str = "") -> None:
+    """Refuse a model that is called with more than the inputs of a batch. Raises ConfigError."""
+    try:
+        parameters = inspect.signature(model.forward).parameters.values()
+    except (TypeError, ValueError):
+        return
+    needed = [
+        p.name for p in parameters if p.default is p.empty and p.kind in (p.POSITIONAL_ONLY, p.POSITIONAL_OR_KEYWORD)
+    ]
+    if len(needed) > 1:
+        raise ConfigError(
+            f"the model{made_by} takes {len(needed)} inputs: forward({', '.join(needed)}).",
+            why="it is called with one: whatever the data give as the inputs of a batch.",
+            fix="let a sample be ((first, second), target) and take them apart in forward(self, inputs): "
+            f"{', '.join(needed)} = inputs.",
+        )
 
 
 def _check_memory(parameters: Mapping[str, nn.Parameter]) -> None:

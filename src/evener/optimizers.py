@@ -56,7 +56,7 @@ def optimizer_of(recipe: Recipe, model: nn.Module) -> Optimizer:
         )
     names = {parameter: name for name, parameter in model.named_parameters()}
     held = [parameter for group in made.param_groups for parameter in group["params"]]
-    if stranger := next((parameter for parameter in held if parameter not in names), None):
+    if (stranger := next((parameter for parameter in held if parameter not in names), None)) is not None:
         raise ConfigError(
             f"{said} {name} over a parameter of shape {list(stranger.shape)} that is not in the model.",
             why="it is called with the model that model() returned, and updates that one's parameters.",

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from math import ceil
 from typing import Any
 
 import torch.nn.functional as F
@@ -17,6 +18,7 @@ from evener.errors import ConfigError
 from evener.figures import EarlyStopping
 from evener.recipes import RECIPES
 from evener.references import did_you_mean, find, kind_of, reference_of as _reference_of
+from evener.settings import Settings
 
 __all__ = ["Recipe", "accuracy", "options_of", "reference_of", "resolve"]
 
@@ -110,6 +112,12 @@ class Recipe:
                 fix=f"write {part}=lambda{' ' * bool(arguments)}{arguments}: ..."
                 + (" or leave it out." if optional else "."),
             )
+        if isinstance(self.loss, nn.Module) and any(p.requires_grad for p in self.loss.parameters()):
+            raise ConfigError(
+                f"loss is {kind_of(self.loss)} with parameters to train.",
+                why="what is trained, travels and is saved are the parameters of the model.",
+                fix="put it into the model, and let the recipe's loss take what it needs from the model's output.",
+            )
         if not isinstance(self.metrics, Mapping) or not all(callable(metric) for metric in self.metrics.values()):
             raise ConfigError(
                 f"metrics is {self.metrics!r}.",
@@ -136,6 +144,15 @@ class Recipe:
                 why="it is the share of the old average that stays at each step.",
                 fix="use 0.99 to 0.9999, or None for no average.",
             )
+
+    def validates_every(self, settings: Settings, samples: int) -> int | None:
+        """Global steps between two validations; None: there is one at the end.
+
+        Where nobody says it and the recipe compares validations (`keep_best`, `early_stopping`): an epoch.
+        """
+        if settings.eval_every is None and (self.keep_best is not None or self.early_stopping is not None):
+            return ceil(settings.steps_per_epoch(samples))
+        return settings.eval_every
 
 
 #: The parts of a recipe that are functions, and their arguments.

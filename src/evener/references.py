@@ -12,6 +12,7 @@ import hashlib
 import importlib
 import importlib.util
 import sys
+import traceback
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -22,6 +23,9 @@ from evener.errors import ConfigError
 
 #: Modules imported from a file by us are named so, plus the file's stem and a digest of its path.
 PREFIX = "evener_file_"
+
+#: Characters of what `sources_of` says, at most; of more files only the first is named.
+LONGEST = 800
 
 _importing: list[str] = []
 
@@ -91,6 +95,36 @@ def kind_of(value: object) -> str:
     return f"the class {value.__name__}" if isinstance(value, type) else f"an object of type {type(value).__name__}"
 
 
+def sources_of(reference: str) -> str:
+    """The files that a recipe is made of, each with a digest: ``train.py:1a2b3c4d net.py:5e6f7a8b``.
+
+    They are the file that `reference` names, which must have been imported, and those that it has imported from its
+    directory or package, as far as they are not installed. Empty for recipes that evener ships.
+    """
+    place = reference.rpartition(":")[0]
+    if not place or place.partition(".")[0] == "evener":
+        return ""
+    own = Path(place).expanduser().resolve() if place.endswith(".py") else _file_of(sys.modules.get(place))
+    if own is None:
+        return ""
+    root = own.parent
+    while (root / "__init__.py").exists():
+        root = root.parent
+    known = {file for module in list(sys.modules.values()) if (file := _file_of(module)) is not None}
+    files = [file for file in known | {own} if root in file.parents and "site-packages" not in file.parts]
+    ordered = sorted(files, key=lambda file: (file != own, str(file)))
+    digests = [f"{f.relative_to(root)}:{hashlib.sha256(f.read_bytes()).hexdigest()[:8]}" for f in ordered if f.exists()]
+    text = " ".join(digests)
+    return text if len(text) <= LONGEST else f"{digests[0]} and {hashlib.sha256(text.encode()).hexdigest()[:16]}"
+
+
+def _file_of(module: ModuleType | None) -> Path | None:
+    file = getattr(module, "__file__", None)
+    if not isinstance(file, str) or not file.endswith(".py") or file.startswith(str(Path(__file__).parent)):
+        return None
+    return Path(file).resolve()
+
+
 def did_you_mean(name: str, known: Iterable[str]) -> str:
     """A half sentence for error messages, empty when nothing is close."""
     close = difflib.get_close_matches(name, list(known), n=1)
@@ -100,7 +134,7 @@ def did_you_mean(name: str, known: Iterable[str]) -> str:
 def _module(name: str, reference: str) -> ModuleType:
     try:
         # The console script's path begins with its own directory; people expect the current one, as with `python -m`.
-        with _on_path(Path.cwd(), reference):
+        with _on_path(Path.cwd(), reference), _explained(name, None):
             return importlib.import_module(name)
     except ModuleNotFoundError as error:
         if error.name is None or not f"{name}.".startswith(f"{error.name}."):
@@ -133,12 +167,41 @@ def _file(path: Path, reference: str) -> ModuleType:
     module = importlib.util.module_from_spec(spec)
     sys.modules[name] = module  # before it runs: dataclasses look their module up there
     try:
-        with _on_path(path.parent, reference):
+        with _on_path(path.parent, reference), _explained(path.name, path):
             spec.loader.exec_module(module)
     except BaseException:
         del sys.modules[name]
         raise
     return module
+
+
+@contextmanager
+def _explained(place: str, path: Path | None) -> Iterator[None]:
+    """What a file does wrong when it is imported, and not when it is run as a program, is told as that."""
+    try:
+        yield
+    except SystemExit as ended:
+        frames = traceback.extract_tb(ended.__traceback__)
+        parses = any(Path(frame.filename).name == "argparse.py" for frame in frames)
+        mine = [frame for frame in frames if path is not None and Path(frame.filename) == path]
+        line = f", line {mine[-1].lineno}," if mine else ""
+        what = "reads the command line (argparse)" if parses else f"ends the program (sys.exit({ended.code}))"
+        raise ConfigError(
+            f"{place}{line} {what} when it is imported.",
+            why="every task imports the file of its recipe; the command line is evener's own.",
+            fix='put that under if __name__ == "__main__":; what a recipe can be told are the arguments of its '
+            "function, given by --set NAME=VALUE.",
+        ) from ended
+    except ImportError as error:
+        if path is None or "relative import" not in str(error):
+            raise
+        package = path.parent.name if (path.parent / "__init__.py").exists() else "PACKAGE"
+        raise ConfigError(
+            f"{place} imports its neighbours relatively ({error}).",
+            why="a file that is named by its path belongs to no package.",
+            fix=f"name it as a module, from the directory above {path.parent.name}: {package}.{path.stem}:recipe; or "
+            "import its neighbours by their names: from model import net.",
+        ) from error
 
 
 @contextmanager

@@ -38,6 +38,7 @@ def manifest_of(  # noqa: PLR0913 - what a checkpoint says besides tensors, each
     examples: int,
     dropped: int,
     settings: Settings,
+    samples: int,
     evener: str,
 ) -> Manifest:
     """The manifest of a copied state; its files are filled in when they are written."""
@@ -47,9 +48,40 @@ def manifest_of(  # noqa: PLR0913 - what a checkpoint says besides tensors, each
         options=plain(settings.recipe_options), files={},
         shapes={spec.name: list(spec.shape) for spec in layout.specs}, parts=layout.parts,
         values={"0": contents.values},
-        batch_size=settings.batch_size, next_lease=book.next_lease, unapplied=list(book.unapplied),
+        batch_size=settings.batch_size, samples=samples, seed=settings.seed,
+        next_lease=book.next_lease, unapplied=list(book.unapplied),
         seqs={str(worker): seq for worker, seq in seqs.items()}, examples=examples, dropped=dropped, evener=evener,
     )  # fmt: skip
+
+
+def begin(state: State, restored: tuple[Manifest, Contents] | None, settings: Settings, samples: int) -> list[str]:
+    """Let the owner of a run's state go on from its checkpoint, or begin.
+
+    Returns:
+        A sentence for whatever is otherwise than when the checkpoint was written.
+
+    Raises:
+        CheckpointError, ConfigError: see `State.begin`; the schedule waits for validations that do not come.
+    """
+    contents = restored[1] if restored else None
+    told = state.begin(settings.steps_per_epoch(samples), contents, hyperparameters=settings.hyperparameters)
+    if state.schedule is not None:
+        state.schedule.check_driven(state.recipe.validates_every(settings, samples))
+    return told + (_other_samples(restored[0], settings, samples) if restored else [])
+
+
+def _other_samples(manifest: Manifest, settings: Settings, samples: int) -> list[str]:
+    """What makes the leases of a checkpoint other samples than they were."""
+    facts = [
+        ("batch size", manifest.batch_size, settings.batch_size, 0),
+        ("seed", manifest.seed, settings.seed, -1),
+        ("number of training samples", manifest.samples, samples, 0),
+    ]
+    return [
+        f"the {name} was {before} and is {now}: some samples come twice or not at all"
+        for name, before, now, unknown in facts
+        if before not in (unknown, now)
+    ]
 
 
 class Saver:

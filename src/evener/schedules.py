@@ -73,6 +73,15 @@ class Schedule:
                 fix="write lr_scheduler=lambda optimizer, steps_per_epoch: ...(optimizer, ...).",
             )
 
+    def check_driven(self, every: int | None) -> None:
+        """Refuse a schedule that waits for validations, where `every` says that there are none before the end."""
+        if self.clock == "validation" and every is None:
+            raise ConfigError(
+                f"the recipe's {type(self.scheduler).__name__} waits for validations, and there is none but the last.",
+                why=f"it takes a step with the {self.figure} of each.",
+                fix=f"validate while training: --eval-every N; an epoch is {math.ceil(self._pace)} global steps.",
+            )
+
     def updated(self, step: int) -> None:
         """An update was made, the `step`-th of the whole run."""
         if self.clock == "step":

@@ -29,10 +29,11 @@ from evener.ledger import Begin, Ledger, path_of
 from evener.recipe import Recipe
 from evener.report import AnyReport
 from evener.saver import Saver, Schedule
+from evener.server.agreement import Expected
 from evener.server.course import Setup
 from evener.server.follow import Follower
 from evener.server.lead import Leader
-from evener.server.links import Expected, Links
+from evener.server.links import Links
 from evener.server.serve import once
 from evener.server.shard import Shard
 from evener.session.hooks import Hook

@@ -42,6 +42,28 @@ def look_at(data: Data, made_by: str = "") -> None:
             )
 
 
+def described(batch: Any) -> str:
+    """A batch in a few words, the same on machines that round otherwise: dtype, shape, and mean and spread or a sum.
+
+    >>> described((torch.tensor([[1.0, 3.0]]), torch.tensor([2])))
+    'float32[1, 2] 2+-1, int64[1] sum 2'
+    """
+    if isinstance(batch, Tensor):
+        head = f"{str(batch.dtype).removeprefix('torch.')}{list(batch.shape)}"
+        if batch.numel() == 0 or batch.is_complex() or batch.layout != torch.strided:
+            return head
+        if not batch.is_floating_point():
+            weights = torch.arange(1, batch.numel() + 1)
+            return f"{head} sum {int((batch.reshape(-1).long() * weights).sum()) % 10**9}"
+        wide = batch.double()
+        return f"{head} {float(wide.mean()):.3g}+-{float(wide.std(correction=0)):.3g}"
+    if isinstance(batch, dict):
+        return "{" + ", ".join(f"{key}: {described(value)}" for key, value in batch.items()) + "}"
+    if isinstance(batch, tuple | list):
+        return ", ".join(map(described, batch))
+    return type(batch).__name__
+
+
 def _holds_tensor(value: Any) -> bool:
     if isinstance(value, dict | tuple | list):
         return any(map(_holds_tensor, value.values() if isinstance(value, dict) else value))

@@ -21,9 +21,9 @@ from evener.data.dataset import Data, as_data
 from evener.data.look import look_at
 from evener.launch.warm_start import warm_start
 from evener.ledger import Begin, Ledger, lost, path_of
-from evener.models import check_model
+from evener.models import check_inputs, check_model
 from evener.recipe import Recipe, resolve
-from evener.references import place_of
+from evener.references import place_of, sources_of
 from evener.report import Line, Reporter
 from evener.saver import Saver
 from evener.settings import Settings
@@ -43,16 +43,19 @@ class Built:
     model: nn.Module
     layout: Layout
     fingerprint: str  # of everything that must agree besides the layout
+    sources: str  # the files of the recipe, with digests
     warm: tuple[str, ...] = ()  # what --init-from has changed, in sentences
 
 
 def build(settings: Settings, recipe: Recipe | None = None) -> Built:
     """Make the model from the run's seed, so that every task makes the same one without talking."""
+    found = recipe is None
     recipe = recipe or resolve(settings.recipe, settings.recipe_options)
     recipe = _clipping(recipe, settings)
     seed_all(settings.seed)
     model = recipe.model()
     check_model(model, place_of(recipe.model))
+    check_inputs(model, place_of(recipe.model))
     # Also where the run goes on: frozen parameters must be the same on every task, and not every task sees the logdir.
     warm = warm_start(model, Path(settings.init_from)) if settings.init_from else ()
     begin_training(model)
@@ -63,7 +66,8 @@ def build(settings: Settings, recipe: Recipe | None = None) -> Built:
     text += f" clip={recipe.clip_norm}/{recipe.clip_value}"
     if warm:  # a file of this name may be another one elsewhere, and each ps task begins with its own
         text += f" init={digest_of(named_tensors(model))}"
-    return Built(recipe, model, layout, f"{recipe.name} {hashlib.sha256(text.encode()).hexdigest()[:12]}", warm)
+    fingerprint = f"{recipe.name} {hashlib.sha256(text.encode()).hexdigest()[:12]}"
+    return Built(recipe, model, layout, fingerprint, sources_of(settings.recipe) if found else "", warm)
 
 
 def _clipping(recipe: Recipe, settings: Settings) -> Recipe:
@@ -140,9 +144,6 @@ def beginning(
         saver.resumed(step, path)
         log.info("continues from step %d (%s)", step, path)
         report(Line(task, f"continues from step {step} ({path})"))
-        before, now = restored[0].batch_size, settings.batch_size
-        if before not in (0, now):
-            tell(f"warning: the batch size was {before} and is {now}: some samples come twice or not at all")
     return restored
 
 

@@ -10,6 +10,8 @@ from functools import partial
 
 import torch
 
+from evener.data.batches import Batches
+from evener.data.look import described
 from evener.launch.build import (
     VERSION,
     Built,
@@ -70,7 +72,7 @@ def session_of(built: Built, settings: Settings, report: Reporter, tower: Tower 
     group = tower.meet(home) if tower else None
     try:
         if group is not None and tower is not None:
-            agree(group, _facts(built, settings, len(data.train), home, tower))
+            agree(group, _facts(built, settings, batches, home, tower))
         if rank == 0:
             tell_start(built, settings, task, report)
         saver, ledger, restored = _kept(settings, report) if rank == 0 else (NoSaver(), Ledger(), None)
@@ -121,13 +123,15 @@ def _kept(settings: Settings, report: Reporter) -> tuple[Saver, Ledger, Restored
     return saver, open_ledger(settings, generation=0, run="", report=report, task="worker:0"), restored
 
 
-def _facts(built: Built, settings: Settings, samples: int, home: torch.device, tower: Tower) -> dict[str, object]:
+def _facts(built: Built, settings: Settings, batches: Batches, home: torch.device, tower: Tower) -> dict[str, object]:
     """What towers must agree about, by the name that a person gave it."""
+    samples, allow = len(batches.dataset), settings.allow_difference
     options = json.dumps(dict(settings.recipe_options), sort_keys=True, default=str)
     return {
         "evener": VERSION, "torch": str(torch.__version__), "towers": settings.aggregate, "seed": settings.seed,
         "batch size": settings.batch_size, "train steps": settings.steps(samples), "samples": samples,
         "options of the recipe": options, "a model of layout": built.layout.fingerprint,
         "recipe": built.fingerprint, "values": digest_of(named_tensors(built.model)), "its gradients on": home.type,
-        "all on one machine": tower.one_machine,
+        "all on one machine": tower.one_machine, "recipe files": "" if allow else built.sources,
+        "a first batch of": "" if allow else described(batches.batch(0)),
     }  # fmt: skip

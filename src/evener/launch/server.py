@@ -27,9 +27,10 @@ from evener.launch.rendezvous import Rendezvous
 from evener.launch.wiring import listen, public_address
 from evener.report import Reporter
 from evener.saver import Saver, Schedule
+from evener.server.agreement import Expected
 from evener.server.course import Setup
 from evener.server.lead import Leader
-from evener.server.links import Expected, Links
+from evener.server.links import Links
 from evener.server.serve import serve
 from evener.server.shard import Shard
 from evener.settings import Settings
@@ -82,7 +83,7 @@ def run_server(  # noqa: PLR0913 - what a task is told, each once
             tell_start(built, settings, task, report)
         while True:
             shard = Shard(State(built.model, built.recipe, built.layout, shard=index))
-            links = Links(listeners, built.layout, index, Expected(run=run, recipe=built.fingerprint, evener=VERSION))
+            links = Links(listeners, built.layout, index, _expected(built, settings, run))
             try:
                 if index == 0:
                     server = _leader(links, shard, settings, run=run, report=report)
@@ -103,6 +104,14 @@ def run_server(  # noqa: PLR0913 - what a task is told, each once
     finally:
         for listener in listeners:
             listener.close()
+
+
+def _expected(built: Built, settings: Settings, run: str) -> Expected:
+    """What a worker must agree on."""
+    return Expected(
+        run=run, recipe=built.fingerprint, evener=VERSION, sources=built.sources,
+        allow_difference=settings.allow_difference,
+    )  # fmt: skip
 
 
 def _leader(links: Links, shard: Shard, settings: Settings, *, run: str, report: Reporter) -> Leader:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import os
 import secrets
 import socket
@@ -14,6 +13,7 @@ from pathlib import Path
 import torch
 
 from evener.data.dataset import Data
+from evener.data.look import described
 from evener.figures import Figure
 from evener.launch.build import VERSION, Built, batches_of, data_of, tell_and_log
 from evener.launch.placing import place_model
@@ -23,7 +23,7 @@ from evener.recipe import Recipe
 from evener.report import Reporter, Status
 from evener.session.best import Best, StopEarly
 from evener.session.evaluate import Evaluate
-from evener.session.hooks import Hook, LogEvery, StopOnNaN, check_hooks
+from evener.session.hooks import Hook, LogEvery, StopOnNaN, hooks_of
 from evener.session.session import Session
 from evener.settings import Settings
 from evener.transport.channel import Memory
@@ -44,18 +44,14 @@ def hooks_for(recipe: Recipe, data: Data, settings: Settings, tell: Callable[[st
     clock = time.monotonic
     examples = settings.batch_size * settings.aggregate
     best = Best(Figure.of(recipe.keep_best), settings, VERSION, tell) if recipe.keep_best else None
-    every = settings.eval_every
-    if every is None and (best is not None or recipe.early_stopping is not None):
-        every = math.ceil(settings.steps_per_epoch(len(data.train)))  # they compare validations: one an epoch
-    own = list(recipe.hooks()) if recipe.hooks is not None else []
-    check_hooks(own, recipe)
+    every = recipe.validates_every(settings, len(data.train))
     return [
         StopOnNaN(),
         LogEvery(settings.log_every, clock, examples),
         Evaluate(data.validations, every, settings.eval_batch_size or settings.batch_size, best),
         *([StopEarly(recipe.early_stopping)] if recipe.early_stopping is not None else []),
         Summaries(Path(settings.logdir), settings.save_summary_secs, clock, settings),
-        *own,
+        *hooks_of(recipe),
     ]
 
 
@@ -89,7 +85,7 @@ def run_worker(  # noqa: PLR0913 - what a task is told, each once
     hello = Hello(
         Identity(index), run, VERSION, str(torch.__version__), built.fingerprint, built.layout.fingerprint,
         codec.pack_specs(built.layout.specs), len(data.train), socket.gethostname(), os.getpid(),
-        process=secrets.token_hex(8),
+        process=secrets.token_hex(8), sources=built.sources, batch=codec.cut(described(batches.batch(0)), 1000),
     )  # fmt: skip
     report(Status(task, "starting", waiting_for="the addresses of the ps tasks"))
     links = ServerLinks(

@@ -46,31 +46,55 @@ class Course:
         self.stopping = ""  # why the run ends, once it does
         self.complete = True  # whether it ended by itself, so that it is worth an evaluation
         self.failed = False  # whether it ends because a worker failed
-        self._samples = 0
+        self._samples, self._batch = 0, ""
         self._last_move = self._last_report = setup.clock()
         self._stop_time = 0.0
 
-    def begin(self, samples: int) -> bool:
+    def begin(self, samples: int, batch: str = "") -> bool:
         """A worker tells how much data there is: the first one decides the run's length. True for that one.
 
         Raises:
             ModelMismatch: another worker has another amount of data.
         """
-        self.check(samples)
+        self.check(samples, batch)
         if self.train_steps is not None:
             return False
-        self._samples = samples
+        self._samples, self._batch = samples, batch
         self.train_steps = self.settings.steps(samples)
         self.tally.started = self._last_move = self.setup.clock()
         return True
 
-    def check(self, samples: int) -> None:
-        """Raise ModelMismatch if the run has another amount of data."""
-        if self.train_steps is not None and samples != self._samples:
+    @property
+    def samples(self) -> int:
+        """Of the training data; known with the first worker."""
+        return self._samples
+
+    def check(self, samples: int, batch: str = "") -> str:
+        """Whether a worker has the data of the run; a sentence if its first batch is another one and may be.
+
+        Raises:
+            ModelMismatch: it has another amount of data, or another first batch that nobody has allowed.
+        """
+        if self.train_steps is None:
+            return ""
+        if samples != self._samples:
             raise errors.ModelMismatch(
                 f"this worker has {samples} training samples, the run has {self._samples}.",
                 why="leases name samples by number, so every worker must have the same data.",
             )
+        if batch == self._batch:
+            return ""
+        what = (
+            f"the first batch of this worker is {batch or 'not known'}, that of the run {self._batch or 'not known'}."
+        )
+        if self.settings.allow_difference:
+            return what
+        raise errors.ModelMismatch(
+            what,
+            why="a lease must be the same samples, prepared in the same way, on every worker.",
+            fix="give all workers the same data and code, and let what is random follow from the global generators of "
+            "random, numpy and torch, which are seeded for each batch; or say --allow-difference.",
+        )
 
     def over(self, step: int) -> bool:
         """Is this the last global step, or beyond it?"""

@@ -12,6 +12,7 @@ from evener.policy.follow import Whole
 from evener.policy.leases import Leases
 from evener.policy.members import Members, Verdict
 from evener.report import Line
+from evener.saver import begin
 from evener.server.course import Course, Setup
 from evener.server.links import Link, Links, Seat
 from evener.server.rounds import Rounds
@@ -86,36 +87,35 @@ class Leader:
                 raise errors.ProtocolError(f"{link.description} sent a {type(message).__name__} to the leading ps.")
 
     def _hello(self, link: Link, hello: Hello) -> None:
-        self.links.check(hello, link, workers=self.settings.workers)
-        self.course.check(hello.samples)
+        others = [self.links.check(hello, link, workers=self.settings.workers)]
+        others.append(self.course.check(hello.samples, hello.batch))
         worker = hello.identity.worker
         old = self.links.seats.get(worker)
         epoch = self.links.grant(hello, self.members)
         self.links.accept_payloads(link)  # the last that may refuse it: nothing was changed so far
         self.setup.keep_grants(dict(self.members.epochs), dict(self.members.holders))
         chaos.point("server.granting")
-        self._start(hello.samples)
+        self._start(hello.samples, hello.batch)
         if old is not None:
             self._leave(old)
         seat = self.links.admit(link, hello, epoch)
         self.links.answer(link, Granted(Identity(worker, epoch, self.setup.generation)))
+        for difference in filter(None, others):
+            self._tell(f"warning: {difference}")
         log.info("%s joined: pid %d on %s, epoch %d", seat.name, seat.pid, seat.host, epoch)
         if hello.identity.epoch:
             self._tell(f"{seat.name} is back (epoch {epoch})")
 
-    def _start(self, samples: int) -> None:
+    def _start(self, samples: int, batch: str) -> None:
         """The first worker knows how much data there is; the schedule and the end of the run follow from it."""
-        if not self.course.begin(samples):
+        if not self.course.begin(samples, batch):
             return
         first, last = self.course.first_step, self.course.train_steps or 0
         self.setup.ledger.begin(first, samples, self.leases.state())
         if self.settings.mode != "sync":  # every update uses one lease: exactly those that are left
             unapplied = len(self.leases.state().unapplied)
             self.leases.limit = self.leases.next_lease - unapplied + max(0, last - first)
-        contents = self.setup.restored[1] if self.setup.restored else None
-        for difference in self.shard.state.begin(
-            self.settings.steps_per_epoch(samples), contents, hyperparameters=self.settings.hyperparameters
-        ):
+        for difference in begin(self.shard.state, self.setup.restored, self.settings, samples):
             self._tell(f"warning: {difference}")
         if first >= last:
             self.stop(f"already at step {first} of {last}: nothing to do")

@@ -10,6 +10,7 @@ from dataclasses import dataclass, field
 
 from evener import errors
 from evener.policy.members import Members
+from evener.server.agreement import Expected, compare
 from evener.tensors import Slot
 from evener.transport import user
 from evener.transport.channel import Arrived, Closed, Complaints, Incoming, Listener, Opened, Source, wait
@@ -19,15 +20,6 @@ from evener.wire.messages import AnyMessage, Follow, Hello, Identity, Pong, Push
 
 #: A link on which so many messages were refused is cut: whoever is there does not listen.
 MAX_REFUSALS = 8
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Expected:
-    """What a peer must agree on."""
-
-    run: str
-    recipe: str
-    evener: str
 
 
 @dataclass(slots=True, eq=False)
@@ -131,8 +123,11 @@ class Links:
             raise errors.ProtocolError(f"{link.description} speaks as worker:{identity.worker} without a Hello.")
         return seat
 
-    def check(self, hello: Hello, link: Link, *, workers: int) -> None:
-        """Raise the error that tells a stranger why it does not belong to a run of so many workers."""
+    def check(self, hello: Hello, link: Link, *, workers: int) -> str:
+        """Raise the error that tells a stranger why it does not belong to a run of so many workers.
+
+        Returns a difference that is allowed, as a sentence; empty if there is none.
+        """
         name, mine = f"worker:{hello.identity.worker}", f"ps:{self._shard}"
         self._check_link(link, name)
         self._check_run(hello.run, name)
@@ -141,24 +136,7 @@ class Links:
                 f"{name} asked to join, but this run has {workers} workers (0..{workers - 1}).",
                 fix="start every task with the same number of workers.",
             )
-        if hello.evener != self._expected.evener:
-            raise errors.VersionError(
-                f"{name} runs evener {hello.evener}, {mine} runs {self._expected.evener}.",
-                fix="install the same evener everywhere.",
-            )
-        if hello.layout != self._layout.fingerprint:
-            difference = self._layout.difference(codec.unpack_specs(hello.specs), here=mine, there=name)
-            raise errors.ModelMismatch(
-                difference or f"{name} places tensors as {hello.layout}, {mine} as {self._layout.fingerprint}.",
-                why="every task must build the same model.",
-                fix="start all tasks with the same recipe, options and number of ps tasks.",
-            )
-        if hello.recipe != self._expected.recipe:
-            raise errors.ModelMismatch(
-                f"{name} trains {hello.recipe!r}, {mine} trains {self._expected.recipe!r}.",
-                why="recipe, options, seed, frozen parameters and the file of --init-from must be equal on every task.",
-                fix="start all tasks with the same recipe and options.",
-            )
+        return compare(hello, self._expected, self._layout, mine)
 
     def check_follower(self, follow: Follow, link: Link) -> None:
         """Raise the error that tells a server why it may not follow."""

@@ -49,6 +49,7 @@ class Saves:
         contents, book = state.contents(), self._leases.state()
         manifest = manifest_of(
             contents, state, book=book, seqs=self._members.seqs, settings=course.settings,
+            samples=course.samples,
             evener=course.setup.evener, examples=course.tally.examples, dropped=course.tally.dropped,
         )  # fmt: skip
         self._ledger.cut(contents.step, book)

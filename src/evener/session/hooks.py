@@ -9,9 +9,9 @@ from __future__ import annotations
 
 import logging
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from evener.errors import ConfigError, NonFinite
 from evener.recipe import Recipe
@@ -76,8 +76,13 @@ class Hook:
         """Always called, also after an error."""
 
 
-def check_hooks(hooks: Sequence[object], recipe: Recipe) -> None:
-    """Refuse what a recipe gives as a hook and is none, before anything is trained. Raises ConfigError."""
+def hooks_of(recipe: Recipe) -> list[Hook]:
+    """The recipe's own hooks. Raises ConfigError for what is none, before anything is trained."""
+    if recipe.hooks is None:
+        return []
+    hooks: Any = recipe.hooks()
+    if not isinstance(hooks, list | tuple):
+        hooks = [hooks]
     for hook in hooks:
         missing = [name for name in MOMENTS if not callable(getattr(hook, name, None))]
         if missing or isinstance(hook, type):
@@ -86,6 +91,7 @@ def check_hooks(hooks: Sequence[object], recipe: Recipe) -> None:
                 why="a hook is called at the start, around each step and at the end.",
                 fix="let hooks() return a list of objects of classes derived from evener.Hook.",
             )
+    return list(hooks)
 
 
 class StopAtStep(Hook):

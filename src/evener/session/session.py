@@ -158,6 +158,8 @@ class Session:
             except (EvenerError, KeyboardInterrupt):
                 raise
             except Exception as error:
+                if type(hook).__module__.startswith("evener."):
+                    raise  # the user's model, data or metric failed in it, and nobody wrote a hook
                 raise SessionError(
                     f"hook {type(hook).__name__} failed in {moment}: {type(error).__name__}: {error}",
                     why=f"global step {self.turn.version}, local step {self.local_step} of {self.task}.",

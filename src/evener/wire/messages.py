@@ -52,6 +52,8 @@ class Hello(Message, frozen=True):
     host: Word
     pid: Count
     process: Word = ""  # random, of this process alone: pids come again
+    sources: Word = ""  # the files of its recipe, with digests
+    batch: Word = ""  # its first batch, in a few words
 
 
 class Join(Message, frozen=True):

@@ -14,7 +14,7 @@ from evener.checkpoint import Manifest
 from evener.ledger import Ledger
 from evener.policy.leases import LeaseState
 from evener.report import Finished, Line, Progress, Reporter
-from evener.saver import NoSaver, Saver, manifest_of
+from evener.saver import NoSaver, Saver, begin, manifest_of
 from evener.settings import Settings
 from evener.state import Contents, State
 from evener.tally import Tally
@@ -52,7 +52,7 @@ class Local:
         self._state, self._gradients = state, gradients
         self._settings, self._saver, self._report, self._clock = settings, saver, report, clock
         self._evener, self._ledger = evener, ledger
-        self._train_steps = settings.steps(samples)
+        self._train_steps, self._samples = settings.steps(samples), samples
         self._tally = Tally(clock)
         self._stop = ""
         self._complete = True
@@ -60,10 +60,7 @@ class Local:
         self._kept: Sequence[Tensor] | None = None  # the parameters, while the model shows something else
         self._applied = gradients  # the last update's, clipped
         self._last_report = clock()
-        contents = restored[1] if restored else None
-        for difference in state.begin(
-            settings.steps_per_epoch(samples), contents, hyperparameters=settings.hyperparameters
-        ):
+        for difference in begin(state, restored, settings, samples):
             report(Line("worker:0", f"warning: {difference}"))
         self._first_step = state.step
         self._next_lease = restored[0].next_lease if restored else 0
@@ -209,7 +206,7 @@ class Local:
         contents = self._state.contents()
         manifest = manifest_of(
             contents, self._state, book=self._book(), seqs={}, examples=self._tally.examples, dropped=0,
-            settings=self._settings, evener=self._evener,
+            settings=self._settings, samples=self._samples, evener=self._evener,
         )  # fmt: skip
         self._ledger.cut(contents.step, self._book())
         self._saver.start(contents, manifest)

@@ -14,6 +14,7 @@ from evener.data.dataset import Batch
 from evener.devices.modules import joined, to_match
 from evener.errors import ConfigError
 from evener.recipe import Recipe
+from evener.references import place_of
 from evener.tensors import Bytes, bind, whole_views
 from evener.wire.layout import Layout
 from evener.worker.constants import Constants
@@ -82,7 +83,7 @@ class Towers:
         with joined(self.model) if self._spread else _ONE_DEVICE:
             output = self.model(inputs)
             loss = self.recipe.loss(output, to_match(target, output))
-            check_scalar(loss)  # before the penalty, which would lend it a gradient
+            check_scalar(loss, place_of(self.recipe.loss))  # before the penalty, which would lend it a gradient
             if self.recipe.penalty is not None:
                 loss = loss + self.recipe.penalty(self.model)
                 check_scalar(loss)
@@ -184,22 +185,25 @@ class Buffer:
         self.travelling.copy_(self.home)
 
 
-def check_scalar(loss: object) -> None:
+def check_scalar(loss: object, made_by: str = "") -> None:
+    """Refuse what cannot be differentiated. Raises ConfigError."""
     if not isinstance(loss, Tensor):
+        several = isinstance(loss, tuple | list | dict)
         raise ConfigError(
-            f"the recipe's loss returned {type(loss).__name__}, not a tensor.",
+            f"the recipe's loss{made_by} returned {type(loss).__name__}, not a tensor.",
             why="training needs a scalar tensor to differentiate.",
-            fix="return the mean loss of the batch as a tensor.",
+            fix="return the mean loss of the batch as a tensor"
+            + ("; what else is of interest are metrics of the recipe." if several else "."),
         )
     if loss.numel() != 1:
         raise ConfigError(
-            f"the recipe's loss has shape {list(loss.shape)}, not a scalar.",
+            f"the recipe's loss{made_by} has shape {list(loss.shape)}, not a scalar.",
             why="training needs one number to differentiate.",
             fix='return the mean over the batch, e.g. reduction="mean".',
         )
     if not loss.requires_grad:
         raise ConfigError(
-            "the recipe's loss does not depend on the model's parameters.",
+            f"the recipe's loss{made_by} does not depend on the model's parameters.",
             why="it carries no gradient.",
             fix="compute it from the model's output without detach() or no_grad().",
         )

@@ -273,7 +273,7 @@ def test_parameters_come_back_when_a_histogram_fails(tmp_path, monkeypatch):
 
     original = summary.histogram
     monkeypatch.setattr(summary, "histogram", fail)
-    with pytest.raises(SessionError, match="hook Summaries failed in after_step: ValueError: planted"):
+    with pytest.raises(ValueError, match="planted"):
         train(tmp_path, before=[Keep(kept := [])])
     owner = kept[0].exchange
     assert owner.shown[-1] == "parameters"

@@ -13,7 +13,6 @@ import msgspec
 
 from evener import chaos
 
-
 #: What a file system answers to a call that it does not have (Lustre without locks, CIFS and FUSE without fsync of a
 #: directory, NFS without its lock service). Any other answer, EIO above all, is a failure.
 LACKING = frozenset({errno.EINVAL, errno.ENOSYS, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOLCK})

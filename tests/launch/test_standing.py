@@ -266,7 +266,7 @@ def test_what_it_will_not_work_for(stage, asked, kind, words):
         ({"recipe": "x.py:r"}, "cannot take the recipe"),
         ({"mode": "wild"}, "unknown mode"),
         ({"surprise": 1}, "unknown option"),
-        ({"logdir": "file/below"}, "cannot write file/below"),
+        ({"logdir": "file/below"}, "/file/below/logs/ps-0.log (Not a directory)"),
         ({"logdir": ""}, "no logdir"),
     ],
 )

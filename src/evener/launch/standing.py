@@ -232,6 +232,7 @@ class StandingServer:
         told["ps_hosts"] = tuple(hosts)
         if not settings_module.make(told).logdir:
             raise errors.ConfigError("the job names no logdir.")
+        told["logdir"] = os.path.abspath(told["logdir"])  # the recipe's code may change the current directory
         return msgspec.structs.replace(order, settings=told)
 
     # --- the task

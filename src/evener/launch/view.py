@@ -230,30 +230,37 @@ def failure_block(failed: Failed, host: str = "", log: str = "") -> str:
     return "\n".join(lines)
 
 
-def installed(name: str) -> str:
-    """How to call a program of this environment from here: its name, or its path where the shell would not find it."""
+def installed(name: str, start: Path) -> str:
+    """How to call a program of this environment from `start`: its name, or its path where the shell finds none."""
     beside = Path(sys.executable).parent / name
-    return name if shutil.which(name) or not beside.exists() else os.path.relpath(beside)
+    return name if shutil.which(name) or not beside.exists() else os.path.relpath(beside, start)
 
 
-def summary(result: Result, program: Callable[[str], str] = str) -> str:
+def seen_from(start: Path | None, path: str) -> str:
+    """A path as a person writes it who is in the directory `start`; one that does not lie below it stays."""
+    return str(Path(path).relative_to(start)) if start and path and Path(path).is_relative_to(start) else path
+
+
+def summary(result: Result, program: Callable[[str], str] = str, start: Path | None = None) -> str:
     """The last thing a person sees of a run that finished: how good, how fast, and what to type next.
 
     Args:
         program: "evener" -> how it is called here.
+        start: where the person is; paths below it are shown from there.
     """
+    checkpoint, logdir = seen_from(start, result.checkpoint), seen_from(start, result.logdir)
     rows = _validation_rows(result)
     rows["global step"] = f"{result.global_step}; {result.examples} examples in {result.seconds:.1f} s"
     rows["speed"] = f"{rate(result.steps_per_second)} steps/s, {rate(result.examples_per_second)} examples/s"
     if result.ps:
         rows["dropped gradients"] = f"{result.dropped_gradients}"
         rows["staleness"] = f"mean {result.mean_staleness:.2f}, max {result.max_staleness}"
-    if result.checkpoint:
-        rows["checkpoint"] = result.checkpoint
-        rows["evaluate it"] = shlex.join([program("evener"), "eval", result.recipe, "--checkpoint", result.checkpoint])
-    if result.logdir:
-        rows["TensorBoard logs"] = result.logdir
-        rows["look at them"] = shlex.join([program("tensorboard"), "--logdir", result.logdir])
+    if checkpoint:
+        rows["checkpoint"] = checkpoint
+        rows["evaluate it"] = shlex.join([program("evener"), "eval", result.recipe, "--checkpoint", checkpoint])
+    if logdir:
+        rows["TensorBoard logs"] = logdir
+        rows["look at them"] = shlex.join([program("tensorboard"), "--logdir", logdir])
     width = max(len(name) for name in rows)
     return "\n".join([f"{result.recipe}: {result.reason}", *(f"  {n:<{width}}  {text}" for n, text in rows.items())])
 

@@ -40,7 +40,7 @@ class Index:
 
 
 def index(source: Source, *, skip_bad_records: bool = False, cache: bool = True) -> Index:
-    """The index of a file, from the one kept beside it when that is of a file of this very size, time, beginning and end.
+    """The index of a file, from the one kept beside it when that is of this very size, time, beginning and end.
 
     Args:
         skip_bad_records: check all data now, so that every worker finds the same good records.

@@ -17,6 +17,7 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Protocol, TextIO
 
+from evener.launch.view_waits import LastingWaits
 from evener.report import AnyReport, Evaluated, Failed, Line, Progress, Status
 from evener.result import Result
 
@@ -70,8 +71,8 @@ def make_view(*, stream: TextIO, tasks: Sequence[str], title: str, clock: Callab
 class PlainView:
     """One line for one event, flushed at once: for pipes, files, CI and `kubectl logs`.
 
-    Progress comes every 5 s; a wait is told as soon as it begins or changes, but at most once a second, and again
-    every 10 s while it lasts.
+    Progress comes every 5 s; a wait is told as soon as it has lasted 2 s or changes, but at most once a second, and
+    again every 10 s while it lasts.
     """
 
     def __init__(self, *, stream: TextIO, tasks: Sequence[str], title: str, clock: Callable[[], float]) -> None:
@@ -80,10 +81,10 @@ class PlainView:
         self._start = clock()
         self._width = max(len(name) for name in (RUN, *tasks))
         self._silent = False
+        self._waits = LastingWaits(clock)
         # of the run
         self._told_at = -math.inf
         self._told = ""  # for whom the run waits, as last printed
-        self._step: int | None = None
         # of each task
         self._wait_told_at: dict[str, float] = {}
         self._wait_told: dict[str, str] = {}
@@ -91,14 +92,14 @@ class PlainView:
         self.say(title)
 
     def hear(self, report: AnyReport) -> None:
-        match report:
-            case Line():
+        match self._waits.seen(report):
+            case Line() as report:
                 self._print(report.task, report.text)
-            case Progress():
-                self._hear_progress(report)
-            case Status():
-                self._hear_status(report)
-            case Evaluated():
+            case Progress() as progress:
+                self._hear_progress(progress)
+            case Status() as status:
+                self._hear_status(status)
+            case Evaluated() as report:
                 self._print(RUN, metrics_line(report))
         if self._wait_held:
             self._tell_waits()
@@ -113,11 +114,7 @@ class PlainView:
         sentence = _COUNTER.sub("", progress.waiting_for)
         if not sentence:
             self._told = ""
-        # While steps are made, a sync run waits for somebody many times a second, always for another gradient:
-        # that is no news. It is news once no step was made since the last report.
-        stuck = progress.global_step == self._step
-        self._step = progress.global_step
-        changed = bool(sentence) and stuck and sentence != self._told
+        changed = bool(sentence) and sentence != self._told
         now = self._clock()
         if now - self._told_at < (WAIT_LIMIT if changed else HEARTBEAT):
             return

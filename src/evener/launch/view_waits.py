@@ -17,7 +17,7 @@ class LastingWaits:
     """Takes out of the reports of a run what waits have not lasted.
 
     The run waits when no step has been made for so long, whatever its sentence says meanwhile: a sync run waits for
-    another gradient many times a second. A task tells of its wait again and again, and of its next step when it is over.
+    another gradient many times a second. A task tells of its wait again and again, and of its next step after it.
     """
 
     def __init__(self, clock: Callable[[], float]) -> None:

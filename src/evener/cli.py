@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import contextlib
 import difflib
+import io
 import json
 import os
 import sys
@@ -276,6 +277,8 @@ def unknown_option(given: str, args: argparse.Namespace) -> errors.ConfigError:
 
 def enter() -> NoReturn:
     """The command `evener`."""
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        sys.stdout.reconfigure(errors="backslashreplace")  # the name of a file must not fail a run that went well
     leave(main())
 
 

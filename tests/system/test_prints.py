@@ -42,3 +42,12 @@ def test_it_is_not_in_the_way_of_what_a_program_reads(recipe):
     assert "look: worker:0" in done.err
     quiet = evener(recipe, *words, "--quiet", "--logdir", "quiet")
     assert quiet.code == 0 and "look:" not in quiet.text
+
+
+def test_a_name_that_the_terminal_cannot_say_is_written_with_escapes(recipe):
+    (recipe / "größe").mkdir()
+    (recipe / "größe" / "trän.py").write_text((recipe / "small.py").read_text())
+    words = ("train", "größe/trän.py:recipe", "--train-steps", 10, "--ps", 1, "--logdir", "größe")
+    done = evener(recipe, *words, PYTHONIOENCODING="ascii")
+    assert (done.code, done.err) == (0, ""), done.text
+    assert "gr\\xf6\\xdfe/tr\\xe4n.py:recipe: reached step 10" in done.out

@@ -69,7 +69,6 @@ class Local:
         ledger.begin(self._first_step, samples, self._book())
 
     def start(self) -> Turn:
-        self._tally.started = self._clock()
         if self._state.step >= self._train_steps:
             self._stop = f"already at step {self._state.step} of {self._train_steps}: nothing to do"
         return self._turn()
@@ -82,6 +81,8 @@ class Local:
                 why="one such gradient would make every parameter NaN; it was not applied.",
                 fix="lower the learning rate, clip the gradient, or look at that batch.",
             )
+        if not self._tally.updates:  # the first step began so long ago; what was before is no part of a rate
+            self._tally.begin(self._clock() - seconds)
         self._whole = False
         self._state.apply(self._gradients)
         step = self._state.step

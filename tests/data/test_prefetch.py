@@ -11,7 +11,7 @@ from evener.data.batches import Batches
 from evener.data.dataset import Augmented, Tensors
 from evener.data.prefetch import Prefetch
 
-DEADLINE = 20.0  # seconds, for what happens at once
+DEADLINE = 60.0  # seconds, for what happens at once
 
 
 class Slow:

@@ -15,7 +15,7 @@ from pathlib import Path
 
 import psutil
 import pytest
-from running import EVENER, Done, Run, belongings, check_nothing_left, evener, promptly, small_disk, until
+from running import EVENER, Done, Run, belongings, check_nothing_left, evener, small_disk, until
 
 from evener.checkpoint import Store, load
 
@@ -181,7 +181,7 @@ def test_a_killed_launcher_takes_all_tasks_with_it_also_a_stopped_one(tmp_path):
         held = belongings(run.tasks())
         assert len(run.names()) == 5
         run.signal(signal.SIGKILL)
-        check_nothing_left(run, held, promptly())
+        check_nothing_left(run, held)
 
 
 def stopped(processes: list[psutil.Process]) -> list[psutil.Process]:
@@ -282,7 +282,7 @@ def test_a_full_disk_costs_checkpoints_and_nothing_else(disk, tmp_path):
     with train(tmp_path, plan, *MODES["async"]) as run:
         until(lambda: stopped(run.tasks()), PATIENCE, "ps:0 stops after the first checkpoint")
         store = Store(disk / "checkpoints", writable=False)
-        until(lambda: store.steps() == [SAVE], 10, "which is written")
+        until(lambda: store.steps() == [SAVE], PATIENCE, "which is written")
         fill(disk / "ballast")
         stopped(run.tasks())[0].send_signal(signal.SIGCONT)
         run.wait_for(

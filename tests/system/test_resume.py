@@ -151,7 +151,7 @@ def test_servers_refuse_a_checkpoint_of_another_model_and_go_past_a_damaged_one(
     for steps in (20, 40):
         assert here(capfd, *args, "--train-steps", steps).code == 0
 
-    done = evener(tmp_path, *args, *cluster, "--train-steps", 60, "--set", "hidden=9", seconds=20)
+    done = evener(tmp_path, *args, *cluster, "--train-steps", 60, "--set", "hidden=9")
     assert done.code == 1
     assert re.search(r"^ps:0 .* failed with CheckpointError: .*\n  why: .*\n  fix: ", done.err, re.MULTILINE), done.err
     assert "Traceback" not in done.text

@@ -101,12 +101,17 @@ def test_the_others_go_on_without_a_worker_that_was_killed_and_the_next_one_is_c
 
 
 def test_lockstep_waits_aloud_until_killed_workers_are_back(tmp_path):
-    """The chief computes, one waits for its answer, and one has pushed to one shard of two."""
+    """The chief computes, one waits for its answer, and one has pushed to one shard of two.
+
+    One takes long to come back: a wait of a moment is not spoken of.
+    """
     plan = "worker:0/worker.computing@20=kill; worker:1/worker.pushed@40=kill; worker:2/worker.pushing@120=kill"
+    plan += "; worker:1#2/worker.hello=sleep:5"
     with train(tmp_path, plan, *MODES["sync"]) as run:
         done = judge(run, tmp_path)
     assert happened(tmp_path) == [
-        "worker-0: kill at worker.computing", "worker-1: kill at worker.pushed", "worker-2: kill at worker.pushing",
+        "worker-0: kill at worker.computing", "worker-1: kill at worker.pushed", "worker-1: sleep at worker.hello",
+        "worker-2: kill at worker.pushing",
     ]  # fmt: skip
     for worker in range(3):
         assert re.search(rf"worker:{worker} +was killed by SIGKILL; it starts again in", done.err)

@@ -110,6 +110,15 @@ class Watch(Hook):
         self.alive.append(writers())
 
 
+class Late(Hook):
+    """Takes its time before the first step."""
+
+    def begin(self, session):
+        session.exchange.clock.now += 100
+
+    after_create = begin
+
+
 class EvaluateEvery(Hook):
     """Stands for `Evaluate`: figures that are easily recognised."""
 
@@ -213,6 +222,13 @@ def test_curves_stand_under_the_global_step_every_so_many_seconds_and_at_the_end
     # the whole cluster: 3 updates of 8 examples while this worker takes 0.25 s
     assert curve(events, "global_steps_per_second") == [(step, 12) for step in steps]
     assert curve(events, "examples_per_second") == [(step, 96) for step in steps]
+
+
+def test_rates_begin_with_the_first_step(tmp_path):
+    train(tmp_path, steps=4, seconds=1.0, before=[Late()], after=[Late()])
+    events = read(tmp_path)
+    assert curve(events, "global_steps_per_second") == [(12, 12)]
+    assert curve(events, "examples_per_second") == [(12, 96)]
 
 
 def test_an_update_of_several_gradients_counts_the_examples_of_all(tmp_path):

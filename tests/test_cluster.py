@@ -34,6 +34,7 @@ def test_loopback_addresses_are_known(host):
         ({"ps": ["h:70000"], "worker": ["h:1"]}, "address 'h:70000' of ps:0: the port must be 1..65535"),
         ({"ps": ["h:abc"], "worker": ["h:1"]}, "address 'h:abc' of ps:0: the port must be 1..65535"),
         ({"ps": ["h"], "worker": ["h:1"]}, "address 'h' of ps:0 has no port"),
+        ({"worker": ["http://h:1/"]}, "address 'http://h:1/' of worker:0 begins with http://"),
         ({"ps": ["h:2222"], "worker": ["g:1", "h:2222"]}, "ps:0 and worker:1 have the same address h:2222"),
     ],
 )

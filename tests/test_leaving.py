@@ -35,10 +35,8 @@ def test_what_was_registered_runs_last_first_and_may_print():
 
 def test_threads_that_are_no_daemons_are_waited_for_and_daemons_are_not():
     done = ended("""
-go = threading.Event()
-threading.Thread(target=lambda: (go.wait(), print("done"))).start()
+threading.Thread(target=lambda: (threading.main_thread().join(), print("done"))).start()
 threading.Thread(target=threading.Event().wait, daemon=True).start()
-threading.Timer(0.05, go.set).start()
 leave(3)
 """)
 

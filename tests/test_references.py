@@ -47,6 +47,15 @@ def file(tmp_path):
     return path
 
 
+def test_a_relative_path_leads_to_the_file_also_after_its_code_has_changed_the_directory(file, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    found = find("mine.py:recipe")
+    monkeypatch.chdir("/")
+    assert find("mine.py:recipe") is found  # options are asked for again, and a ps task makes its recipe anew
+    with pytest.raises(ConfigError, match="there is no file"):
+        find("yours.py:recipe")
+
+
 @pytest.fixture(autouse=True)
 def clean_imports(monkeypatch):
     """What a test imports is forgotten after it."""

@@ -119,17 +119,39 @@ def test_gradients_and_updates_are_counted_apart(clock):
     assert (tally.examples_window.rate(), tally.steps_window.rate()) == (100.0, 0.5)
 
 
-def test_a_run_lasts_from_its_start_to_its_last_update(clock):
+def test_a_run_lasts_from_its_first_step_to_its_last_update(clock):
     tally = Tally(clock)
     clock.now += 7  # no worker yet
     assert tally.seconds == 0.0
-    tally.started = clock.now
+    tally.begin()
     assert tally.seconds == 0.0
     clock.now += 2
     tally.updated()
     clock.now += 60  # the last evaluation
 
     assert tally.seconds == 2.0
+
+
+def test_rates_begin_with_the_first_step_and_not_with_the_process(clock):
+    tally = Tally(clock)
+    clock.now += 4  # imports, data, a worker that is late
+    tally.begin()
+    for _ in range(2):
+        clock.now += 0.5
+        tally.applied(1.0, 100, 0)
+        tally.updated()
+
+    assert (tally.steps_window.rate(), tally.examples_window.rate()) == (2.0, 200.0)
+
+
+def test_they_may_begin_at_a_time_that_is_known_later(clock):
+    tally = Tally(clock)
+    clock.now += 10
+    tally.begin(clock.now - 0.5)
+    tally.applied(1.0, 100, 0)
+    tally.updated()
+
+    assert (tally.seconds, tally.steps_window.rate(), tally.examples_window.rate()) == (0.5, 2.0, 200.0)
 
 
 def test_loss_and_recent_staleness_are_of_the_last_fifty_gradients(clock):

@@ -17,7 +17,7 @@ from evener.launch.local import LocalRun
 from evener.launch.preparation import as_rank, download, how, make_logdir, options_there, settings_of
 from evener.launch.proc import process_seconds
 from evener.launch.towers_run import TowersRun
-from evener.launch.view import make_view
+from evener.launch.view import make_view, seen_from
 from evener.references import importing
 from evener.report import AnyReport, Progress
 from evener.result import Outcome, Result
@@ -72,19 +72,20 @@ def run(
         options = options_there(recipe, existing_servers, options)
     rank = None if options.get("ps") or options.get("pipeline_stages", 1) != 1 else rank_here()
     leads = rank is None or rank.rank == 0
-    settings, made = settings_of(recipe, as_rank(options, rank), elsewhere=rank is None, fresh_logdir=leads)
+    start, here = Path.cwd(), existing_servers is None
+    settings, made = settings_of(recipe, as_rank(options, rank), elsewhere=rank is None, fresh_logdir=leads, here=here)
     check_gpus(settings, rank.local_size if rank else settings.processes)
-    if settings.logdir and leads and existing_servers is None:
+    if settings.logdir and leads and here:
         make_logdir(Path(settings.logdir))
     apart = rank is None and settings.way != "single"  # in processes that this one starts
-    if apart and existing_servers is None and settings.recipe_options.get("download"):
+    if apart and here and settings.recipe_options.get("download"):
         download(settings)
     outcome = Outcome()
     started, began = time.monotonic(), process_seconds()
     first_step: list[float] = []
     workers = settings.processes if rank is None else settings.workers
     tasks = [f"ps:{i}" for i in range(settings.ps)] + [f"worker:{i}" for i in range(workers)]
-    title = f"{settings.recipe}: {how(settings)}, logs in {settings.logdir}"
+    title = f"{settings.recipe}: {how(settings)}, logs in {seen_from(start, settings.logdir)}"
     quiet = quiet or not leads
     view = make_view(stream=io.StringIO() if quiet else stream or sys.stdout, tasks=tasks, title=title,
                      clock=time.monotonic)  # fmt: skip
@@ -108,7 +109,8 @@ def run(
         view.close()
     if cut_short:
         at = f" at step {outcome.finished.global_step}" if outcome.finished else ""
-        raise KeyboardInterrupt(f"interrupted{at}; the same command with --logdir {settings.logdir} continues")
+        logdir = seen_from(start, settings.logdir)
+        raise KeyboardInterrupt(f"interrupted{at}; the same command with --logdir {logdir} continues")
     result = outcome.result(settings, first_step_seconds=first_step[0] if first_step else None)
     return replace(result, leads=leads, made=made)
 
@@ -139,7 +141,7 @@ def evaluate(
     """
     from evener.launch.assess import assess
 
-    return assess(recipe, Path(checkpoint), recipe_options or {}, place, batch_size)
+    return assess(recipe, Path(checkpoint).absolute(), recipe_options or {}, place, batch_size)
 
 
 def load(
@@ -210,8 +212,9 @@ def convert(
     from evener.data.tfrecord import images
     from evener.recipe import from_object, resolve
 
+    into = Path(directory).absolute()  # before the recipe's code may change the current one
     made = (resolve if isinstance(recipe, str) else from_object)(recipe, recipe_options or {})  # type: ignore[arg-type]
-    return images.convert(as_data(made.data()), directory, shards=shards, name=made.name)
+    return images.convert(as_data(made.data()), into, shards=shards, name=made.name)
 
 
 def be_task(
@@ -236,10 +239,10 @@ def be_task(
     if download_only:
         resolve(recipe, options.get("recipe_options") or {}).data()
         return None
-    found = find(flags)
+    found, start = find(flags), Path.cwd()
     settings = settings_for(found.cluster, settings_of(recipe, options)[0])
     make_logdir(Path(settings.logdir))
-    title = f"{settings.recipe}: {found.task}, {settings.mode}, logs in {settings.logdir}"
+    title = f"{settings.recipe}: {found.task}, {settings.mode}, logs in {seen_from(start, settings.logdir)}"
     view = make_view(stream=stream or sys.stdout, tasks=[str(found.task)], title=title, clock=time.monotonic)
     outcome = Outcome()
 
@@ -248,7 +251,7 @@ def be_task(
         view.hear(report)
 
     try:
-        run_member(found, settings, hear, rendezvous=rendezvous)
+        run_member(found, settings, hear, rendezvous=str(start / rendezvous) if rendezvous else "")
     finally:
         view.close()
     return outcome.result(settings, first_step_seconds=None) if outcome.finished else None

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import hashlib
 import os
 from collections.abc import Iterable
@@ -11,6 +12,10 @@ from pathlib import Path
 import msgspec
 
 from evener import chaos
+
+#: What a file system answers to a call that it does not have (Lustre without locks, CIFS and FUSE without fsync of a
+#: directory, NFS without its lock service). Any other answer, EIO above all, is a failure.
+LACKING = frozenset({errno.EINVAL, errno.ENOSYS, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOLCK})
 
 
 class Record(msgspec.Struct, frozen=True):
@@ -35,7 +40,7 @@ def atomic_write(path: Path, chunks: Iterable[bytes | memoryview]) -> Record:
                 while len(view):
                     view = view[file.write(view) :]
             chaos.point("disk.fsync")
-            os.fsync(file.fileno())  # data before the name
+            flush(file.fileno())  # data before the name
         chaos.point("disk.rename")
         os.rename(draft, path)
         sync_directory(path.parent)  # the name itself
@@ -46,10 +51,24 @@ def atomic_write(path: Path, chunks: Iterable[bytes | memoryview]) -> Record:
     return Record(nbytes, digest.hexdigest())
 
 
-def sync_directory(path: Path) -> None:
-    """Let the names in a directory survive a power loss."""
+def sync_directory(path: Path) -> str:
+    """Let the names in a directory survive a power loss. Why they do not, where this file system cannot; else ""."""
     fd = os.open(path, os.O_RDONLY | os.O_DIRECTORY)
     try:
-        os.fsync(fd)
+        return flush(fd)
     finally:
         os.close(fd)
+
+
+def flush(fd: int) -> str:
+    """`fsync`, where there is one: what is written is kept without it too, unless the power fails.
+
+    Returns why not, where this file system has none; else "". Raises OSError when it has one and it failed.
+    """
+    try:
+        os.fsync(fd)
+    except OSError as error:
+        if error.errno not in LACKING:
+            raise
+        return error.strerror or str(error)
+    return ""

@@ -11,6 +11,7 @@ size and SHA-256 of each file and of itself: one flipped bit is found.
 
 from __future__ import annotations
 
+import errno
 import fcntl
 import hashlib
 import logging
@@ -27,7 +28,7 @@ from safetensors.torch import load as load_safetensors, save as save_safetensors
 from torch import Tensor
 
 from evener import chaos
-from evener.atomic import Record, atomic_write, sync_directory
+from evener.atomic import LACKING, Record, atomic_write, sync_directory
 from evener.errors import CheckpointError, NonFinite, VersionError
 from evener.parts import Names, join, join_numbers
 from evener.state import Contents
@@ -37,6 +38,8 @@ log = logging.getLogger(__name__)
 FORMAT = 1
 MANIFEST = "manifest.json"
 KINDS = ("parameters", "averages", "optimizer")
+#: What `flock` answers when somebody else has the lock; EACCES where a network file system makes it of other locks.
+HELD = (errno.EWOULDBLOCK, errno.EAGAIN, errno.EACCES)
 
 
 class Manifest(msgspec.Struct, frozen=True, kw_only=True):
@@ -70,30 +73,42 @@ class _Sealed(msgspec.Struct, frozen=True):
 class Store:
     """The checkpoints of one logdir, and the lock that keeps a second run out of it.
 
+    Args:
+        tell: gets a line for each thing that the file system lacks: locks, names that survive a power loss.
+
     Raises:
         CheckpointError: the directory cannot be written, or another run holds it.
     """
 
-    def __init__(self, directory: Path, *, writable: bool = True) -> None:
+    def __init__(self, directory: Path, *, writable: bool = True, tell: Callable[[str], None] = log.warning) -> None:
         self.directory = directory
         self._lock = -1
         if writable:
-            self._acquire()
+            self._acquire(tell)
+            self._probe(tell)
             self._sweep()
 
-    def _acquire(self) -> None:
+    def _acquire(self, tell: Callable[[str], None]) -> None:
         try:
             self.directory.mkdir(parents=True, exist_ok=True)
             self._lock = os.open(self.directory / ".lock", os.O_RDWR | os.O_CREAT, 0o644)
         except OSError as error:
-            raise CheckpointError(
-                f"{self.directory} is not writable ({error.strerror}).", fix="choose another --logdir."
-            ) from error
+            raise self._not_writable(error) from error
         try:
             fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError as error:
+            if error.errno in LACKING:
+                tell(
+                    f"warning: {self.directory} is on a file system without locks ({error.strerror}): nothing keeps "
+                    "a second run out of it"
+                )
+                return
             holder = os.read(self._lock, 64).decode(errors="replace")
             self.close()
+            if error.errno not in HELD:
+                raise CheckpointError(
+                    f"{self.directory} cannot be locked ({error.strerror}).", fix="choose another --logdir."
+                ) from error
             raise CheckpointError(
                 f"{self.directory} is in use by another run ({holder or 'unknown process'}).",
                 why="two runs in one directory would overwrite each other's checkpoints.",
@@ -101,6 +116,22 @@ class Store:
             ) from error
         os.ftruncate(self._lock, 0)
         os.pwrite(self._lock, f"pid {os.getpid()}".encode(), 0)
+
+    def _probe(self, tell: Callable[[str], None]) -> None:
+        """Try now what each checkpoint needs, not after an hour of training."""
+        try:
+            lacking = sync_directory(self.directory)
+        except OSError as error:
+            self.close()
+            raise self._not_writable(error) from error
+        if lacking:
+            tell(
+                f"warning: {self.directory} is on a file system that cannot flush a directory ({lacking}): "
+                "checkpoints survive kill -9, but a power loss may take the newest"
+            )
+
+    def _not_writable(self, error: OSError) -> CheckpointError:
+        return CheckpointError(f"{self.directory} is not writable ({error.strerror}).", fix="choose another --logdir.")
 
     def _sweep(self) -> None:
         """Remove what a killed writer left: directories that never got their manifest, and drafts."""

@@ -5,9 +5,11 @@ from __future__ import annotations
 import argparse
 import contextlib
 import difflib
+import io
 import json
 import os
 import sys
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
 
 from evener import errors
@@ -145,6 +147,7 @@ def run_train(args: argparse.Namespace) -> int:
     from evener.api import run
     from evener.launch.environment import Flags, find_cluster, hosts
 
+    start = Path.cwd()
     options = settings_options(args)
     if args.existing_servers:
         named = Flags(ps_hosts=args.ps_hosts or "", worker_hosts=args.worker_hosts or "")
@@ -160,19 +163,21 @@ def run_train(args: argparse.Namespace) -> int:
     if args.json:
         print(json.dumps(result.as_dict()))
     else:
-        tell(result)
+        tell(result, start)
     return OK
 
 
-def tell(result: Result) -> None:
+def tell(result: Result, start: Path) -> None:
+    """`start`: where the person is, wherever the recipe's code has gone."""
     from evener.launch.view import installed, summary
 
-    print(summary(result, installed))
+    print(summary(result, lambda name: installed(name, start), start))
 
 
 def run_task(args: argparse.Namespace) -> int:
     from evener.api import be_task
 
+    start = Path.cwd()
     if args.sync_replicas:
         args.mode = "sync"
     if args.existing_servers and not args.download_only:
@@ -185,7 +190,7 @@ def run_task(args: argparse.Namespace) -> int:
         **options,
     )  # fmt: skip
     if result is not None:
-        tell(result)
+        tell(result, start)
     return OK
 
 
@@ -279,6 +284,8 @@ def unknown_option(given: str, args: argparse.Namespace) -> errors.ConfigError:
 
 def enter() -> NoReturn:
     """The command `evener`."""
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        sys.stdout.reconfigure(errors="backslashreplace")  # the name of a file must not fail a run that went well
     leave(main())
 
 

@@ -110,6 +110,13 @@ def address(text: str, task: Task) -> Address:
     Raises:
         ConfigError: no host, or a port that is none.
     """
+    scheme, slashes, rest = text.strip().partition("://")
+    if slashes:
+        raise ConfigError(
+            f"address {text!r} of {task} begins with {scheme}://.",
+            why="tasks speak a protocol of their own, whatever a cluster spoke before.",
+            fix=f"write {rest.rstrip('/') or 'HOST:PORT'}.",
+        )
     host, colon, port = text.strip().rpartition(":")
     host = host.strip("[]")
     if not colon or not host:

@@ -28,6 +28,8 @@ PREFIX = "evener_file_"
 LONGEST = 800
 
 _importing: list[str] = []
+#: Where files were that have been imported by a relative path: their code may change the current directory.
+_files: dict[Path, Path] = {}
 
 
 def importing() -> str | None:
@@ -147,8 +149,9 @@ def _module(name: str, reference: str) -> ModuleType:
 
 
 def _file(path: Path, reference: str) -> ModuleType:
+    given = path
     try:
-        path = path.expanduser().resolve(strict=True)
+        path = _files[given] if given in _files and not given.exists() else given.expanduser().resolve(strict=True)
     except OSError:
         raise ConfigError(
             f"there is no file {path}.",
@@ -164,6 +167,7 @@ def _file(path: Path, reference: str) -> ModuleType:
         return sys.modules[name]
     spec = importlib.util.spec_from_file_location(name, path)
     assert spec is not None and spec.loader is not None  # the suffix .py always has a loader
+    _files[given] = path
     module = importlib.util.module_from_spec(spec)
     sys.modules[name] = module  # before it runs: dataclasses look their module up there
     try:

@@ -34,7 +34,7 @@ class Result:
     replicas_to_aggregate: int | None
     global_step: int
     examples: int  # whose gradients were applied
-    seconds: float  # from the first worker's arrival to the last update
+    seconds: float  # from the first worker's first step to the last update
     steps_per_second: float
     examples_per_second: float
     train_loss: float | None  # mean of the last 50 gradients applied

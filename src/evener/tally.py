@@ -19,6 +19,10 @@ class Window:
         self._marks: deque[tuple[float, float]] = deque([(clock(), 0.0)])
         self._total = 0.0
 
+    def start(self, at: float | None = None) -> None:
+        """Count from now, or from this time, on: what happened before is no part of any rate."""
+        self._marks = deque([(self._clock() if at is None else at, self._total)])
+
     def add(self, amount: float = 1.0) -> None:
         self._total += amount
         now = self._clock()
@@ -58,6 +62,12 @@ class Tally:
         self.examples_window = Window(clock)
         self.started = self._last_update = clock()
 
+    def begin(self, at: float | None = None) -> None:
+        """The first worker begins its first step now, or did at this time. Only from here on rates count."""
+        self.started = self._last_update = self._clock() if at is None else at
+        self.steps_window.start(self.started)
+        self.examples_window.start(self.started)
+
     def applied(self, loss: float, examples: int, staleness: int) -> None:
         """One gradient went into an update."""
         self._applied += 1
@@ -75,7 +85,7 @@ class Tally:
 
     @property
     def seconds(self) -> float:
-        """From the start of training to the last update; 0.0 before the first."""
+        """From the first worker's first step to the last update; 0.0 before that."""
         return max(0.0, self._last_update - self.started)
 
     @property

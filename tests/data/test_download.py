@@ -197,11 +197,11 @@ def test_of_two_processes_one_downloads_and_the_other_waits_for_it_aloud(server,
     waiter = threading.Thread(target=fetch, args=([f"{server.base}/file"], target), kwargs={"sha256": SHA256})
     waiter.start()
 
-    assert stderr.written.wait(30)
+    assert stderr.written.wait(60)
     assert f"waiting for another process that downloads into {target.parent}" in stderr.text
     target.write_bytes(CONTENT)
     os.close(lock)
-    waiter.join(30)
+    waiter.join(60)
     assert not waiter.is_alive()
     assert server.asked == []
 

@@ -299,6 +299,27 @@ def test_a_file_that_changes_while_it_is_read_is_named(tmp_path, monkeypatch):
         data.batch(torch.tensor([0]))
 
 
+def test_a_time_that_lies_is_no_change(tmp_path, monkeypatch):
+    """Some file systems tell another time a second later, or none at all."""
+    monkeypatch.setattr(files, "MAX_OPEN", 1)
+    paths = [stored(tmp_path / f"{n}.tfrecord", range(5)) for n in range(2)]
+    data = dataset(paths)
+    os.utime(paths[0], ns=(0, 0))
+    assert labels(data) == [*range(5), *range(5)]
+
+
+@pytest.mark.parametrize("what", [[4, 0, 1, 2, 3], [0, 1, 2, 4, 3]], ids=["beginning", "end"])
+def test_a_change_is_seen_without_the_time(tmp_path, monkeypatch, what):
+    monkeypatch.setattr(files, "MAX_OPEN", 1)
+    paths = [stored(tmp_path / f"{n}.tfrecord", range(5)) for n in range(2)]
+    data = dataset(paths)
+    before = paths[0].stat()
+    stored(paths[0], what)
+    os.utime(paths[0], ns=(before.st_atime_ns, before.st_mtime_ns))
+    with pytest.raises(InputError, match=r"0.tfrecord has changed while it was read"):
+        data.batch(torch.tensor([0]))
+
+
 def test_missing_files_are_named(tmp_path):
     with pytest.raises(InputError, match=r"no file .*nowhere"):
         dataset(tmp_path / "nowhere")
@@ -370,7 +391,7 @@ def test_an_index_that_lies_is_not_believed(tmp_path, change):
     made = index.index(source)
     ((name, value),) = change.items()
     getattr(made, name)[1] = value
-    index._keep(path, source.stamp, made)
+    index._keep(path, (*source.stamp, source.time_ns), made)
     assert labels(dataset(path)) == NUMBERS
 
 

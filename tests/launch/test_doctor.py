@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import socket
 import threading
-import time
 
 import pytest
 
@@ -62,21 +61,22 @@ def states(ps, worker=("127.0.0.1:1",), **options):
     return {one.task: one.state for one in examine(Cluster.of({"ps": ps, "worker": worker}), **options)}
 
 
+@pytest.fixture
+def patient(monkeypatch):
+    """Seconds enough for whoever answers, on a machine where others want the cores too."""
+    monkeypatch.setattr(doctor, "TRY", 120.0)
+    monkeypatch.setattr(doctor, "REACH", 60.0)
+
+
 @pytest.mark.slow
-def test_each_kind_of_trouble_has_its_name_and_all_take_three_seconds():
+@pytest.mark.usefixtures("patient")
+def test_each_kind_of_answer_has_its_name():
     other = b"evnr\x63"  # protocol 99
     old = Pong("ps:1", "0.0.1", False)
     unknown = Refused("ProtocolError", "a peer sent a message that cannot be read", "", "")
     odd = Goodbye(Identity(1))
-    with (
-        answering(LEADER, old, other, unknown, LEADER, odd, None, IDLE) as at,
-        port(listens=False) as shut,
-        port(listens=True) as mute,
-    ):
-        *ps, worker = at
-        began = time.monotonic()
-        found = states([*ps, shut, mute, "no-such-host.invalid:1"], [worker, f"localhost:{shut[10:]}"])
-        took = time.monotonic() - began
+    with answering(LEADER, old, other, unknown, LEADER, odd, IDLE) as (*ps, worker):
+        found = states([*ps, "no-such-host.invalid:1"], [worker, "127.0.0.1:0"])
     assert found == {
         "ps:0": "ready",
         "ps:1": "wrong version",
@@ -84,18 +84,50 @@ def test_each_kind_of_trouble_has_its_name_and_all_take_three_seconds():
         "ps:3": "wrong version",
         "ps:4": "wrong task",
         "ps:5": "not evener",
-        "ps:6": "no answer",
-        "ps:7": "refused",
-        "ps:8": "no answer",
-        "ps:9": "no DNS",
+        "ps:6": "no DNS",
         "worker:0": "ready",
         "worker:1": "joined",
     }
-    assert took < 4
 
 
 @pytest.mark.slow
-def test_a_worker_that_does_not_listen_is_as_ps_0_says(tmp_path):
+def test_who_listens_and_says_nothing_gives_no_answer():
+    with answering(None) as (speechless,), port(listens=True) as mute:
+        found = states([speechless, mute])
+    assert found == {"ps:0": "no answer", "ps:1": "no answer", "worker:0": "unknown"}
+
+
+@pytest.mark.usefixtures("patient")
+def test_all_tasks_are_tried_at_once(monkeypatch):
+    at_once = threading.Barrier(4, timeout=60)
+
+    def look(task, address, _keys):
+        at_once.wait()  # broken, unless all four are here
+        return Finding(str(task), address, doctor.READY, "")
+
+    monkeypatch.setattr(doctor, "_look", look)
+    assert set(states(["a:1", "b:1", "c:1"], ["d:1"]).values()) == {doctor.READY}
+
+
+def test_one_that_never_comes_to_an_end_holds_nobody(monkeypatch):
+    over = threading.Event()
+    monkeypatch.setattr(doctor, "TRY", 0.01)
+    monkeypatch.setattr(doctor, "_look", lambda *_: over.wait(100))
+    try:
+        assert states(["a:1"], ["b:1"])["ps:0"] == "no answer"
+    finally:
+        over.set()
+
+
+@pytest.fixture
+def tries_longer(monkeypatch):
+    """Seconds enough to say that nobody listens."""
+    monkeypatch.setattr(doctor, "TRY", 60.0)
+
+
+@pytest.mark.slow
+@pytest.mark.usefixtures("tries_longer")
+def test_a_worker_that_does_not_listen_is_as_ps_0_says():
     with answering(LEADER) as ps, port(listens=False) as shut:
         found = examine(Cluster.of({"ps": ps, "worker": [f"localhost:{shut[10:]}", shut, "no-such-host.invalid:1"]}))
     assert [(one.task, one.state, one.ready) for one in found] == [
@@ -108,6 +140,7 @@ def test_a_worker_that_does_not_listen_is_as_ps_0_says(tmp_path):
 
 
 @pytest.mark.slow
+@pytest.mark.usefixtures("tries_longer")
 def test_without_ps_0_nobody_knows_of_a_worker():
     with port(listens=False) as shut:
         assert states([shut], [f"localhost:{shut[10:]}"]) == {"ps:0": "refused", "worker:0": "unknown"}

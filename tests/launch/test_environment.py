@@ -67,6 +67,37 @@ def test_tf_config_that_is_not_json_is_refused_with_the_place():
         find(Flags(), {"TF_CONFIG": '{"cluster": nonsense'})
 
 
+@pytest.mark.parametrize(
+    ("config", "what", "fix"),
+    [
+        (
+            {"sparseCluster": {"worker": {"0": "h1:1"}, "ps": ["h0:1"]}, "task": {"type": "worker", "index": 0}},
+            'TF_CONFIG has a "sparseCluster", which names some tasks of a cluster only.', 'name all tasks: "cluster":',
+        ),
+        ({"cluster": ["h:1"]}, "The \"cluster\" of TF_CONFIG is ['h:1'].", '"worker": [...]'),
+        (["h:1"], "TF_CONFIG is ['h:1'].", '"worker": [...]'),
+        (
+            {"cluster": {"ps": ["grpc://h0:2222"], "worker": ["h1:1"]}},
+            "address 'grpc://h0:2222' of ps:0 begins with grpc://.", "write h0:2222.",
+        ),
+    ],
+)  # fmt: skip
+def test_what_is_wrong_in_tf_config_is_named(config, what, fix):
+    with pytest.raises(ConfigError) as error:
+        find(Flags(), {"TF_CONFIG": json.dumps(config)})
+    assert error.value.what == what and fix in error.value.fix
+
+
+@pytest.mark.parametrize("alone", [{}, {"cluster": {}}, {"cluster": None}, {"task": {"type": "worker", "index": 0}}])
+def test_a_tf_config_without_a_cluster_is_not_said_to_be_missing(alone):
+    with pytest.raises(ConfigError, match="nothing says which cluster") as error:
+        find(Flags(), {"TF_CONFIG": json.dumps(alone)})
+    assert "TF_CONFIG names no cluster" in error.value.why
+    with pytest.raises(ConfigError) as error:
+        find(Flags(), {})
+    assert "TF_CONFIG is not set" in error.value.why
+
+
 def test_the_command_line_and_tf_config_may_not_contradict_each_other():
     told = tf_config("worker", 0, ps=["h0:2222"], worker=["h1:2222", "h2:2222"])
     with pytest.raises(ConfigError, match="worker:1 by the command line, worker:0 by TF_CONFIG"):

@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import signal
+
 import pytest
 
+from evener.launch import local
+from evener.launch.control import Stop
 from evener.launch.interrupts import Interrupts
-from evener.launch.local import LocalRun
+from evener.launch.local import ORDERLY, LocalRun
 from evener.settings import Settings
 
 KILLED = "was killed by SIGKILL"
@@ -33,11 +37,25 @@ class Life:
     def close(self): ...
 
 
+class Stubborn(Life):
+    """Ends by no order."""
+
+    def __init__(self):
+        self.open, self.orders = True, []
+
+    def order(self, order):
+        self.orders.append(order)
+
+    def kill(self):
+        super().kill()
+        self.open = False
+
+
 class Launcher:
     """A run of 2 ps tasks and 2 workers, none of which is a process."""
 
-    def __init__(self, **options):
-        self.now = 100.0
+    def __init__(self, *, life=Life, **options):
+        self.now, self.life, self.interrupts = 100.0, life, Interrupts()
         self.started = []
         settings = Settings(**{"ps": 2, "workers": 2, "train_steps": 9} | options)
         self.local = LocalRun(
@@ -48,7 +66,7 @@ class Launcher:
 
     def start(self, assignment):
         self.started.append(f"{assignment.job}:{assignment.index}")
-        return Life()
+        return self.life()
 
     def close(self): ...
 
@@ -62,7 +80,7 @@ class Launcher:
         self.now += seconds
         self.started.clear()
         for _ in range(2):
-            self.local._turn(Interrupts())
+            self.local._turn(self.interrupts)
         return sorted(self.started)
 
 
@@ -147,6 +165,40 @@ def test_who_leaves_after_a_ps_came_back_is_not_needed_if_the_run_ends_now(launc
 
     assert run.look(3.0) == []
     assert all(task.over for task in run.local.tasks)
+
+
+@pytest.fixture
+def stubborn(launch, monkeypatch):
+    """A run whose tasks all listen, and end by no order."""
+    monkeypatch.setattr(local, "wait", lambda sources, seconds: [])
+    run = launch(life=Stubborn)
+    for index in range(2):
+        run.local._publish(index, f"tcp://h{index}:1")
+    return run
+
+
+def killed(run):
+    return [task.running.how == KILLED for task in run.local.tasks]
+
+
+def test_an_interrupted_run_has_so_many_seconds_to_save_and_is_killed_then(stubborn):
+    stubborn.interrupts(signal.SIGINT, None)
+    stubborn.look()
+    leader = stubborn.local.tasks[0].running
+    assert leader.orders[-1] == Stop("interrupted")
+    stubborn.look(ORDERLY - 0.1)
+    assert killed(stubborn) == [False] * 4
+    stubborn.look(0.2)
+    assert killed(stubborn) == [True] * 4
+    assert leader.orders.count(Stop("interrupted")) == 1
+
+
+def test_a_second_interrupt_waits_for_nobody(stubborn):
+    stubborn.interrupts(signal.SIGINT, None)
+    stubborn.look()
+    stubborn.interrupts(signal.SIGINT, None)
+    stubborn.look()
+    assert killed(stubborn) == [True] * 4
 
 
 def test_a_worker_that_was_given_up_stays_so_when_a_ps_dies(launch):

@@ -11,7 +11,7 @@ from torch import nn
 from evener.cluster import Cluster
 from evener.errors import ConfigError
 from evener.launch.environment import Rank
-from evener.launch.preparation import as_rank, new_logdir, options_there, settings_of
+from evener.launch.preparation import as_rank, new_logdir, options_there, run_name, settings_of
 from evener.recipe import Recipe
 
 REFERENCE = f"{__file__}:described"
@@ -52,9 +52,41 @@ def one_second(monkeypatch, tmp_path):
 
 
 @pytest.mark.usefixtures("one_second")
-def test_runs_of_one_second_get_directories_of_their_own():
-    names = [new_logdir("some.module:small") for _ in range(3)]
-    assert names == [f"evener-runs/small-20261121-120000{more}" for more in ("", "-1", "-2")]
+def test_runs_of_one_second_get_directories_of_their_own(tmp_path):
+    names = [new_logdir("mnist", tmp_path) for _ in range(3)]
+    assert names == [f"{tmp_path}/evener-runs/mnist-20261121-120000{more}" for more in ("", "-1", "-2")]
+
+
+@pytest.mark.parametrize(
+    ("recipe", "name"),
+    [
+        ("mnist", "mnist"), ("my_train.py:recipe", "my_train"), ("/home/me/a.b.py:recipe", "a.b"),
+        ("file.py:other", "file-other"), ("package.module:recipe", "module"), ("package.module:small", "module-small"),
+        ("module:make.small", "module-make.small"), ("", "run"), ("a/b", "a-b"),
+    ],
+)  # fmt: skip
+def test_a_run_is_called_after_the_file_and_not_after_a_function_that_all_call_recipe(recipe, name):
+    assert run_name(recipe) == name
+
+
+def test_directories_are_absolute_before_the_recipes_code_runs(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "elsewhere").mkdir()
+
+    def wanders() -> Recipe:
+        monkeypatch.chdir(tmp_path / "elsewhere")
+        return described()
+
+    settings, _ = settings_of(wanders, {"logdir": "run", "keys": "keys"})
+    assert (settings.logdir, settings.keys) == (f"{tmp_path}/run", f"{tmp_path}/keys")
+    monkeypatch.chdir(tmp_path)
+    settings, _ = settings_of(wanders, {})
+    assert settings.logdir.startswith(f"{tmp_path}/evener-runs/")
+
+
+def test_a_logdir_of_standing_servers_stays_as_it_is(tmp_path):
+    settings, _ = settings_of("mnist", {"logdir": "run"}, here=False)
+    assert settings.logdir == "run"
 
 
 @pytest.mark.usefixtures("one_second")

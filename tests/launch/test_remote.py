@@ -10,8 +10,7 @@ from test_standing import until
 
 from evener import errors, transport
 from evener.cluster import Address, Cluster, Task
-from evener.launch.control import Assignment, Stop
-from evener.launch.process import log_of
+from evener.launch.control import Assignment, Stop, log_of
 from evener.launch.remote import StandingServers, check_recipe, options_for
 from evener.launch.standing import Own, StandingServer
 from evener.settings import Settings

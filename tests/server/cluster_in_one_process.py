@@ -363,6 +363,10 @@ class Worker:
     def start(self) -> Release | None:
         """Greet and join every shard; the first release, or None if this worker must wait."""
         self.greet()
+        return self.join()
+
+    def join(self) -> Release | None:
+        """Join every shard; the first release, or None if this worker must wait."""
         for shard in range(len(self.channels)):
             self.say(shard, Join(self.identity))
         return self.listen()

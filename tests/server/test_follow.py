@@ -335,7 +335,7 @@ def test_a_push_counts_only_when_every_shard_holds_it(cluster):
         worker.say(shard, push, payload=True)
         run.settle()
         assert run.versions() == [0, 0, 0]
-    assert run.leader.waiting_for() == "1 gradients are not yet on ps:1"
+    assert run.leader.waiting_for() == "1 gradient is not yet on ps:1"
 
     worker.say(1, push, payload=True)
     run.settle()

@@ -81,6 +81,30 @@ def test_one_worker_from_hello_to_goodbye(cluster):
     assert (figures.global_step, figures.first_step, figures.examples, figures.reason) == (2, 0, 20, "reached step 2")
 
 
+@pytest.mark.parametrize("shards", [1, 2])
+def test_speed_is_counted_from_the_first_workers_first_step(cluster, shards):
+    run = cluster(train_steps=4, workers=2, ps=shards)
+    run.tick(60.0)  # nobody is there
+    worker = run.worker(0)
+    worker.greet()
+    run.tick(30.0)  # it takes its time to join
+    worker.join()
+    for _ in range(2):
+        run.clock.advance(0.5)
+        worker.push(0.0)
+    run.tick()
+    assert (run.reported(Progress)[-1].steps_per_second, run.reported(Progress)[-1].examples_per_second) == (2.0, 20.0)
+    run.clock.advance(9.0)
+    (late,) = run.started(1)  # a second one changes nothing of what was
+    late.push(0.0)
+    worker.push(0.0)
+    for one in (worker, late):
+        one.leave()
+    run.finish()
+
+    assert run.reported(Finished)[0].seconds == 10.0
+
+
 def test_what_one_worker_has_to_say_however_long_can_be_told_to_the_others(cluster):
     run = cluster(workers=2, train_steps=99)
     zero, one = run.started(0, 1)

@@ -117,6 +117,23 @@ def test_log_every_tells_cluster_and_worker_over_a_sliding_window():
     ]  # fmt: skip
 
 
+def test_a_late_worker_has_its_own_speed_from_its_first_step_on():
+    clock, loop = Clock(), Loop()
+    hook = LogEvery(2, clock, examples_per_step=20)
+    clock.advance(60.0)  # its imports, its data, its wait for the others
+    loop.turn = Turn(version=100, lease=0)
+    hook.after_create(loop)
+    clock.advance(5.0)  # the hooks after this one
+    for step in (1, 2):
+        hook.before_step(loop)
+        clock.advance(0.25)
+        loop.local_step = step
+        hook.after_step(loop, result(local_step=step, global_step=100 + 3 * step))
+
+    (line,) = [report.text for report in loop.reports if isinstance(report, Line)]
+    assert line.endswith("cluster 240 examples/s; worker:1 40 examples/s, 0.2500 s/batch")
+
+
 def test_log_every_forgets_what_is_long_ago():
     clock, loop = Clock(), Loop()
     hook = LogEvery(100, clock, examples_per_step=10)

@@ -206,7 +206,7 @@ class Meet(Hook):
         self._barrier = barrier
 
     def after_create(self, session):
-        self._barrier.wait(20.0)
+        self._barrier.wait(60.0)
 
 
 class Tasks:
@@ -248,7 +248,7 @@ class Tasks:
         for thread in threads:
             thread.start()
         for thread in threads:
-            thread.join(30.0)
+            thread.join(60.0)
             assert not thread.is_alive(), "a task did not end"
         return self.ended
 

@@ -81,9 +81,9 @@ def test_its_thread_looks_by_itself_and_ends_with_the_session():
     watched = Watch("worker:1", lambda report: told.set(), Clock())
     watched.busy("its data: the batch of lease 12", 0.0)
     watched.start()
-    assert told.wait(10.0)
+    assert told.wait(60.0)
     watched.stop()
     for thread in threading.enumerate():
         if thread.name == "watch":
-            thread.join(10.0)
+            thread.join(60.0)
             assert not thread.is_alive()

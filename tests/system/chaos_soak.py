@@ -23,7 +23,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import psutil
-from running import EVENER, Run, alive, belongings, check_nothing_left, evener, promptly
+from running import EVENER, Run, alive, belongings, check_nothing_left, evener
 
 STEPS = 200
 #: A run that has not ended by then hangs. A loaded machine is slow; a stall would be 300 s.
@@ -162,7 +162,7 @@ def watch(run: Run, schedule: Schedule) -> bool:
                     process.send_signal(signal.SIGCONT)
         time.sleep(0.02)
     for one in held:
-        check_nothing_left(run, one, promptly())
+        check_nothing_left(run, one)
     return not killed
 
 

@@ -54,7 +54,7 @@ def test_a_run_killed_at_once_and_continued_says_what_it_lost_and_is_clean(clust
     with start(tmp_path, *args, "--set", f"gate={gate}", "--set", "gate_step=80") as run:
         until(lambda: len(list(tmp_path.glob("*.waits"))) == (2 if cluster else 1), 60, "all workers wait")
         if cluster:  # one process completes a checkpoint at its next step, and now it waits
-            until((logdir / "checkpoints" / "step-00000050" / "manifest.json").exists, 30, "the checkpoint of step 50")
+            until((logdir / "checkpoints" / "step-00000050" / "manifest.json").exists, 60, "the checkpoint of step 50")
         run.tasks()
         run.signal(signal.SIGKILL)
         assert run.finish().code == -signal.SIGKILL

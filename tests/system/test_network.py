@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import re
 import sys
-import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -64,7 +63,7 @@ class Cluster:
     def wait_for_steps(self) -> None:
         """Until the run has moved on."""
         before = self.step()
-        until(lambda: self.step() > before, 40.0, f"a global step after {before}:\n{self['ps:0'].said()}")
+        until(lambda: self.step() > before, 60.0, f"a global step after {before}:\n{self['ps:0'].said()}")
 
     def finish(self, *without: str) -> str:
         """Everything ends well, but for these tasks; all that the others said."""
@@ -105,10 +104,9 @@ def test_a_worker_cut_off_comes_back_by_itself_and_the_others_go_on_meanwhile(se
     cluster.wait_for_steps()
 
     network.cut(cluster.host["worker:2"])
-    cut = time.monotonic()
-    cluster["ps:0"].wait_for(rf"worker:2 is gone \(10.77.0.5: .*its connection {SILENT}\); 1 lease returns", 20.0)
-    cluster["worker:2"].wait_for(rf"ps:\d \(tcp://10.77.0.\d:2222\) is gone while worker:2 .*: .* {SILENT}", 20.0)
-    while time.monotonic() < cut + 10:  # the others do not wait
+    cluster["ps:0"].wait_for(rf"worker:2 is gone \(10.77.0.5: .*its connection {SILENT}\); 1 lease returns", 60.0)
+    cluster["worker:2"].wait_for(rf"ps:\d \(tcp://10.77.0.\d:2222\) is gone while worker:2 .*: .* {SILENT}", 60.0)
+    for _ in range(3):  # the others do not wait
         cluster.wait_for_steps()
 
     network.heal(cluster.host["worker:2"])

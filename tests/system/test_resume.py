@@ -68,7 +68,7 @@ def test_sync_with_two_workers_interrupted_anywhere_and_resumed_is_the_same_bit_
     assert match is not None and 0 < int(match[1]) < steps, done.err
     done = evener(tmp_path, *args, "parts")
     assert (done.code, done.json["global_step"]) == (0, steps), done.text
-    assert f"continues from step {match[1]} (parts/checkpoints/step-{int(match[1]):08d})" in done.text
+    assert f"continues from step {match[1]} ({tmp_path}/parts/checkpoints/step-{int(match[1]):08d})" in done.text
     assert done.json["examples"] == (steps - int(match[1])) * 2 * 100
 
     whole, parts = (checkpoint_files(checkpoint(tmp_path / name, steps)) for name in ("whole", "parts"))
@@ -151,7 +151,7 @@ def test_servers_refuse_a_checkpoint_of_another_model_and_go_past_a_damaged_one(
     for steps in (20, 40):
         assert here(capfd, *args, "--train-steps", steps).code == 0
 
-    done = evener(tmp_path, *args, *cluster, "--train-steps", 60, "--set", "hidden=9", seconds=20)
+    done = evener(tmp_path, *args, *cluster, "--train-steps", 60, "--set", "hidden=9")
     assert done.code == 1
     assert re.search(r"^ps:0 .* failed with CheckpointError: .*\n  why: .*\n  fix: ", done.err, re.MULTILINE), done.err
     assert "Traceback" not in done.text

@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from running import RECIPE, Run, alive, evener, promptly, start, until
+from running import PATIENCE, RECIPE, Run, alive, evener, start, until
 
 from evener.checkpoint import load
 
@@ -76,7 +76,7 @@ def test_a_job_runs_on_them_with_killed_tasks_restarted_and_other_clients_refuse
     assert done.code == 0, done.text
     assert done.json["global_step"] == 40
     assert (cluster.place / "first" / "checkpoints" / "step-00000040" / "manifest.json").exists()
-    until(lambda: min(cluster.times_ready()) == 2, 10, "all wait for the next job")
+    until(lambda: min(cluster.times_ready()) == 2, PATIENCE, "all wait for the next job")
 
 
 def test_a_job_begins_with_weights_that_the_machines_of_the_servers_have(cluster):
@@ -100,8 +100,8 @@ def test_a_client_that_is_killed_leaves_a_checkpoint_and_servers_that_wait(clust
         at_gate(cluster)
         children = [server.task(task) for task, server in cluster.servers.items()]
         run.process.kill()
-        until(lambda: not alive(children), promptly() + 3, "every task ends")
-    until(lambda: min(cluster.times_ready()) > before, 10, "all wait for the next job")
+        until(lambda: not alive(children), PATIENCE, "every task ends")
+    until(lambda: min(cluster.times_ready()) > before, PATIENCE, "all wait for the next job")
     assert list((cluster.place / "second" / "checkpoints").glob("step-*")), "ps:0 had time to save"
     assert cluster.doctor()["ready"]
 
@@ -112,10 +112,10 @@ def test_ctrl_c_at_the_client_saves_and_leaves_them_waiting(cluster):
         (cluster.place / "gate-third").touch()
         run.wait_for(r"global step [1-9]")
         run.signal(signal.SIGINT)
-        done = run.finish(promptly() + 3)
+        done = run.finish()
     assert done.code == 130, done.text
     assert "interrupted at step" in done.err
-    until(lambda: min(cluster.times_ready()) > before, 10, "all wait for the next job")
+    until(lambda: min(cluster.times_ready()) > before, PATIENCE, "all wait for the next job")
 
 
 def test_code_does_not_travel(cluster):
@@ -150,7 +150,7 @@ def test_sigterm_ends_a_server_with_its_task_in_order_and_the_client_is_told(clu
         children = [server.task(task) for task, server in cluster.servers.items()]
         for server in cluster.servers.values():
             server.signal(signal.SIGTERM)
-        ended = {task: server.finish(promptly() + 5) for task, server in cluster.servers.items()}
+        ended = {task: server.finish() for task, server in cluster.servers.items()}
         failed = run.finish()
     assert {task: done.code for task, done in ended.items()} == dict.fromkeys(TASKS, 0)
     assert "ps:0: ended (SIGTERM)" in ended["ps:0"].out

@@ -53,25 +53,21 @@ def test_wait_names_all_that_are_ready_and_no_others() -> None:
     with contextlib.closing(Pipe()) as one, contextlib.closing(Pipe()) as two, contextlib.closing(Pipe()) as three:
         assert wait([one, two, three], 0.0) == []
         os.write(two.write, b"x")
-        assert wait([one, two, three], 5.0) == [two]
+        assert wait([one, two, three], 60.0) == [two]
         three.held = True
-        assert wait([one, two, three], 5.0) == [three, two]
+        assert wait([one, two, three], 60.0) == [three, two]
 
 
 def test_wait_does_not_wait_when_a_source_holds_something_back() -> None:
     with contextlib.closing(Pipe()) as one:
         one.held = True
-        start = time.monotonic()
-        assert wait([one], 60.0) == [one]
-        assert time.monotonic() - start < 5.0
+        assert wait([one], 10_000.0) == [one]  # or the test's own time would be over first
 
 
 @pytest.mark.parametrize("timeout", [-1.0, -math.inf, 0.0, 0.02])
 def test_wait_ends_when_its_time_is_over(timeout: float) -> None:
     with contextlib.closing(Pipe()) as one:
-        start = time.monotonic()
         assert wait([one], timeout) == []
-        assert time.monotonic() - start < 5.0
 
 
 def test_wait_may_be_told_to_wait_for_ever() -> None:
@@ -102,7 +98,7 @@ def test_one_loop_serves_listeners_of_all_kinds() -> None:
                         assert event.header.decode() == listener.address
                         listener.send(event.peer, b"yes")
         assert sum(isinstance(event, Opened) for event in heard) == len(listeners)
-        assert [channel.receive(5.0) for channel in channels.values()] == [b"yes"] * len(listeners)
+        assert [channel.receive(60.0) for channel in channels.values()] == [b"yes"] * len(listeners)
 
 
 def test_memory_is_zero_and_writable_and_can_be_closed_while_it_is_looked_at() -> None:
@@ -175,7 +171,7 @@ def test_a_flood_of_complaints_is_a_few_lines(caplog: pytest.LogCaptureFixture) 
 
 def test_complaints_tell_how_many_were_left_out(caplog: pytest.LogCaptureFixture) -> None:
     complaints = Complaints(logging.getLogger("evener.test"), burst=1, seconds=1e-3)
-    deadline = time.monotonic() + 5.0
+    deadline = time.monotonic() + 60.0
     while "left out" not in caplog.text and time.monotonic() < deadline:
         complaints.say("stranger")
     assert "similar lines left out" in caplog.text
@@ -199,4 +195,4 @@ def test_zeromq_is_not_loaded_before_it_is_used() -> None:
     code = (
         "import sys; from evener import transport; transport.listen('shared').close(); assert 'zmq' not in sys.modules"
     )
-    subprocess.run([sys.executable, "-c", code], check=True, timeout=20)
+    subprocess.run([sys.executable, "-c", code], check=True, timeout=100)

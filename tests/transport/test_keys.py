@@ -17,7 +17,7 @@ from pathlib import Path
 
 import pytest
 import zmq
-from transport_children import boxes, closed, hear
+from transport_children import NEVER, PATIENCE, boxes, closed, hear
 
 from evener import cli, transport
 from evener.errors import AuthError, ConfigError, PeerGone, SecurityError, Unavailable
@@ -54,7 +54,7 @@ def listener(directory: Path) -> Iterator[ZeroMQListener]:
 def connect(
     listener: ZeroMQListener, mine: Keys | None, server: str = "ps-0", absent: float = math.inf
 ) -> ZeroMQChannel:
-    return zeromq.connect(listener.address, *boxes(100), timeout=10.0, absent=absent, keys=mine, server=server)
+    return zeromq.connect(listener.address, *boxes(100), timeout=NEVER, absent=absent, keys=mine, server=server)
 
 
 def nobody_came(listener: ZeroMQListener) -> bool:
@@ -73,7 +73,7 @@ def serves(listener: ZeroMQListener, mine: Keys) -> bool:
     channel.send(b"push", payload=True)
     assert hear(listener, bool) == [Arrived(opened.peer, b"push", True)]
     listener.send(opened.peer, b"release", [memoryview(bytes(100))])
-    assert channel.receive(5.0) == b"release"
+    assert channel.receive(PATIENCE) == b"release"
     channel.close()
     hear(listener, closed(opened.peer))
     return True
@@ -212,7 +212,7 @@ def test_the_seam_passes_keys_through_and_tells_users_of_every_kind(directory: P
     for kind, expected in (("zeromq", "worker-1"), ("memory", ""), ("shared", "")):
         with contextlib.closing(transport.listen(kind, keys=load(directory, "ps-0"))) as listener:
             mine = load(directory, "worker-1")
-            channel = transport.connect(listener.address, *boxes(8), timeout=5.0, keys=mine, server="ps:0")
+            channel = transport.connect(listener.address, *boxes(8), timeout=PATIENCE, keys=mine, server="ps:0")
             (opened,) = hear(listener, bool)
             assert transport.user(listener, opened.peer) == expected
             channel.close()
@@ -232,10 +232,9 @@ def test_an_unknown_key_is_refused_at_once_and_logged_with_its_address(
     listener: ZeroMQListener, directory: Path, strangers: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     (strangers / "ps-0.public").write_bytes((directory / "ps-0.public").read_bytes())  # it knows whom it talks to
-    start = time.monotonic()
     with pytest.raises(AuthError, match=r"ps:0 refused the key of worker:1") as error:
         connect(listener, load(strangers, "worker-1"))
-    assert time.monotonic() - start < 5.0 and "public keys" in error.value.fix
+    assert "public keys" in error.value.fix
     assert nobody_came(listener)
     assert [record.levelno for record in caplog.records] == [logging.WARNING]
     assert "ps:0: refused 127.0.0.1: its key is no task's" in caplog.text
@@ -245,10 +244,9 @@ def test_an_unknown_key_is_refused_at_once_and_logged_with_its_address(
 def test_a_server_with_another_key_is_left_after_three_attempts(
     listener: ZeroMQListener, directory: Path, strangers: Path
 ) -> None:
-    start = time.monotonic()
     with pytest.raises(AuthError, match=r"ps:0 did not prove the key in the config") as error:
         connect(listener, load(strangers, "worker-1"))
-    assert time.monotonic() - start < 5.0 and listener.address in str(error.value)
+    assert listener.address in str(error.value)
     with pytest.raises(AuthError, match=r"ps:1 did not prove"):  # it is ps:0
         connect(listener, load(directory, "worker-1"), server="ps-1")
     with pytest.raises(AuthError, match=r"ps:0 did not prove"):  # somebody listens: that is no reason to give up sooner
@@ -259,19 +257,15 @@ def test_a_server_with_another_key_is_left_after_three_attempts(
 
 
 def test_a_worker_without_keys_is_told_that_the_server_asks_for_one(listener: ZeroMQListener, directory: Path) -> None:
-    start = time.monotonic()
     with pytest.raises(AuthError, match=r"asks for a key, this task has none"):
         connect(listener, None)
-    assert time.monotonic() - start < 5.0
     assert nobody_came(listener) and serves(listener, load(directory, "worker-1"))
 
 
 def test_a_worker_with_keys_does_not_speak_to_a_server_without(directory: Path) -> None:
     with contextlib.closing(zeromq.listen()) as listener:
-        start = time.monotonic()
         with pytest.raises(AuthError, match=r"ps:0 at .* has no keys, worker:1 has some"):
             connect(listener, load(directory, "worker-1"))
-        assert time.monotonic() - start < 5.0
         assert nobody_came(listener)
 
 
@@ -279,7 +273,7 @@ def test_a_server_that_is_not_there_yet_is_no_question_of_keys(directory: Path) 
     listener = zeromq.listen()
     listener.close()
     with pytest.raises(Unavailable, match="has not answered") as error:
-        zeromq.connect(listener.address, *boxes(8), timeout=0.4, keys=load(directory, "worker-1"))
+        zeromq.connect(listener.address, *boxes(8), timeout=NEVER, absent=0.0, keys=load(directory, "worker-1"))
     assert "no process listens" in error.value.why
 
 
@@ -337,7 +331,7 @@ def test_who_takes_the_routing_id_of_a_peer_that_is_gone_does_not_become_that_pe
         sock.send(opening)
         (first,) = hear(listener, bool)
         assert listener.user(first.peer) == "worker-0"
-    deadline = time.monotonic() + 5.0
+    deadline = time.monotonic() + PATIENCE
     # Until ZeroMQ has forgotten the name; of which the listener has not read yet.
     with pytest.raises(zmq.ZMQError, match="unreachable"):
         while time.monotonic() < deadline:
@@ -363,7 +357,7 @@ def test_bytes_of_any_kind_at_an_encrypted_port_are_no_message_and_are_logged(
     for data in (b"", old, plain, b"GET / HTTP/1.1\r\n\r\n", os.urandom(1000)):
         with contextlib.suppress(OSError), socket.create_connection(("127.0.0.1", port), 5.0) as sock:
             sock.sendall(data)
-    deadline = time.monotonic() + 5.0
+    deadline = time.monotonic() + PATIENCE
     while caplog.text.count("none of ours") < 5:
         assert time.monotonic() < deadline, caplog.text
         if wait([listener], 0.1):
@@ -380,7 +374,7 @@ def test_close_leaves_no_thread_and_no_descriptor(directory: Path) -> None:
     once()  # whatever ZeroMQ keeps for the whole process is made now
     tasks, files = len(os.listdir("/proc/self/task")), len(os.listdir("/proc/self/fd"))
     once()
-    deadline = time.monotonic() + 5.0
+    deadline = time.monotonic() + PATIENCE
     while (
         len(os.listdir("/proc/self/task")) > tasks
     ):  # a joined thread is Python's no more, but for a moment the kernel's
@@ -402,7 +396,7 @@ for forgotten in ([channel], [listener]):
     forgotten.append(forgotten)  # as an error's traceback does
 del channel, listener, forgotten
 gc.collect()
-deadline = time.monotonic() + 5
+deadline = time.monotonic() + 60
 while len(os.listdir("/proc/self/task")) > 1:  # the gatekeeper may be on its way out
     assert time.monotonic() < deadline, "threads are left"
 """
@@ -410,7 +404,7 @@ while len(os.listdir("/proc/self/task")) > 1:  # the gatekeeper may be on its wa
 
 @pytest.mark.parametrize("curve", [True, False])
 def test_links_that_are_forgotten_neither_hang_the_process_nor_keep_their_port(directory: Path, curve: bool) -> None:
-    subprocess.run([sys.executable, "-c", FORGET, *[str(directory)] * curve], check=True, timeout=20)
+    subprocess.run([sys.executable, "-c", FORGET, *[str(directory)] * curve], check=True, timeout=100)
 
 
 def test_a_process_may_end_without_closing_anything(listener: ZeroMQListener, directory: Path) -> None:
@@ -424,7 +418,7 @@ a = transport.listen("zeromq", keys=load(sys.argv[2], "ps-1"))
 b = transport.connect(sys.argv[1], r, r, keys=load(sys.argv[2], "worker-0"))
 b.send(b"x")
 """
-    subprocess.run([sys.executable, "-c", code, listener.address, str(directory)], check=True, timeout=20)
+    subprocess.run([sys.executable, "-c", code, listener.address, str(directory)], check=True, timeout=100)
 
 
 # Addresses

@@ -17,7 +17,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from transport_children import boxes, closed, hear, serve, worker
+from transport_children import PATIENCE, boxes, closed, hear, serve, worker
 
 from evener import transport
 from evener.errors import BindError, PeerGone, ProtocolError, Unavailable
@@ -51,7 +51,7 @@ def offer(*parts: tuple[int, int], magic: bytes = packets.MAGIC, version: int = 
 
 def drops(listener: SharedListener, sock: socket.socket) -> bool:
     """Does the listener close this connection, without an event?"""
-    deadline = time.monotonic() + 5.0
+    deadline = time.monotonic() + PATIENCE
     while time.monotonic() < deadline:
         if wait([listener], 0.02) and (events := listener.receive()):
             raise AssertionError(f"a stranger was taken for a peer: {events}")
@@ -71,7 +71,7 @@ def still_serves(listener: SharedListener) -> bool:
     channel.send(b"push", payload=True)
     assert hear(listener, bool) == [Arrived(opened.peer, b"push", True)]
     listener.send(opened.peer, b"release", [memoryview(bytes(100))])
-    assert channel.receive(5.0) == b"release"
+    assert channel.receive(PATIENCE) == b"release"
     channel.close()
     assert hear(listener, bool) == [Closed(opened.peer, "its process ended or closed the link")]
     return True
@@ -81,24 +81,20 @@ def still_serves(listener: SharedListener) -> bool:
 
 
 @pytest.mark.slow
-def test_a_killed_worker_is_known_within_a_second_and_leaves_nothing(listener: SharedListener) -> None:
+def test_a_killed_worker_is_known_and_leaves_nothing(listener: SharedListener) -> None:
     before = set(os.listdir("/dev/shm"))
     gc.collect()  # else what other tests of this process left may go meanwhile
     mapped = Path("/proc/self/maps").read_text().count("memfd:evener")
     rng = random.Random(4)
-    worst = 0.0
     for _ in range(30):
         with worker(listener.address, nbytes := rng.choice([1, 40_000, 1_000_003])) as child:
             peer = serve(listener, nbytes, pushes=rng.randint(1, 40))
             if rng.random() < 0.5:  # it dies while it computes, else while it waits for us
                 listener.send(peer, b"release", [memoryview(bytes(nbytes))])
             child.send_signal(signal.SIGKILL)
-            start = time.monotonic()
-            hear(listener, closed(peer), 1.0)
-            worst = max(worst, time.monotonic() - start)
-    assert worst < 1.0
+            hear(listener, closed(peer))  # nothing but the end of its link can tell: there are no heartbeats
     assert Path("/proc/self/maps").read_text().count("memfd:evener") == mapped
-    deadline = time.monotonic() + 5.0  # other programs of this host come and go there
+    deadline = time.monotonic() + PATIENCE  # other programs of this host come and go there
     while not set(os.listdir("/dev/shm")) <= before:
         assert time.monotonic() < deadline
     name = listener.address.removeprefix("shared:")
@@ -107,7 +103,7 @@ def test_a_killed_worker_is_known_within_a_second_and_leaves_nothing(listener: S
     assert name not in Path("/proc/net/unix").read_text()
 
 
-def test_a_killed_server_is_known_to_its_worker_within_a_second() -> None:
+def test_a_killed_server_is_known_to_its_worker() -> None:
     program = """
 import sys
 from evener import transport
@@ -122,14 +118,14 @@ while wait([listener], 10):
         channel.send(b"hello")
         child.send_signal(signal.SIGKILL)
         with pytest.raises(PeerGone, match=address):
-            channel.receive(1.0)
+            channel.receive(PATIENCE)
         channel.close()
 
 
 def test_a_process_may_end_without_closing_anything(listener: SharedListener) -> None:
     code = "import sys; from evener import transport; from evener.transport.channel import Memory, Ranges;"
     code += "r = Ranges(Memory(8), ((0, 8),)); transport.listen('shared'); transport.connect(sys.argv[1], r, r)"
-    subprocess.run([sys.executable, "-c", code, listener.address], check=True, timeout=20)
+    subprocess.run([sys.executable, "-c", code, listener.address], check=True, timeout=100)
     assert [type(event) for event in hear(listener, lambda events: len(events) == 2)] == [Opened, Closed]
 
 
@@ -173,7 +169,7 @@ def test_another_user_is_refused_and_the_listener_goes_on(caplog: pytest.LogCapt
         assert wait([listener], 5.0) and listener.receive() == []
         assert "pid 77" in caplog.text and str(os.getuid() + 1) in caplog.text
         with pytest.raises(PeerGone):
-            channel.receive(5.0)
+            channel.receive(PATIENCE)
         channel.close()
         assert still_serves(listener)
 

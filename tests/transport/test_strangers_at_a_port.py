@@ -16,7 +16,7 @@ from pathlib import Path
 
 import pytest
 import zmq
-from transport_children import boxes, closed, hear
+from transport_children import PATIENCE, boxes, closed, hear
 
 from evener.transport import zeromq, zeromq_wire
 from evener.transport.channel import Arrived, Closed, Opened, wait
@@ -45,13 +45,13 @@ def port_of(listener: ZeroMQListener) -> int:
 
 def session(listener: ZeroMQListener, keys: Keys | None, address: str = "") -> None:
     """A worker comes, is admitted, pushes, is answered and leaves."""
-    channel = zeromq.connect(address or listener.address, *boxes(100), timeout=20.0, keys=keys)
+    channel = zeromq.connect(address or listener.address, *boxes(100), timeout=PATIENCE, keys=keys)
     (opened,) = hear(listener, lambda events: any(isinstance(event, Opened) for event in events))
     listener.admit(opened.peer, (100,))
     channel.send(b"push", payload=True)
     assert hear(listener, bool) == [Arrived(opened.peer, b"push", True)]
     listener.send(opened.peer, b"release", [memoryview(bytes(100))])
-    assert channel.receive(10.0) == b"release"
+    assert channel.receive(PATIENCE) == b"release"
     channel.close()
     hear(listener, closed(opened.peer))
 
@@ -77,12 +77,12 @@ def test_two_hundred_half_open_connections_keep_no_worker_out_and_are_cut(
         session(listener, keys)
         assert not listener._links or not listener._peers
         for sock in crowd:  # each is cut by the server: its descriptor is given back
-            sock.settimeout(10.0)
+            sock.settimeout(PATIENCE)
             with contextlib.suppress(ConnectionError):
                 while sock.recv(1000):
                     pass
         session(listener, keys)
-    deadline = time.monotonic() + 10.0
+    deadline = time.monotonic() + PATIENCE
     while descriptors() > before + 2 or listener._live:
         assert time.monotonic() < deadline, (descriptors(), before, listener._live)
         if wait([listener], 0.05):
@@ -132,7 +132,7 @@ def test_the_bytes_of_a_session_played_again_are_no_member(door: Both) -> None:
     assert len(tap.heard) > 200
 
     with socket.create_connection(("127.0.0.1", port_of(listener)), 5.0) as sock:
-        sock.settimeout(10.0)
+        sock.settimeout(PATIENCE)
         sock.sendall(tap.heard[:64])
         # Without keys the server says READY unasked after its greeting; libzmq cuts who says a message before that.
         with sock.makefile("rb") as answer:
@@ -159,12 +159,10 @@ def test_a_handshake_may_not_be_larger_than_a_frame(door: Both) -> None:
     greeting = b"\xff" + bytes(8) + b"\x7f\x03\x01" + name.ljust(20, b"\0") + bytes(32)
     with socket.create_connection(("127.0.0.1", port_of(listener)), 5.0) as sock:
         sock.sendall(greeting + b"\x06" + (2 << 20).to_bytes(8, "big") + b"\x05HELLO")
-        sock.settimeout(10.0)
-        began = time.monotonic()
+        sock.settimeout(PATIENCE)
         with contextlib.suppress(ConnectionError):
             while sock.recv(1000):
                 pass
-    assert time.monotonic() - began < 10.0
     while wait([listener], 0.05):
         assert listener.receive() == []
     session(listener, keys)

@@ -19,7 +19,7 @@ from pathlib import Path
 
 import pytest
 import zmq
-from transport_children import boxes, closed, hear, serve, worker
+from transport_children import NEVER, PATIENCE, boxes, closed, hear, serve, worker
 
 from evener import transport
 from evener.errors import BindError, ConfigError, PeerGone, Unavailable
@@ -32,6 +32,14 @@ from evener.transport.zeromq_wire import OPEN, PAYLOAD, PLAIN, first_frame, pack
 @pytest.fixture
 def listener() -> Iterator[ZeroMQListener]:
     listener = zeromq.listen()
+    yield listener
+    listener.close()
+
+
+@pytest.fixture
+def patient() -> Iterator[ZeroMQListener]:
+    """Another, to which silence says nothing."""
+    listener = zeromq.listen(heartbeat=NEVER)
     yield listener
     listener.close()
 
@@ -64,7 +72,7 @@ def still_serves(listener: ZeroMQListener) -> bool:
     channel.send(b"push", payload=True)
     assert hear(listener, bool) == [Arrived(opened.peer, b"push", True)]
     listener.send(opened.peer, b"release", [memoryview(bytes(100))])
-    assert channel.receive(5.0) == b"release"
+    assert channel.receive(PATIENCE) == b"release"
     channel.close()
     assert [type(event) for event in hear(listener, bool)] == [Closed]
     return True
@@ -85,18 +93,18 @@ def listening_addresses(port: int) -> set[str]:
 # Death
 
 
-def test_a_killed_worker_is_known_within_two_seconds(listener: ZeroMQListener) -> None:
+def test_a_killed_worker_is_known_without_a_heartbeat(patient: ZeroMQListener) -> None:
     rng = random.Random(5)
     for _ in range(8):
-        with worker(listener.address, nbytes := rng.choice([1, 40_000, 3_000_001])) as child:
-            peer = serve(listener, nbytes, pushes=rng.randint(1, 20))
+        with worker(patient.address, nbytes := rng.choice([1, 40_000, 3_000_001])) as child:
+            peer = serve(patient, nbytes, pushes=rng.randint(1, 20))
             if rng.random() < 0.5:  # it dies while it computes, else while it waits for us
-                listener.send(peer, b"release", [memoryview(bytes(nbytes))])
+                patient.send(peer, b"release", [memoryview(bytes(nbytes))])
             child.send_signal(signal.SIGKILL)
-            hear(listener, closed(peer), 2.0)
+            hear(patient, closed(peer))
 
 
-def test_a_killed_server_is_known_to_its_worker_within_two_seconds() -> None:
+def test_a_killed_server_is_known_to_its_worker_without_a_heartbeat() -> None:
     program = """
 import sys
 from evener import transport
@@ -109,11 +117,11 @@ while wait([listener], 10):
     address = probe.address
     probe.close()
     with worker(address, 0, program) as child:
-        channel = transport.connect(address, *boxes(1000))
+        channel = transport.connect(address, *boxes(1000), timeout=PATIENCE, heartbeat=NEVER)
         channel.send(b"hello")
         child.send_signal(signal.SIGKILL)
         with pytest.raises(PeerGone, match=address):
-            channel.receive(2.0)
+            channel.receive(PATIENCE)
         with pytest.raises(PeerGone):
             channel.send(b"hello")
         channel.close()
@@ -124,9 +132,7 @@ def test_a_stopped_worker_is_known_by_its_missing_heartbeats(listener: ZeroMQLis
     with worker(listener.address, 1000) as child:
         peer = serve(listener, 1000, pushes=3)
         child.send_signal(signal.SIGSTOP)
-        start = time.monotonic()
-        hear(listener, closed(peer), 10.0)
-        assert 3.0 < time.monotonic() - start < 8.0
+        hear(listener, closed(peer))  # its kernel keeps the connection, so nothing else can tell
 
 
 def test_a_peer_whose_descriptor_is_used_again_by_the_next_is_reported_and_the_next_is_not(
@@ -144,7 +150,7 @@ def test_a_peer_whose_descriptor_is_used_again_by_the_next_is_reported_and_the_n
         (opened,) = [event for event in events if isinstance(event, Opened)]
         listener.admit(opened.peer, (8,))
         listener.send(opened.peer, b"alive")
-        assert second.receive(5.0) == b"alive"
+        assert second.receive(PATIENCE) == b"alive"
         first = second
     first.close()
     hear(listener, closed(opened.peer))
@@ -155,7 +161,7 @@ def test_peers_that_came_and_went_unseen_leave_no_trace(listener: ZeroMQListener
         channel = transport.connect(listener.address, *boxes(8))
         channel.send(b"hello")
         channel.close()
-    deadline = time.monotonic() + 5.0
+    deadline = time.monotonic() + PATIENCE
     while time.monotonic() < deadline and (wait([listener], 0.1) or listener._live):
         listener.receive()
     assert not listener._live and not listener._links and not listener._peers and not listener._by_fd
@@ -168,7 +174,7 @@ def test_a_process_may_end_without_closing_anything(listener: ZeroMQListener) ->
         "r = Ranges(Memory(8), ((0, 8),)); a = transport.listen('zeromq'); b = transport.connect(sys.argv[1], r, r);"
     )
     code += "b.send(b'x', payload=False)"
-    subprocess.run([sys.executable, "-c", code, listener.address], check=True, timeout=20)
+    subprocess.run([sys.executable, "-c", code, listener.address], check=True, timeout=100)
     assert still_serves_after_drain(listener)
 
 
@@ -208,9 +214,7 @@ def test_close_does_not_wait_for_a_peer_that_does_not_read() -> None:
     listener.admit(opened.peer, (3_000_000,))
     for _ in range(40):  # more than the kernel's buffers and the channel's queue hold
         listener.send(opened.peer, b"", [memoryview(bytes(3_000_000))])
-    start = time.monotonic()
-    listener.close()
-    assert time.monotonic() - start < 2.0
+    listener.close()  # or it would wait until the test's time is over
     channel.close()
 
 
@@ -254,14 +258,15 @@ def test_nobody_there_is_told_with_the_reason() -> None:
         silent.bind(("127.0.0.1", 0))  # bound, not listening: refused
         address = f"tcp://127.0.0.1:{silent.getsockname()[1]}"
         with pytest.raises(Unavailable, match=address) as error:
-            transport.connect(address, *boxes(8), timeout=0.2)
+            transport.connect(address, *boxes(8), timeout=NEVER, absent=0.0)  # told as soon as it is known
         assert "no process listens" in error.value.why
         silent.listen()  # takes connections, never says a word
         with pytest.raises(Unavailable, match=address) as error:
             transport.connect(address, *boxes(8), timeout=0.2)
         assert "no packet came back" in error.value.why
-        with pytest.raises(Unavailable, match=r"has not answered for 0\.[45] s"):  # somebody does listen
+        with pytest.raises(Unavailable, match=r"has not answered for \d+\.\d s") as error:
             transport.connect(address, *boxes(8), timeout=0.4, absent=0.0)
+        assert "for 0.0 s" not in error.value.what  # somebody does listen: that is worth its time
     with pytest.raises(Unavailable) as error:
         transport.connect("tcp://no-such-host.invalid:1", *boxes(8), timeout=0.1)
     assert "does not resolve" in error.value.why
@@ -273,15 +278,18 @@ def test_a_server_of_another_kind_is_told_apart() -> None:
         other.listen()
 
         def answer() -> None:
-            connection, _ = other.accept()
-            with connection:
-                connection.sendall(b"220 mail.example.org ESMTP\r\n" * 10)
-                connection.recv(1000)
+            with contextlib.suppress(OSError):
+                while True:
+                    connection, _ = other.accept()
+                    with connection:
+                        connection.sendall(b"220 mail.example.org ESMTP\r\n" * 10)
+                        connection.recv(1000)
 
         thread = threading.Thread(target=answer)
         thread.start()
         with pytest.raises(Unavailable) as error:
-            transport.connect(f"tcp://127.0.0.1:{other.getsockname()[1]}", *boxes(8), timeout=0.02)
+            transport.connect(f"tcp://127.0.0.1:{other.getsockname()[1]}", *boxes(8), timeout=0.3)
+        other.shutdown(socket.SHUT_RDWR)
         thread.join()
         assert "does not speak ZeroMQ" in error.value.why or "no packet" in error.value.why
 
@@ -314,7 +322,7 @@ def test_an_old_zeromq_peer_that_brings_its_own_name_is_ignored(
     """ZMTP 1.0 has no handshake, so these bytes reach the application as a message."""
     with socket.create_connection(("127.0.0.1", port_of(listener)), 5.0) as sock:
         sock.sendall(b"\x01\x00" + b"\x04\x00abc" * 3)
-        deadline = time.monotonic() + 5.0
+        deadline = time.monotonic() + PATIENCE
         while "older than ZeroMQ 3" not in caplog.text:
             assert time.monotonic() < deadline
             if wait([listener], 0.1):
@@ -398,7 +406,7 @@ def test_a_frame_above_the_limit_ends_the_connection(listener: ZeroMQListener) -
     with dealer(listener, OPENING) as sock:
         (opened,) = hear(listener, bool)
         sock.send_multipart([GOOD, bytes(5 << 20)])
-        hear(listener, closed(opened.peer), 5.0)
+        hear(listener, closed(opened.peer))
     assert still_serves_after_drain(listener)
 
 
@@ -429,6 +437,6 @@ def test_a_server_that_talks_nonsense_is_left() -> None:
             peer, _ = router.recv_multipart()
             router.send_multipart([peer, *frames])
             with pytest.raises(PeerGone, match="no server of ours"):
-                channel.receive(5.0)
+                channel.receive(PATIENCE)
             channel.close()
     context.term()

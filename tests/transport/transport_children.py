@@ -10,6 +10,11 @@ from collections.abc import Callable, Iterator
 
 from evener.transport.channel import Arrived, Closed, Incoming, Listener, Memory, Opened, Ranges, wait
 
+#: Seconds for what happens at once, on a machine where others want the cores too. No test asks how long it took.
+PATIENCE = 60.0
+#: Seconds that a test never waits: as the limit of a wait they show that something else ends it, as heartbeats that
+#: they never come.
+NEVER = 1000.0
 #: Pushes for ever; every byte of a push is the same, so a torn one would show.
 WORKER = """
 import sys
@@ -20,11 +25,11 @@ nbytes = int(sys.argv[2])
 memory = Memory(2 * nbytes)
 channel = transport.connect(sys.argv[1], Ranges(memory, ((0, nbytes),)), Ranges(memory, ((nbytes, nbytes),)))
 channel.send(b"hello")
-channel.receive(10)
+channel.receive(60)
 for step in range(1_000_000):
     memory.view[:nbytes] = bytes([step % 256]) * nbytes
     channel.send(b"push", payload=True)
-    channel.receive(10)
+    channel.receive(60)
 """
 
 
@@ -39,7 +44,7 @@ def worker(address: str, nbytes: int, program: str = WORKER) -> Iterator[subproc
         child.wait()
 
 
-def hear(listener: Listener, until: Callable[[list[Incoming]], bool], seconds: float = 10.0) -> list[Incoming]:
+def hear(listener: Listener, until: Callable[[list[Incoming]], bool], seconds: float = PATIENCE) -> list[Incoming]:
     """All events until a condition holds; an error when it does not in time."""
     events: list[Incoming] = []
     deadline = time.monotonic() + seconds

@@ -7,7 +7,7 @@ import os
 import threading
 from concurrent.futures import ThreadPoolExecutor
 
-DEADLINE = 20.0  # seconds, for what happens at once
+DEADLINE = 60.0  # seconds, for what happens at once
 
 
 class Meeting:

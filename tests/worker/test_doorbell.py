@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import os
 import socket
-import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
 
@@ -74,17 +73,29 @@ def test_a_tower_that_is_a_meeting_ahead_is_not_counted_for_another(belled):
     assert first.missing() == [2]
 
 
+class During:
+    """A poll during which something happens."""
+
+    def __init__(self, poll, happens):
+        self._poll, self._happens = poll, happens
+
+    def poll(self, milliseconds):
+        self._happens()
+        return self._poll.poll(milliseconds)
+
+    def __getattr__(self, name):
+        return getattr(self._poll, name)
+
+
 def test_a_tower_that_has_ended_is_seen_at_once_by_whoever_waits_for_it(belled):
     first, second, third = belled(3)
     first.ring()
     second.ring()
-    ending = threading.Timer(0.05, third.close)
-    ending.start()
+    first._poll = During(first._poll, third.close)
 
     with pytest.raises(PeerGone, match="worker:2 is gone"):
         first.wait(DEADLINE)
     assert first.gone() == [2]
-    ending.join()
 
 
 def test_one_that_came_and_ended_is_missed_at_the_next_meeting_only(belled):

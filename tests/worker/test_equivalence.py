@@ -174,10 +174,13 @@ def test_two_workers_that_accumulate_four_gradients_are_one_process_at_four_batc
     assert rate == expected[2]
 
 
-def test_sync_gives_the_same_bits_whatever_the_order_of_arrival(tmp_path):
+@pytest.mark.parametrize(
+    "crew", [{"workers": 3}, {"workers": 2, "replicas_to_aggregate": 4, "accumulate": True}], ids=["R=W", "R>W"]
+)
+def test_sync_without_backups_gives_the_same_bits_whatever_the_order_of_arrival(crew, tmp_path):
     recipe = recipe_of("mlp", "momentum", torch.float32)
     runs = [
-        together(recipe, tmp_path / str(seed), chance=Random(seed), steps=20, workers=3, batch_size=BATCH, ps=2)
+        together(recipe, tmp_path / str(seed), chance=Random(seed), steps=20, batch_size=BATCH, ps=2, **crew)
         for seed in range(3)
     ]
 

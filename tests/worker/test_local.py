@@ -67,6 +67,20 @@ def test_leases_follow_each_other_and_the_last_turn_says_stop(alone):
     assert all(turn.chief for turn in turns)
 
 
+def test_speed_is_counted_from_the_first_step_and_not_from_the_start_of_the_process(alone):
+    session, clock, reports = alone()
+    clock.advance(100.0)  # hooks that download something, say
+    for _ in range(2):
+        clock.advance(0.1)  # as long as `step` says that it took
+        step(session)
+    session.exchange.progress()
+    session.exchange.close()
+
+    (*_, told), (figures,) = ([one for one in reports if isinstance(one, kind)] for kind in (Progress, Finished))
+    assert [told.steps_per_second, told.examples_per_second] == pytest.approx([10.0, 100.0])
+    assert figures.seconds == pytest.approx(0.2)
+
+
 def test_stop_ends_the_run_after_the_update_in_hand(alone):
     session, *_ = alone()
     assert session.exchange.stop("enough").stop == "enough"

@@ -63,11 +63,10 @@ print("sum", hashlib.sha256(flat.numpy().tobytes()).hexdigest(), flush=True)
 if what in ("kill", "stop", "gloo's clock"):
     if rank == size - 1:
         os.kill(os.getpid(), signal.SIGKILL if what == "kill" else signal.SIGSTOP)
-    began = time.monotonic()
     try:
         group.sum([flat, count], "update 2", lambda: None)
     except Exception as error:
-        print(type(error).__name__, error.what, f"{time.monotonic() - began:.1f}", flush=True)
+        print(type(error).__name__, error.what, flush=True)
     group.close(failed=True)
 else:
     group.close()
@@ -139,17 +138,17 @@ def test_two_towers_sum_bit_for_bit_on_loopback_alone_and_one_that_is_late_is_na
     [
         ("kill", "PeerGone .*worker:2 is gone"),
         # whoever gives up second may see the first one leave: it still says whom both waited for
-        ("stop", "Unavailable .* has waited . s for .*worker:2|PeerGone .* waited for .*worker:2"),
+        ("stop", r"Unavailable .* has waited \d+ s for .*worker:2|PeerGone .* waited for .*worker:2"),
     ],
 )
 def test_whoever_is_killed_or_stopped_is_named_by_all_survivors(tmp_path, what, words, way):
-    with Some(tmp_path, 3, 3.0, way, what) as some:
+    patience = 3.0 if what == "stop" else 1000.0  # of a death they know at once
+    with Some(tmp_path, 3, patience, way, what) as some:
         said = some.finish(0, 1)
         some.processes[2].send_signal(signal.SIGKILL)
 
     for text in said:
         assert re.search(words, text), text
-        assert what == "stop" or float(text.split()[-1]) < 3.0
 
 
 def test_when_gloo_gives_up_first_they_say_whom_they_waited_for(tmp_path):

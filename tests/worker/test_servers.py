@@ -461,7 +461,7 @@ class Serving:
 
     def __exit__(self, *_):
         for thread in self.threads:
-            thread.join(20.0)
+            thread.join(60.0)
             assert not thread.is_alive(), "a server did not end"
 
 

@@ -6,6 +6,7 @@ import hashlib
 import json
 import logging
 import time
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from functools import partial
 from importlib.metadata import version
@@ -157,5 +158,5 @@ def open_ledger(settings: Settings, *, generation: int, run: str, report: Report
     return Ledger(path_of(Path(settings.logdir)), about, clock=time.time, tell=tell)
 
 
-def open_store(settings: Settings, *, writable: bool = True) -> Store:
-    return Store(checkpoints(settings), writable=writable)
+def open_store(settings: Settings, *, writable: bool = True, tell: Callable[[str], None] = log.warning) -> Store:
+    return Store(checkpoints(settings), writable=writable, tell=tell)

@@ -13,6 +13,7 @@ import socket
 import struct
 import threading
 import time
+from pathlib import Path
 from typing import Any, Generic, TypeVar
 
 import msgspec
@@ -51,6 +52,11 @@ _reports: msgspec.msgpack.Decoder[AnyReport] = msgspec.msgpack.Decoder(AnyReport
 _LENGTH = struct.Struct("<I")
 #: Most bytes of one message; a longer one is no order and no report.
 LONGEST = 4 << 20
+
+
+def log_of(assignment: Assignment) -> Path:
+    """What a task writes for people to read later; relative to where it runs."""
+    return Path(assignment.settings["logdir"]) / "logs" / f"{assignment.job}-{assignment.index}.log"
 
 
 def framed(message: Order | AnyReport) -> bytes:
@@ -147,12 +153,29 @@ class TaskEnd:
 
     def report(self, report: AnyReport) -> None:
         """Send a report. Figures that nobody reads in time are dropped, events are not."""
+        if isinstance(report, Status | Progress):
+            self.offer(report)
+            return
         data = framed(report)
-        with self._lock:
-            if isinstance(report, Status | Progress) and not select.select([], [self._socket], [], 0)[1]:
-                return
+        with self._lock, contextlib.suppress(OSError):
+            self._socket.sendall(data)
+
+    def offer(self, report: AnyReport) -> bool:
+        """Send a report if nobody has to wait for that; whether it went.
+
+        A signal's handler that reports may have interrupted a report of its own thread, which then holds the lock.
+        """
+        data = framed(report)
+        if not self._lock.acquire(timeout=0.1):
+            return False
+        try:
+            if not select.select([], [self._socket], [], 0)[1]:
+                return False
             with contextlib.suppress(OSError):
                 self._socket.sendall(data)
+            return True
+        finally:
+            self._lock.release()
 
 
 class LauncherEnd:

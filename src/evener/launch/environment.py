@@ -5,16 +5,15 @@ The only reader of environment variables; everything else is told. `explain` say
 
 from __future__ import annotations
 
-import json
 import os
 import sys
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any
 
 from evener.cluster import Cluster, Task
 from evener.errors import ConfigError
+from evener.launch import tf_config
 from evener.launch.slurm import nodelist
 from evener.settings import Settings
 
@@ -58,9 +57,10 @@ def find(flags: Flags, environment: Mapping[str, str] | None = None) -> Found:
         read_found = read(flags, environment)
         if read_found is not None:
             return _with_flags(read_found, flags)
+    told = "TF_CONFIG names no cluster" if environment.get("TF_CONFIG", "").strip() else "TF_CONFIG is not set"
     raise ConfigError(
         "nothing says which cluster this task belongs to.",
-        why="there are no host lists, and none of TF_CONFIG, torchrun's and Slurm's variables is set.",
+        why=f"there are no host lists, {told}, nor are torchrun's and Slurm's variables.",
         fix="give --ps-hosts, --worker-hosts, --job-name and --task-index; `evener train` starts all tasks by itself.",
     )
 
@@ -110,44 +110,8 @@ def _check_agreement(found: Found, environment: Mapping[str, str]) -> None:
 
 
 def _from_tf_config(_flags: Flags, environment: Mapping[str, str]) -> Found | None:
-    """TensorFlow's variable. Its `chief` (or `master`) is worker 0; its `evaluator` has no equal here."""
-    text = environment.get("TF_CONFIG", "").strip()
-    if not text:
-        return None
-    try:
-        config: Any = json.loads(text)
-    except json.JSONDecodeError as error:
-        raise ConfigError(
-            f"TF_CONFIG is not JSON: line {error.lineno} column {error.colno}: {error.msg}.", fix="correct it."
-        ) from error
-    jobs = config.get("cluster") if isinstance(config, dict) else None
-    if not isinstance(jobs, dict) or not jobs:
-        return None
-    lists = {job: _addresses(job, told) for job, told in jobs.items()}
-    chiefs = [*lists.pop("chief", []), *lists.pop("master", [])]
-    workers = [*chiefs, *lists.pop("worker", [])]
-    lists.pop("evaluator", None)
-    cluster = Cluster.of({"ps": [], **lists, "worker": workers})
-    task = config.get("task")
-    task = task if isinstance(task, dict) else {}
-    job, index = task.get("type", "worker"), task.get("index", 0)
-    if job == "evaluator":
-        raise ConfigError(
-            "TF_CONFIG makes this task an evaluator, which evener has not.",
-            why="the chief validates at --eval-every and at the end.",
-            fix="do not start this task, or run `evener eval RECIPE --checkpoint LOGDIR`.",
-        )
-    if job in ("chief", "master"):
-        job = "worker"
-    elif job == "worker" and isinstance(index, int):
-        index += len(chiefs)
-    return Found(cluster, cluster.task(job, index), "TF_CONFIG")
-
-
-def _addresses(job: str, told: Any) -> list[str]:
-    if not isinstance(told, list) or not all(isinstance(address, str) for address in told):
-        raise ConfigError(f"job {job!r} of TF_CONFIG is {told!r}.", fix='write a list: ["host:port", ...].')
-    return told
+    told = tf_config.read(environment.get("TF_CONFIG", ""))
+    return Found(*told, "TF_CONFIG") if told else None
 
 
 def _from_torchrun(flags: Flags, environment: Mapping[str, str]) -> Found | None:

@@ -116,8 +116,8 @@ def session_of(built: Built, settings: Settings, report: Reporter, tower: Tower 
 
 def _kept(settings: Settings, report: Reporter) -> tuple[Saver, Ledger, Restored]:
     """Of the logdir, for the process that saves."""
-    store = open_store(settings)
     tell = partial(tell_and_log, "worker:0", report)
+    store = open_store(settings, tell=tell)
     saver = Saver(store, schedule_of(settings), shards=1, clock=time.monotonic, tell=tell)
     restored = beginning(store, saver, settings, "worker:0", report)
     return saver, open_ledger(settings, generation=0, run="", report=report, task="worker:0"), restored

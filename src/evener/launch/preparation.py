@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import secrets
 import time
 from collections.abc import Mapping
@@ -30,10 +31,17 @@ def how(settings: Settings) -> str:
 
 
 def settings_of(
-    recipe: object, options: Mapping[str, Any], *, elsewhere: bool = True, fresh_logdir: bool = True
+    recipe: object, options: Mapping[str, Any], *, elsewhere: bool = True, fresh_logdir: bool = True, here: bool = True
 ) -> tuple[Settings, Recipe | None]:
-    """`elsewhere`: ps tasks and towers are other processes than this one."""
-    given = {**options}
+    """Directories of this machine are absolute from here on: the recipe's code may change the current one.
+
+    Args:
+        elsewhere: ps tasks and towers are other processes than this one.
+        here: the logdir is on this machine.
+    """
+    start = Path.cwd()
+    mine = [name for name in ("keys", "init_from", *["logdir"] * here) if options.get(name)]
+    given = {**options, **{name: str(start / options[name]) for name in mine}}
     made: Recipe | None = None
     if isinstance(recipe, str):
         given["recipe"] = recipe
@@ -55,19 +63,14 @@ def settings_of(
 
         made = from_object(recipe, given.get("recipe_options") or {})
         given["recipe"] = reference_of(recipe) or made.name
-    if "logdir" in given:
-        given["logdir"] = str(given["logdir"])
-    if given.get("init_from"):  # tasks may have another working directory
-        given["init_from"] = str(Path(given["init_from"]).expanduser().absolute())
     settings = settings_module.make(given)
     named = settings.logdir or not fresh_logdir
-    return (settings if named else replace(settings, logdir=new_logdir(settings.recipe))), made
+    return (settings if named else replace(settings, logdir=new_logdir(settings.recipe, start))), made
 
 
-def new_logdir(recipe: str) -> str:
+def new_logdir(recipe: str, start: Path) -> str:
     """A directory of a name that no other run has. It is made here, so that two runs of one second get two."""
-    name = recipe.rpartition(":")[2] or "run"
-    base = Path("evener-runs") / f"{name}-{time.strftime('%Y%m%d-%H%M%S')}"
+    base = start / "evener-runs" / f"{run_name(recipe)}-{time.strftime('%Y%m%d-%H%M%S')}"
     for attempt in range(1000):
         path = base.with_name(f"{base.name}-{attempt}") if attempt else base
         try:
@@ -78,6 +81,18 @@ def new_logdir(recipe: str) -> str:
             pass  # `make_logdir` meets it again, and says what is wrong
         return str(path)
     raise ConfigError(f"there are 1000 runs named {base} already.", fix="choose a --logdir.")
+
+
+def run_name(recipe: str) -> str:
+    """What a run is called after its recipe: by its file or module, and by its function unless that is `recipe`.
+
+    >>> [run_name(recipe) for recipe in ("mnist", "my_train.py:recipe", "a/b.py:small", "package.module:recipe")]
+    ['mnist', 'my_train', 'b-small', 'module']
+    """
+    place, _, attribute = recipe.rpartition(":")
+    name = Path(place).stem if place.endswith(".py") else place.rpartition(".")[2]
+    parts = [part for part in (name, attribute) if part]
+    return "-".join(parts[:1] if parts[1:] == ["recipe"] else parts).replace("/", "-") or "run"
 
 
 def make_logdir(logdir: Path) -> None:
@@ -96,7 +111,8 @@ def download(settings: Settings) -> None:
     """Once, here, where its progress can be seen: tasks would wait for each other and write bars into logs."""
     from evener.recipe import resolve
 
-    resolve(settings.recipe, settings.recipe_options).data()
+    with contextlib.chdir("."):  # tasks begin where this process began, wherever the recipe's code goes
+        resolve(settings.recipe, settings.recipe_options).data()
 
 
 def as_rank(options: Mapping[str, Any], rank: Rank | None) -> dict[str, Any]:
@@ -119,5 +135,5 @@ def options_there(recipe: object, servers: Cluster, options: Mapping[str, Any]) 
 
     name = recipe if isinstance(recipe, str) else repr(recipe)
     check_recipe(name)
-    fresh = Path("evener-runs") / f"{name.rpartition(':')[2]}-{time.strftime('%Y%m%d-%H%M%S')}-{secrets.token_hex(2)}"
+    fresh = Path("evener-runs") / f"{run_name(name)}-{time.strftime('%Y%m%d-%H%M%S')}-{secrets.token_hex(2)}"
     return {"logdir": str(fresh), **options_for(servers, options)}

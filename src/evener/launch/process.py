@@ -7,10 +7,9 @@ import signal
 import socket
 import subprocess
 import sys
-from pathlib import Path
 from typing import Protocol
 
-from evener.launch.control import Assignment, LauncherEnd, Order
+from evener.launch.control import Assignment, LauncherEnd, Order, log_of
 from evener.launch.environment import task_environment
 from evener.launch.forked import ForkServer, possible
 from evener.report import AnyReport
@@ -63,11 +62,6 @@ class Starter(Protocol):
     def close(self) -> None:
         """The run is over."""
         ...
-
-
-def log_of(assignment: Assignment) -> Path:
-    """What a task writes for people to read later; relative to where it runs."""
-    return Path(assignment.settings["logdir"]) / "logs" / f"{assignment.job}-{assignment.index}.log"
 
 
 class Child(Protocol):

@@ -23,8 +23,7 @@ import msgspec
 from evener import errors, transport
 from evener.cluster import Cluster, Task
 from evener.launch import control
-from evener.launch.control import Assignment, Order
-from evener.launch.process import log_of
+from evener.launch.control import Assignment, Order, log_of
 from evener.report import AnyReport, Failed
 from evener.settings import Settings
 from evener.transport import keys

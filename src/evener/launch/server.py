@@ -115,8 +115,8 @@ def _expected(built: Built, settings: Settings, run: str) -> Expected:
 
 
 def _leader(links: Links, shard: Shard, settings: Settings, *, run: str, report: Reporter) -> Leader:
-    store = open_store(settings)
     tell = partial(tell_and_log, "ps:0", report)
+    store = open_store(settings, tell=tell)
     saver = Saver(store, schedule_of(settings), shards=settings.ps, clock=time.monotonic, tell=tell)
     chaos.point("server.restoring")
     restored = beginning(store, saver, settings, "ps:0", report)

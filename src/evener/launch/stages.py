@@ -92,7 +92,7 @@ def _local(part: Part, state: State, settings: Settings, samples: int, report: R
     tell = partial(tell_and_log, task, report)
     if warning := _normalizes(part.model, settings):
         tell(warning)
-    store = open_store(settings)
+    store = open_store(settings, tell=tell)
     saver = StagesSaver(store, schedule_of(settings), shards=part.group.stages, clock=time.monotonic, tell=tell)
     saver.group = part.group
     restored = beginning(store, saver, settings, task, report)

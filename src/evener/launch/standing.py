@@ -21,9 +21,9 @@ import msgspec
 from evener import errors, settings as settings_module
 from evener.cluster import Address, Task
 from evener.launch import control
-from evener.launch.control import Assignment, Order, Stop, Stream
+from evener.launch.control import Assignment, Order, Stop, Stream, log_of
 from evener.launch.local import ORDERLY
-from evener.launch.process import Processes, Running, Starter, log_of
+from evener.launch.process import Processes, Running, Starter
 from evener.launch.remote import check_recipe, pieces
 from evener.report import Progress, Status
 from evener.transport import user
@@ -232,6 +232,7 @@ class StandingServer:
         told["ps_hosts"] = tuple(hosts)
         if not settings_module.make(told).logdir:
             raise errors.ConfigError("the job names no logdir.")
+        told["logdir"] = os.path.abspath(told["logdir"])  # the recipe's code may change the current directory
         return msgspec.structs.replace(order, settings=told)
 
     # --- the task

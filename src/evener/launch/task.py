@@ -9,15 +9,17 @@ from __future__ import annotations
 import logging
 import signal
 import sys
+import time
 import traceback
 
 from evener import chaos, errors
-from evener.launch.control import Assignment, TaskEnd
+from evener.launch.control import Assignment, TaskEnd, log_of
 from evener.launch.environment import chaos_plan
+from evener.launch.printed import passed_on
 from evener.launch.proc import die_with_parent
 from evener.launch.rendezvous import START, LauncherLine
 from evener.leaving import leave
-from evener.report import Failed
+from evener.report import Failed, Line
 
 
 def main(line: int) -> int:
@@ -28,11 +30,14 @@ def main(line: int) -> int:
     logging.basicConfig(stream=sys.stderr, level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s: %(message)s")
     assignment = control.next(START)
     assert isinstance(assignment, Assignment)
+    task = f"{assignment.job}:{assignment.index}"
     try:
-        chaos.arm(chaos_plan(), f"{assignment.job}:{assignment.index}", assignment.life)
-        run(assignment, control)
+        chaos.arm(chaos_plan(), task, assignment.life)
+        tell, log = (lambda text: control.offer(Line(task, text))), str(log_of(assignment))
+        with passed_on(tell, clock=time.monotonic, rest=log):
+            run(assignment, control)
     except BaseException as error:
-        control.report(failure(f"{assignment.job}:{assignment.index}", error))
+        control.report(failure(task, error))
         traceback.print_exc()
         return 1
     return 0

@@ -17,6 +17,7 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Protocol, TextIO
 
+from evener.launch.view_waits import LastingWaits
 from evener.report import AnyReport, Evaluated, Failed, Line, Progress, Status
 from evener.result import Result
 
@@ -70,8 +71,8 @@ def make_view(*, stream: TextIO, tasks: Sequence[str], title: str, clock: Callab
 class PlainView:
     """One line for one event, flushed at once: for pipes, files, CI and `kubectl logs`.
 
-    Progress comes every 5 s; a wait is told as soon as it begins or changes, but at most once a second, and again
-    every 10 s while it lasts.
+    Progress comes every 5 s; a wait is told as soon as it has lasted 2 s or changes, but at most once a second, and
+    again every 10 s while it lasts.
     """
 
     def __init__(self, *, stream: TextIO, tasks: Sequence[str], title: str, clock: Callable[[], float]) -> None:
@@ -80,10 +81,10 @@ class PlainView:
         self._start = clock()
         self._width = max(len(name) for name in (RUN, *tasks))
         self._silent = False
+        self._waits = LastingWaits(clock)
         # of the run
         self._told_at = -math.inf
         self._told = ""  # for whom the run waits, as last printed
-        self._step: int | None = None
         # of each task
         self._wait_told_at: dict[str, float] = {}
         self._wait_told: dict[str, str] = {}
@@ -91,14 +92,14 @@ class PlainView:
         self.say(title)
 
     def hear(self, report: AnyReport) -> None:
-        match report:
-            case Line():
+        match self._waits.seen(report):
+            case Line() as report:
                 self._print(report.task, report.text)
-            case Progress():
-                self._hear_progress(report)
-            case Status():
-                self._hear_status(report)
-            case Evaluated():
+            case Progress() as progress:
+                self._hear_progress(progress)
+            case Status() as status:
+                self._hear_status(status)
+            case Evaluated() as report:
                 self._print(RUN, metrics_line(report))
         if self._wait_held:
             self._tell_waits()
@@ -113,11 +114,7 @@ class PlainView:
         sentence = _COUNTER.sub("", progress.waiting_for)
         if not sentence:
             self._told = ""
-        # While steps are made, a sync run waits for somebody many times a second, always for another gradient:
-        # that is no news. It is news once no step was made since the last report.
-        stuck = progress.global_step == self._step
-        self._step = progress.global_step
-        changed = bool(sentence) and stuck and sentence != self._told
+        changed = bool(sentence) and sentence != self._told
         now = self._clock()
         if now - self._told_at < (WAIT_LIMIT if changed else HEARTBEAT):
             return
@@ -230,30 +227,37 @@ def failure_block(failed: Failed, host: str = "", log: str = "") -> str:
     return "\n".join(lines)
 
 
-def installed(name: str) -> str:
-    """How to call a program of this environment from here: its name, or its path where the shell would not find it."""
+def installed(name: str, start: Path) -> str:
+    """How to call a program of this environment from `start`: its name, or its path where the shell finds none."""
     beside = Path(sys.executable).parent / name
-    return name if shutil.which(name) or not beside.exists() else os.path.relpath(beside)
+    return name if shutil.which(name) or not beside.exists() else os.path.relpath(beside, start)
 
 
-def summary(result: Result, program: Callable[[str], str] = str) -> str:
+def seen_from(start: Path | None, path: str) -> str:
+    """A path as a person writes it who is in the directory `start`; one that does not lie below it stays."""
+    return str(Path(path).relative_to(start)) if start and path and Path(path).is_relative_to(start) else path
+
+
+def summary(result: Result, program: Callable[[str], str] = str, start: Path | None = None) -> str:
     """The last thing a person sees of a run that finished: how good, how fast, and what to type next.
 
     Args:
         program: "evener" -> how it is called here.
+        start: where the person is; paths below it are shown from there.
     """
+    checkpoint, logdir = seen_from(start, result.checkpoint), seen_from(start, result.logdir)
     rows = _validation_rows(result)
     rows["global step"] = f"{result.global_step}; {result.examples} examples in {result.seconds:.1f} s"
     rows["speed"] = f"{rate(result.steps_per_second)} steps/s, {rate(result.examples_per_second)} examples/s"
     if result.ps:
         rows["dropped gradients"] = f"{result.dropped_gradients}"
         rows["staleness"] = f"mean {result.mean_staleness:.2f}, max {result.max_staleness}"
-    if result.checkpoint:
-        rows["checkpoint"] = result.checkpoint
-        rows["evaluate it"] = shlex.join([program("evener"), "eval", result.recipe, "--checkpoint", result.checkpoint])
-    if result.logdir:
-        rows["TensorBoard logs"] = result.logdir
-        rows["look at them"] = shlex.join([program("tensorboard"), "--logdir", result.logdir])
+    if checkpoint:
+        rows["checkpoint"] = checkpoint
+        rows["evaluate it"] = shlex.join([program("evener"), "eval", result.recipe, "--checkpoint", checkpoint])
+    if logdir:
+        rows["TensorBoard logs"] = logdir
+        rows["look at them"] = shlex.join([program("tensorboard"), "--logdir", logdir])
     width = max(len(name) for name in rows)
     return "\n".join([f"{result.recipe}: {result.reason}", *(f"  {n:<{width}}  {text}" for n, text in rows.items())])
 

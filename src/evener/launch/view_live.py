@@ -17,6 +17,7 @@ from rich.table import Table
 from rich.text import Text
 
 from evener.launch.view import RUN, eta, figures, metrics_line, printable, rate, step_text
+from evener.launch.view_waits import LastingWaits
 from evener.report import AnyReport, Evaluated, Failed, Finished, Line, Progress, Published, Status
 
 #: Seconds between two drawings.
@@ -46,7 +47,7 @@ class LiveView:
         self._start = clock()
         self._rows = {task: Status(task, "starting") for task in tasks}
         self._progress: Progress | None = None
-        self._stuck = False  # no step was made between the last two reports of progress
+        self._waits = LastingWaits(clock)
         self._lines: deque[str] = deque(maxlen=10_000)
         self._changed = True
         self._closing = threading.Event()
@@ -61,24 +62,23 @@ class LiveView:
         self._thread.start()
 
     def hear(self, report: AnyReport) -> None:
-        match report:
-            case Line():
+        match self._waits.seen(report):
+            case Line() as report:
                 self._note(report.task, report.text)
-            case Evaluated():
+            case Evaluated() as report:
                 self._note(RUN, metrics_line(report))
-            case Status():
+            case Status() as report:
                 self._rows[report.task] = _carried(self._rows.get(report.task), report)
-            case Published():
+            case Published() as report:
                 self._rows[report.task] = Status(report.task, "serving")
-            case Progress():
-                self._stuck = self._progress is not None and report.global_step == self._progress.global_step
+            case Progress() as report:
                 self._progress = report
                 self._owner("serving", report.global_step)
-            case Finished():
+            case Finished() as report:
                 if self._progress is not None:
                     self._progress = replace(self._progress, global_step=report.global_step, waiting_for="")
                 self._owner("done", report.global_step)
-            case Failed():
+            case Failed() as report:
                 self._rows[report.task] = replace(
                     self._rows.get(report.task, Status(report.task, "failed")), state="failed", waiting_for=""
                 )
@@ -134,9 +134,9 @@ class LiveView:
         yield _bar(progress)
         yield Text(", ".join(figures(progress)), no_wrap=True, overflow="ellipsis")
         if progress.waiting_for:
-            yield Text(f"waiting for: {progress.waiting_for}", style="yellow" if self._stuck else "dim")
+            yield Text(f"waiting for: {progress.waiting_for}", style="yellow")
         elif not self._closing.is_set():
-            yield Text("")  # kept free, so that the table does not jump with every short wait
+            yield Text("")  # kept free, so that the table does not jump with every wait
 
     def _table(self, *, wide: bool, room: int) -> Table:
         rows = list(self._rows.values())  # in one step: `hear` may add a row at any time

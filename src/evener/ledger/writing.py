@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import contextlib
+import errno
 import logging
 import os
 from collections.abc import Callable, Sequence
@@ -10,6 +10,7 @@ from pathlib import Path
 
 import msgspec
 
+from evener.atomic import LACKING
 from evener.ledger.lines import Begin, Complete, Cut, Dropped, End, Entry, Gap, Line, Returned, Update, encode
 from evener.policy.leases import LeaseState
 
@@ -163,6 +164,11 @@ class Ledger:
 
     def _flush(self) -> None:
         """What a checkpoint holds must not be forgotten by the ledger, not even by a power loss."""
-        if self._fd >= 0:
-            with contextlib.suppress(OSError):  # a full disk is told by the next line
-                os.fdatasync(self._fd)
+        if self._fd < 0:
+            return
+        try:
+            os.fdatasync(self._fd)
+        except OSError as error:
+            # A full disk is told by the next line, and what a file system lacks at the start of the run.
+            if error.errno not in {*LACKING, errno.ENOSPC, errno.EDQUOT}:
+                self._tell(f"the ledger {self._path} cannot be flushed ({error.strerror}): its last lines may be lost")

@@ -42,4 +42,6 @@ class Whole:
         late = sorted({shard for holders in self._holders.values() for shard in set(range(self._shards)) - holders})
         if not late:
             return ""
-        return f"{len(self._holders)} gradients are not yet on " + ", ".join(f"ps:{shard}" for shard in late)
+        count = len(self._holders)
+        what = "1 gradient is" if count == 1 else f"{count} gradients are"
+        return f"{what} not yet on " + ", ".join(f"ps:{shard}" for shard in late)

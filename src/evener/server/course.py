@@ -47,6 +47,7 @@ class Course:
         self.complete = True  # whether it ended by itself, so that it is worth an evaluation
         self.failed = False  # whether it ends because a worker failed
         self._samples, self._batch = 0, ""
+        self._training = False  # whether a worker has begun a step
         self._last_move = self._last_report = setup.clock()
         self._stop_time = 0.0
 
@@ -61,8 +62,14 @@ class Course:
             return False
         self._samples, self._batch = samples, batch
         self.train_steps = self.settings.steps(samples)
-        self.tally.started = self._last_move = self.setup.clock()
+        self._last_move = self.setup.clock()
         return True
+
+    def gave_lease(self) -> None:
+        """A worker begins a step. The first one starts the clock of all rates."""
+        if not self._training:
+            self._training = True
+            self.tally.begin()
 
     @property
     def samples(self) -> int:

@@ -135,6 +135,7 @@ class Rounds:
         if lease is None:
             self._parked.append(worker)
         else:
+            self.course.gave_lease()
             self.answer(seat, lease)
 
     def _serve_parked(self) -> None:

@@ -141,6 +141,11 @@ class LogEvery(Hook):
     def after_create(self, session: Session) -> None:
         self._global_step = session.turn.version
 
+    def before_step(self, session: Session) -> None:
+        if session.local_step == 0:  # a worker's start, and its wait for others, are no part of its speed
+            for window in (self._mine, self._batches, self._cluster):
+                window.start()
+
     def after_step(self, session: Session, result: StepResult) -> None:
         self._mine.add(result.examples)
         self._batches.add()

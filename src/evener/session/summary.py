@@ -46,8 +46,11 @@ class Summaries(Hook):
         self._failed = False
 
     def after_create(self, session: Session) -> None:
-        self._period = _Period(self._clock(), session.turn.version)
         self._chief_since = session.turn.version if session.turn.chief else None
+
+    def before_step(self, session: Session) -> None:
+        if session.local_step == 0:  # what was before the first step is no part of a rate
+            self._period = _Period(self._clock(), session.turn.version)
 
     def after_step(self, session: Session, result: StepResult) -> None:
         self._period.add(result)

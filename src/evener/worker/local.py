@@ -76,7 +76,6 @@ class Local:
         return schedule.figure if schedule is not None else ""
 
     def start(self) -> Turn:
-        self._tally.started = self._clock()
         if self._state.step >= self._train_steps:
             self._stop = f"already at step {self._state.step} of {self._train_steps}: nothing to do"
         return self._turn()
@@ -88,6 +87,8 @@ class Local:
                 f"the gradient of {bad!r} is not finite, at global step {self._state.step}, lease {self._lease} "
                 f"(loss {computed.loss:.6g})."
             )
+        if not self._tally.updates:  # the first step began so long ago; what was before is no part of a rate
+            self._tally.begin(self._clock() - computed.seconds)
         self._whole = False
         self._applied = self._state.apply(self._gradients, computed.unused, factor)
         step = self._state.step

@@ -61,7 +61,7 @@ class Joined:
         self.paths = list(paths)
         self._sources: dict[int, Source] = {}
         self._lock = threading.Lock()
-        self._stamps: list[tuple[int, int] | None] = []
+        self._stamps: list[tuple[int, str] | None] = []
         indexes: list[Index] = []
         for number, path in enumerate(self.paths):
             source = opened(path)
@@ -105,7 +105,7 @@ class Joined:
                 if source.stamp != self._stamps[file]:
                     raise InputError(
                         f"{self.paths[file]} has changed while it was read.",
-                        why="its size or time is not what it was when the run began.",
+                        why="its size, its beginning or its end is not what it was when the run began.",
                         fix="start again; write new data under a new name.",
                     )
                 self._remember(file, source)

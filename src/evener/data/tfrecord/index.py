@@ -16,6 +16,7 @@ from evener.data.tfrecord import crc
 from evener.data.tfrecord.records import Bad, OnDisk, Record, Source, walk
 
 FORMAT = "evener tfrecord index 1"
+Stamp = tuple[int, str, int]  # a file's size, digest of its ends, time: a time that lies costs a walk, no more
 
 
 @dataclass(frozen=True)
@@ -39,7 +40,7 @@ class Index:
 
 
 def index(source: Source, *, skip_bad_records: bool = False, cache: bool = True) -> Index:
-    """The index of a file, from the one kept beside it when that is of this very size and time.
+    """The index of a file, from the one kept beside it when that is of this very size, time, beginning and end.
 
     Args:
         skip_bad_records: check all data now, so that every worker finds the same good records.
@@ -48,7 +49,7 @@ def index(source: Source, *, skip_bad_records: bool = False, cache: bool = True)
     Raises:
         InputError: a length is damaged or the file ends inside a record, and bad ones are not skipped.
     """
-    stamp = source.stamp if isinstance(source, OnDisk) and cache else None
+    stamp = (*source.stamp, source.time_ns) if isinstance(source, OnDisk) and cache else None
     found = _kept(source, stamp) if stamp else None
     if found is not None and found.checked >= skip_bad_records and (skip_bad_records or not found.skipped):
         return found
@@ -77,7 +78,7 @@ def _made(source: Source, skip: bool) -> Index:
     return Index(table[:, 0].copy(), table[:, 1].copy(), skip, len(bad), bad[0] if bad else None)
 
 
-def _keep(path: Path, stamp: tuple[int, int], made: Index) -> None:
+def _keep(path: Path, stamp: Stamp, made: Index) -> None:
     about: dict[str, Any] = {"format": FORMAT, "stamp": stamp, "checked": made.checked, "skipped": made.skipped}
     if made.first:
         first = made.first
@@ -94,7 +95,7 @@ def _keep(path: Path, stamp: tuple[int, int], made: Index) -> None:
             part.unlink(missing_ok=True)
 
 
-def _kept(source: Source, stamp: tuple[int, int]) -> Index | None:
+def _kept(source: Source, stamp: Stamp) -> Index | None:
     """The kept index, or None when there is none or it does not belong to the file as it is now."""
     try:
         content = path_of(source.path).read_bytes()

@@ -6,6 +6,7 @@ All of it is little-endian. A file that was cut between two records looks whole:
 from __future__ import annotations
 
 import gzip
+import hashlib
 import os
 import stat
 import sys
@@ -24,6 +25,9 @@ from evener.errors import InputError
 MAX_RECORD = 2**31 - 1
 #: A compressed file is unpacked into memory, up to this size.
 MAX_UNPACKED = 4 * 1024**3
+
+#: Bytes at either end of a file by which another content is known.
+ENDS = 4096
 
 _BLOCK, _SMALL_BLOCK, _LARGE_RECORD = 256 * 1024, 4096, 16 * 1024
 
@@ -88,7 +92,10 @@ class OnDisk:
         if not stat.S_ISREG(found.st_mode):
             raise InputError(f"{path} is no regular file.", why="records are read by position.", fix="name files.")
         self.size = found.st_size
-        self.stamp = (found.st_size, found.st_mtime_ns)
+        self.time_ns = found.st_mtime_ns
+        # What a change shows by. Not its time: some file systems tell none, or another one a second later.
+        ends = self.read(0, ENDS) + self.read(max(0, self.size - ENDS), ENDS)
+        self.stamp = (self.size, hashlib.sha256(ends).hexdigest()[:16])
 
     def read(self, offset: int, count: int) -> bytes:
         try:

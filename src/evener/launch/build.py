@@ -45,6 +45,7 @@ class Built:
     layout: Layout
     fingerprint: str  # of everything that must agree besides the layout
     sources: str  # the files of the recipe, with digests
+    note: str = ""  # what people should know of how it was built
     warm: tuple[str, ...] = ()  # what --init-from has changed, in sentences
 
 
@@ -59,7 +60,7 @@ def build(settings: Settings, recipe: Recipe | None = None) -> Built:
     check_inputs(model, place_of(recipe.model))
     # Also where the run goes on: frozen parameters must be the same on every task, and not every task sees the logdir.
     warm = warm_start(model, Path(settings.init_from)) if settings.init_from else ()
-    begin_training(model)
+    note = begin_training(model)
     layout = Layout(specs_of(model, recipe.changing), shards=max(1, settings.ps), placement=settings.placement)
     options = json.dumps(dict(settings.recipe_options), sort_keys=True, default=str)
     stay = digest_of(frozen(model, layout))
@@ -68,7 +69,7 @@ def build(settings: Settings, recipe: Recipe | None = None) -> Built:
     if warm:  # a file of this name may be another one elsewhere, and each ps task begins with its own
         text += f" init={digest_of(named_tensors(model))}"
     fingerprint = f"{recipe.name} {hashlib.sha256(text.encode()).hexdigest()[:12]}"
-    return Built(recipe, model, layout, fingerprint, sources_of(settings.recipe) if found else "", warm)
+    return Built(recipe, model, layout, fingerprint, sources_of(settings.recipe) if found else "", note, warm)
 
 
 def _clipping(recipe: Recipe, settings: Settings) -> Recipe:
@@ -78,17 +79,18 @@ def _clipping(recipe: Recipe, settings: Settings) -> Recipe:
     return replace(recipe, clip_norm=settings.clip_norm, clip_value=settings.clip_value)
 
 
-def begin_training(model: nn.Module) -> None:
+def begin_training(model: nn.Module) -> str:
     """Call `train()`, as every training loop does, and leave alone what model() has put into `eval()`.
 
-    A model that is in `eval()` as a whole, as pretrained ones are handed out, is put into `train()` as a whole.
+    A model that is in `eval()` as a whole, as pretrained ones are handed out, is put into `train()` as a whole; then a
+    sentence says so.
     """
     still = [module for module in model.modules() if not module.training] if model.training else []
-    if not model.training:
-        log.info("model() returned its model in eval(): it is trained in train()")
+    whole = not model.training
     model.train()
     for module in still:
         module.training = False
+    return "model() returned its model in eval(); as a whole it is trained in train()" if whole else ""
 
 
 def data_of(recipe: Recipe) -> Data:

@@ -64,6 +64,8 @@ def session_of(built: Built, settings: Settings, report: Reporter, tower: Tower 
     """
     rank = tower.rank if tower else 0
     task = f"worker:{rank}"
+    if built.note and rank == 0:
+        tell_and_log(task, report, built.note)
     data = data_of(built.recipe)
     batches = batches_of(data, settings)
     homes = place_model(built, settings, rank=tower.local_rank if tower else 0, report=report, task=task)

@@ -32,7 +32,7 @@ FLOORS = [
     {"rules", "optimizers", "schedules", "hyperparameters"},
     {"models"},
     {"recipe", "tensors", "audit", "tensorflow"},
-    {"settings", "options", "data", "ledger", "weights"},
+    {"settings", "options", "data", "ledger", "weights", "locks"},
     {"policy", "wire", "transport", "references", "report", "recipes", "tally", "devices", "atomic", "values",
      "clipping", "figures"},
     {"cluster", "chaos", "leaving"},

@@ -129,7 +129,7 @@ class Constants:
         changed = [name for name in now if before is not None and before.get(name, now[name]) != now[name]]
         for name in changed:
             self.notes.append(
-                f"warning: {name} changes while the model trains and is neither parameter nor buffer: each task has its "
+                f"warning: {name} changes while the model trains and is no parameter or buffer: each task has its "
                 "own, no checkpoint keeps it, and a validation elsewhere does not see it. Keep a tensor with "
                 "register_buffer; a module as an attribute of its own, with changing=[...] in the recipe"
             )

@@ -171,18 +171,24 @@ _OWN = frozenset(vars(nn.Module())) | {"training"}
 
 def attributes_of(model: nn.Module) -> dict[str, str]:
     """Numbers, tensors and modules that modules hold as plain attributes, or in lists and dictionaries, by name."""
+    known = {id(held) for held in (*model.modules(), *model.parameters(), *model.buffers())}
     found = {}
     for path, module in model.named_modules():
+        # What is computed from parameters at each forward: nn.utils.weight_norm, spectral_norm and prune keep it so.
+        made = {name.removesuffix(end) for name in module._parameters for end in ("_orig", "_g", "_v")}
         for name, value in vars(module).items():
-            if name not in _OWN and not name.startswith("__") and _is_state(value):
+            if name not in _OWN and name not in made and _is_state(value, known):
                 found[f"{path}.{name}".removeprefix(".")] = _described(value)
     return found
 
 
-def _is_state(value: Any) -> bool:
+def _is_state(value: Any, known: set[int]) -> bool:
     if isinstance(value, dict | list | tuple):
-        return any(map(_is_state, value.values() if isinstance(value, dict) else value))
-    return isinstance(value, Tensor | nn.Module | int | float) and not isinstance(value, bool)
+        return any(_is_state(entry, known) for entry in (value.values() if isinstance(value, dict) else value))
+    if isinstance(value, Tensor) and value.grad_fn is not None:
+        return False  # a result of the last forward
+    plain = isinstance(value, Tensor | nn.Module | int | float) and not isinstance(value, bool)
+    return plain and id(value) not in known
 
 
 def _described(state: Any) -> str:

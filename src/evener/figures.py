@@ -58,3 +58,9 @@ class EarlyStopping:
     figure: str = "validation_loss"
     patience: int = 3
     min_delta: float = 0.0
+
+    def __post_init__(self) -> None:
+        if isinstance(self.patience, bool) or not isinstance(self.patience, int) or self.patience < 1:
+            raise ConfigError(f"patience={self.patience!r} cannot work.", fix="patience must be an integer >= 1.")
+        if not self.min_delta >= 0:
+            raise ConfigError(f"min_delta={self.min_delta!r} cannot work.", fix="min_delta must be a number >= 0.")

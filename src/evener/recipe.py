@@ -137,6 +137,18 @@ class Recipe:
                 why="it is a list of names of frozen parameters, or of modules that hold them.",
                 fix='write changing=["teacher"].',
             )
+        if self.keep_best is not None and not isinstance(self.keep_best, str):
+            raise ConfigError(
+                f"keep_best is {kind_of(self.keep_best)}.",
+                why="it is the name of a figure of the validations.",
+                fix='write keep_best="validation_accuracy".',
+            )
+        if self.early_stopping is not None and not isinstance(self.early_stopping, EarlyStopping):
+            raise ConfigError(
+                f"early_stopping is {kind_of(self.early_stopping)}.",
+                why="it names a figure of the validations, and how many of them may pass without an improvement.",
+                fix='write early_stopping=evener.EarlyStopping("validation_loss", patience=3).',
+            )
         decay = self.ema_decay
         if decay is not None and (isinstance(decay, bool) or not isinstance(decay, int | float) or not 0 < decay < 1):
             raise ConfigError(

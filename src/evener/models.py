@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from itertools import pairwise
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 from torch.nn.parameter import UninitializedBuffer, UninitializedParameter
 
 from evener.errors import ConfigError
@@ -35,7 +35,19 @@ def check_model(model: object, made_by: str = "") -> None:
             fix="return the module itself; script or trace the trained one (evener.load).",
         )
     parameters = dict(model.named_parameters())
-    for name, tensor in {**parameters, **dict(model.named_buffers())}.items():
+    _check_kinds(parameters, dict(model.named_buffers()))
+    if not any(parameter.requires_grad for parameter in parameters.values()):
+        raise ConfigError(
+            f"the model has nothing to train: {len(parameters)} parameters, none of which requires a gradient.",
+            why="training changes parameters.",
+            fix="add layers with parameters, or leave requires_grad=True on some.",
+        )
+    _check_memory(parameters)
+
+
+def _check_kinds(parameters: Mapping[str, nn.Parameter], buffers: Mapping[str, Tensor]) -> None:
+    """Refuse tensors without shape or values, and numbers that have no gradient."""
+    for name, tensor in {**parameters, **buffers}.items():
         what = "parameter" if name in parameters else "buffer"
         if isinstance(tensor, UninitializedParameter | UninitializedBuffer):
             raise _unfit(name, "has no shape yet", "run one batch through the model before model() returns it.", what)
@@ -57,13 +69,6 @@ def check_model(model: object, made_by: str = "") -> None:
                 f"holds {str(parameter.dtype).removeprefix('torch.')} numbers (integer parameters have no gradient)",
                 "make it a buffer, self.register_buffer(name, tensor), or a floating-point tensor.",
             )
-    if not any(parameter.requires_grad for parameter in parameters.values()):
-        raise ConfigError(
-            f"the model has nothing to train: {len(parameters)} parameters, none of which requires a gradient.",
-            why="training changes parameters.",
-            fix="add layers with parameters, or leave requires_grad=True on some.",
-        )
-    _check_memory(parameters)
 
 
 def check_inputs(model: nn.Module, made_by: str = "") -> None:

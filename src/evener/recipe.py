@@ -101,61 +101,9 @@ class Recipe:
     name: str = "recipe"
 
     def __post_init__(self) -> None:
-        for part, arguments in _PARTS.items():
-            value = getattr(self, part)
-            optional = part in ("penalty", "lr_scheduler", "hooks", "evaluate")
-            if (optional and value is None) or (callable(value) and not _object_for_maker(part, value)):
-                continue
-            raise ConfigError(
-                f"{part} is {kind_of(value)}, not a function ({arguments}).",
-                why="every task of a run makes its own parts, so a recipe holds functions.",
-                fix=f"write {part}=lambda{' ' * bool(arguments)}{arguments}: ..."
-                + (" or leave it out." if optional else "."),
-            )
-        if isinstance(self.loss, nn.Module) and any(p.requires_grad for p in self.loss.parameters()):
-            raise ConfigError(
-                f"loss is {kind_of(self.loss)} with parameters to train.",
-                why="what is trained, travels and is saved are the parameters of the model.",
-                fix="put it into the model, and let the recipe's loss take what it needs from the model's output.",
-            )
-        if not isinstance(self.metrics, Mapping) or not all(callable(metric) for metric in self.metrics.values()):
-            raise ConfigError(
-                f"metrics is {self.metrics!r}.",
-                why="it maps names to functions (output, target) -> mean over the batch.",
-                fix='write metrics={"accuracy": evener.recipe.accuracy}, or {} for none.',
-            )
-        if isinstance(self.split_points, str) or not all(isinstance(name, str) for name in self.split_points):
-            raise ConfigError(
-                f"split_points is {self.split_points!r}.",
-                why="it is a list of names of modules, at each of which a stage of a pipeline may begin.",
-                fix='write split_points=["layer3", "layer5"].',
-            )
+        _check_functions(self)
+        _check_values(self)
         check_clipping(self.clip_norm, self.clip_value)
-        if isinstance(self.changing, str) or not all(isinstance(name, str) for name in self.changing):
-            raise ConfigError(
-                f"changing is {self.changing!r}.",
-                why="it is a list of names of frozen parameters, or of modules that hold them.",
-                fix='write changing=["teacher"].',
-            )
-        if self.keep_best is not None and not isinstance(self.keep_best, str):
-            raise ConfigError(
-                f"keep_best is {kind_of(self.keep_best)}.",
-                why="it is the name of a figure of the validations.",
-                fix='write keep_best="validation_accuracy".',
-            )
-        if self.early_stopping is not None and not isinstance(self.early_stopping, EarlyStopping):
-            raise ConfigError(
-                f"early_stopping is {kind_of(self.early_stopping)}.",
-                why="it names a figure of the validations, and how many of them may pass without an improvement.",
-                fix='write early_stopping=evener.EarlyStopping("validation_loss", patience=3).',
-            )
-        decay = self.ema_decay
-        if decay is not None and (isinstance(decay, bool) or not isinstance(decay, int | float) or not 0 < decay < 1):
-            raise ConfigError(
-                f"ema_decay={decay!r} is not between 0 and 1.",
-                why="it is the share of the old average that stays at each step.",
-                fix="use 0.99 to 0.9999, or None for no average.",
-            )
 
     def validates_every(self, settings: Settings, samples: int) -> int | None:
         """Global steps between two validations; None: there is one at the end.
@@ -178,6 +126,67 @@ _PARTS = {
     "hooks": "",
     "evaluate": "model, batches",
 }
+
+
+def _check_functions(recipe: Recipe) -> None:
+    """Refuse parts that are no functions, and objects where their makers are wanted. Raises ConfigError."""
+    for part, arguments in _PARTS.items():
+        value = getattr(recipe, part)
+        optional = part in ("penalty", "lr_scheduler", "hooks", "evaluate")
+        if (optional and value is None) or (callable(value) and not _object_for_maker(part, value)):
+            continue
+        raise ConfigError(
+            f"{part} is {kind_of(value)}, not a function ({arguments}).",
+            why="every task of a run makes its own parts, so a recipe holds functions.",
+            fix=f"write {part}=lambda{' ' * bool(arguments)}{arguments}: ..."
+            + (" or leave it out." if optional else "."),
+        )
+    if isinstance(recipe.loss, nn.Module) and any(p.requires_grad for p in recipe.loss.parameters()):
+        raise ConfigError(
+            f"loss is {kind_of(recipe.loss)} with parameters to train.",
+            why="what is trained, travels and is saved are the parameters of the model.",
+            fix="put it into the model, and let the recipe's loss take what it needs from the model's output.",
+        )
+    if not isinstance(recipe.metrics, Mapping) or not all(callable(metric) for metric in recipe.metrics.values()):
+        raise ConfigError(
+            f"metrics is {recipe.metrics!r}.",
+            why="it maps names to functions (output, target) -> mean over the batch.",
+            fix='write metrics={"accuracy": evener.recipe.accuracy}, or {} for none.',
+        )
+
+
+def _check_values(recipe: Recipe) -> None:
+    """Refuse parts of another type or size than they can have. Raises ConfigError."""
+    for name, what, example in _NAMES:
+        given = getattr(recipe, name)
+        if isinstance(given, str) or not all(isinstance(entry, str) for entry in given):
+            raise ConfigError(f"{name} is {given!r}.", why=f"it is a list of names of {what}.", fix=f"write {example}.")
+    if recipe.keep_best is not None and not isinstance(recipe.keep_best, str):
+        raise ConfigError(
+            f"keep_best is {kind_of(recipe.keep_best)}.",
+            why="it is the name of a figure of the validations.",
+            fix='write keep_best="validation_accuracy".',
+        )
+    if recipe.early_stopping is not None and not isinstance(recipe.early_stopping, EarlyStopping):
+        raise ConfigError(
+            f"early_stopping is {kind_of(recipe.early_stopping)}.",
+            why="it names a figure of the validations, and how many of them may pass without an improvement.",
+            fix='write early_stopping=evener.EarlyStopping("validation_loss", patience=3).',
+        )
+    decay = recipe.ema_decay
+    if decay is not None and (isinstance(decay, bool) or not isinstance(decay, int | float) or not 0 < decay < 1):
+        raise ConfigError(
+            f"ema_decay={decay!r} is not between 0 and 1.",
+            why="it is the share of the old average that stays at each step.",
+            fix="use 0.99 to 0.9999, or None for no average.",
+        )
+
+
+#: The parts that are lists of names: of what, and an example.
+_NAMES = (
+    ("split_points", "modules, at each of which a stage of a pipeline may begin", 'split_points=["layer3", "layer5"]'),
+    ("changing", "frozen parameters, or of modules that hold them", 'changing=["teacher"]'),
+)
 
 
 def resolve(reference: str, options: Mapping[str, object] | None = None) -> Recipe:

@@ -32,6 +32,7 @@ class Constants:
         self._buffers = {name for name, _ in persistent_buffers(model)}
         self._frozen = {name: self._known[name] for name in frozen(model, layout)}
         self._trained = [self._known[name] for name in layout.trained]
+        self._untrained = {name: p for name, p in self._known.items() if not p.requires_grad}
         self._versions = self._counted()
         self._values = {name: checksum([p]) for name, p in self._frozen.items()}
         self._extra = extra_states(model)
@@ -59,7 +60,7 @@ class Constants:
         """
         self._looks += 1
         deep = _power_of_two(self._looks)
-        for name, parameter in self._frozen.items():
+        for name, parameter in self._untrained.items():
             if parameter.requires_grad:
                 raise _unfrozen(name)
         if deep or self._counted() != self._versions:

@@ -51,6 +51,7 @@ class Ran:
     error: BaseException | None = None  # the first that a task raised by itself
     sessions: list[Session] = field(default_factory=list)
     rates: list[list[float]] = field(default_factory=list)  # of each state: its groups' learning rates, now
+    cluster: Cluster | None = None  # which has ended
 
 
 def run(
@@ -58,11 +59,13 @@ def run(
     recipe: Recipe,
     directory: Path,
     hooks: Callable[[int], Sequence[Hook]] = lambda worker: (),
+    before: Ran | None = None,
     **options: object,
 ) -> Ran:
     """Train for a few steps.
 
     Args:
+        before: the run that this one goes on with, in the same directory.
         hooks: of each worker, by its index.
         options: those of `Settings`.
     """
@@ -71,7 +74,7 @@ def run(
         return _alone(recipe, directory, hooks, everything)
     if way == "2 towers":
         return _towers(recipe, directory, hooks, everything)
-    return _cluster(recipe, directory, hooks, everything)
+    return _cluster(recipe, directory, hooks, {**everything, "before": before and before.cluster})
 
 
 def _alone(recipe, directory, hooks, options) -> Ran:
@@ -105,7 +108,7 @@ def _cluster(recipe, directory, hooks, options) -> Ran:
     with Cluster(recipe, directory, **options) as cluster:
         tasks = Tasks(cluster, [list(hooks(worker)) for worker in range(options["workers"])])
         ended = tasks.run()
-        ran = Ran(cluster.parameters(), sessions=tasks.sessions, error=_first(list(ended.values())))
+        ran = Ran(cluster.parameters(), sessions=tasks.sessions, error=_first(list(ended.values())), cluster=cluster)
         ran.parameters |= cluster.leader.shard.state.frozen
         if recipe.ema_decay is not None:
             ran.averages = cluster.parameters("averages")

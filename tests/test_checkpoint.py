@@ -20,7 +20,7 @@ import torch
 from safetensors.torch import load_file
 from training import Net, assert_equal, recipe_of, restored, save, sgd, shards_of, train, whole_of
 
-from evener import atomic, checkpoint
+from evener import atomic, locks
 from evener.checkpoint import MANIFEST, Store, load
 from evener.errors import CheckpointError, NonFinite, VersionError
 
@@ -348,7 +348,7 @@ def test_the_lock_is_free_after_close(store):
 @pytest.mark.parametrize("code", [errno.EACCES, errno.EROFS, errno.ENOSPC])
 def test_a_directory_that_cannot_be_written_is_named(tmp_path, monkeypatch, code):
     # As root nothing is read-only, so the refusal is made here.
-    monkeypatch.setattr(checkpoint, "os", Disk(fail_at=0, code=code))
+    monkeypatch.setattr(locks, "os", Disk(fail_at=0, code=code))
 
     with pytest.raises(CheckpointError, match=rf"{tmp_path} is not writable \({os.strerror(code)}\)") as refused:
         Store(tmp_path)

@@ -1,7 +1,8 @@
 """Every `evener` command that a document shows is one that evener takes: its words, and the options together.
 
 That they do what is said is shown by running them, or their like on this machine: tests/system/test_readme.py,
-test_cluster_document.py, test_tutorials.py, test_standing_servers.py, test_towers_command.py, test_pipeline.py.
+test_cluster_document.py, test_tutorials.py, test_standing_servers.py, test_towers_command.py, test_pipeline.py,
+test_model_back.py.
 """
 
 from __future__ import annotations
@@ -35,7 +36,7 @@ def commands() -> list[str]:
 
 def test_the_documents_show_commands():
     words = {command.split()[1] for command in commands()}
-    assert {"train", "task", "server", "doctor", "explain", "eval", "audit", "keys", "data"} <= words
+    assert {"train", "task", "server", "doctor", "explain", "eval", "audit", "export", "keys", "data"} <= words
 
 
 @pytest.mark.parametrize("command", commands())

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from evener.api import evaluate, run
+    from evener.api import evaluate, load, run
     from evener.data.dataset import Data, MapStyle, Tensors
     from evener.devices.marks import device
     from evener.errors import EvenerError
@@ -17,16 +17,16 @@ if TYPE_CHECKING:
     from evener.settings import Settings
 
 _HOMES = {
-    "run": "evener.api", "evaluate": "evener.api", "Recipe": "evener.recipe", "Result": "evener.result",
-    "Settings": "evener.settings", "EvenerError": "evener.errors", "Hook": "evener.session.hooks",
-    "StopAtStep": "evener.session.hooks", "EarlyStopping": "evener.figures", "each_epoch": "evener.schedules",
-    "each_validation": "evener.schedules", "Data": "evener.data.dataset", "Tensors": "evener.data.dataset",
-    "MapStyle": "evener.data.dataset", "device": "evener.devices.marks",
+    "run": "evener.api", "evaluate": "evener.api", "load": "evener.api", "Recipe": "evener.recipe",
+    "Result": "evener.result", "Settings": "evener.settings", "EvenerError": "evener.errors",
+    "Hook": "evener.session.hooks", "StopAtStep": "evener.session.hooks", "EarlyStopping": "evener.figures",
+    "each_epoch": "evener.schedules", "each_validation": "evener.schedules", "Data": "evener.data.dataset",
+    "Tensors": "evener.data.dataset", "MapStyle": "evener.data.dataset", "device": "evener.devices.marks",
 }  # fmt: skip
 
 __all__ = [
     "Data", "EarlyStopping", "EvenerError", "Hook", "MapStyle", "Recipe", "Result", "Settings", "StopAtStep",
-    "Tensors", "device", "each_epoch", "each_validation", "evaluate", "run",
+    "Tensors", "device", "each_epoch", "each_validation", "evaluate", "load", "run",
 ]  # fmt: skip
 
 

@@ -24,9 +24,12 @@ from evener.result import Outcome, Result
 from evener.settings import Settings, check_gpus
 
 if TYPE_CHECKING:
+    from torch import nn
+
     from evener.audit import Account
     from evener.cluster import Cluster
     from evener.data.tfrecord.writer import Written
+    from evener.launch.export import Exported
     from evener.launch.process import Starter
     from evener.recipe import Recipe
 
@@ -109,7 +112,7 @@ def run(
         logdir = seen_from(start, settings.logdir)
         raise KeyboardInterrupt(f"interrupted{at}; the same command with --logdir {logdir} continues")
     result = outcome.result(settings, first_step_seconds=first_step[0] if first_step else None)
-    return replace(result, leads=leads)
+    return replace(result, leads=leads, made=made)
 
 
 def _here(settings: Settings, made: Recipe | None, rank: Rank | None, hear: Callable[[AnyReport], None]) -> str:
@@ -139,6 +142,50 @@ def evaluate(
     from evener.launch.assess import assess
 
     return assess(recipe, Path(checkpoint).absolute(), recipe_options or {}, place, batch_size)
+
+
+def load(
+    recipe: str | Recipe | Callable[..., Recipe],
+    path: str | Path,
+    *,
+    ema: bool = False,
+    recipe_options: Mapping[str, Any] | None = None,
+) -> nn.Module:
+    """The trained module, in eval mode: plain PyTorch on the CPU, that belongs to the caller.
+
+    Args:
+        recipe: as for `run`; the options that it was trained with count, unless others are given.
+        path: a logdir, whose newest good checkpoint is taken, or one checkpoint's directory.
+        ema: with the moving averages of the parameters.
+
+    Raises:
+        CheckpointError: there is no whole checkpoint, or it is of another model.
+        ConfigError: averages are wanted and there are none, or a recipe that cannot be made.
+    """
+    from evener.trained import load_model
+
+    return load_model(recipe, path, ema=ema, options=recipe_options)
+
+
+def export(  # noqa: PLR0913 - what is read, what is written, and how
+    path: str | Path,
+    file: str | Path,
+    recipe: str | Recipe | Callable[..., Recipe] | None = None,
+    *,
+    ema: bool = False,
+    recipe_options: Mapping[str, Any] | None = None,
+    force: bool = False,
+) -> Exported:
+    """Write the trained model's complete `state_dict` to one file: `evener export`.
+
+    Args:
+        file: ends in .pt or .safetensors.
+        recipe: as for `load`; None: the one that the checkpoint names.
+        force: the file may be replaced.
+    """
+    from evener.launch import export as exporting
+
+    return exporting.export(Path(path), Path(file), recipe, ema=ema, options=recipe_options or {}, force=force)
 
 
 def audit(logdir: str | Path) -> Account:
@@ -235,4 +282,4 @@ def _reserved(servers: Cluster, settings: Settings, say: Callable[[str], None]) 
     return standing
 
 
-__all__ = ["EvenerError", "audit", "evaluate", "run"]
+__all__ = ["EvenerError", "audit", "evaluate", "export", "load", "run"]

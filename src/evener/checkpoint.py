@@ -11,11 +11,8 @@ size and SHA-256 of each file and of itself: one flipped bit is found.
 
 from __future__ import annotations
 
-import errno
-import fcntl
 import hashlib
 import logging
-import os
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -28,8 +25,9 @@ from safetensors.torch import load as load_safetensors, save as save_safetensors
 from torch import Tensor
 
 from evener import chaos
-from evener.atomic import LACKING, Record, atomic_write, sync_directory
+from evener.atomic import Record, atomic_write, sync_directory
 from evener.errors import CheckpointError, NonFinite, VersionError
+from evener.locks import Lock
 from evener.parts import Names, join, join_numbers
 from evener.state import Contents
 
@@ -38,8 +36,6 @@ log = logging.getLogger(__name__)
 FORMAT = 1
 MANIFEST = "manifest.json"
 KINDS = ("parameters", "averages", "optimizer")
-#: What `flock` answers when somebody else has the lock; EACCES where a network file system makes it of other locks.
-HELD = (errno.EWOULDBLOCK, errno.EAGAIN, errno.EACCES)
 
 
 class Manifest(msgspec.Struct, frozen=True, kw_only=True):
@@ -82,56 +78,10 @@ class Store:
 
     def __init__(self, directory: Path, *, writable: bool = True, tell: Callable[[str], None] = log.warning) -> None:
         self.directory = directory
-        self._lock = -1
+        self._lock: Lock | None = None
         if writable:
-            self._acquire(tell)
-            self._probe(tell)
+            self._lock = Lock(directory, tell)
             self._sweep()
-
-    def _acquire(self, tell: Callable[[str], None]) -> None:
-        try:
-            self.directory.mkdir(parents=True, exist_ok=True)
-            self._lock = os.open(self.directory / ".lock", os.O_RDWR | os.O_CREAT, 0o644)
-        except OSError as error:
-            raise self._not_writable(error) from error
-        try:
-            fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError as error:
-            if error.errno in LACKING:
-                tell(
-                    f"warning: {self.directory} is on a file system without locks ({error.strerror}): nothing keeps "
-                    "a second run out of it"
-                )
-                return
-            holder = os.read(self._lock, 64).decode(errors="replace")
-            self.close()
-            if error.errno not in HELD:
-                raise CheckpointError(
-                    f"{self.directory} cannot be locked ({error.strerror}).", fix="choose another --logdir."
-                ) from error
-            raise CheckpointError(
-                f"{self.directory} is in use by another run ({holder or 'unknown process'}).",
-                why="two runs in one directory would overwrite each other's checkpoints.",
-                fix="wait for it, stop it, or choose another --logdir.",
-            ) from error
-        os.ftruncate(self._lock, 0)
-        os.pwrite(self._lock, f"pid {os.getpid()}".encode(), 0)
-
-    def _probe(self, tell: Callable[[str], None]) -> None:
-        """Try now what each checkpoint needs, not after an hour of training."""
-        try:
-            lacking = sync_directory(self.directory)
-        except OSError as error:
-            self.close()
-            raise self._not_writable(error) from error
-        if lacking:
-            tell(
-                f"warning: {self.directory} is on a file system that cannot flush a directory ({lacking}): "
-                "checkpoints survive kill -9, but a power loss may take the newest"
-            )
-
-    def _not_writable(self, error: OSError) -> CheckpointError:
-        return CheckpointError(f"{self.directory} is not writable ({error.strerror}).", fix="choose another --logdir.")
 
     def _sweep(self) -> None:
         """Remove what a killed writer left: directories that never got their manifest, and drafts."""
@@ -143,9 +93,9 @@ class Store:
 
     def close(self) -> None:
         """Release the lock; the kernel does it too, at death."""
-        if self._lock >= 0:
-            os.close(self._lock)
-            self._lock = -1
+        if self._lock is not None:
+            self._lock.close()
+            self._lock = None
 
     def path(self, step: int) -> Path:
         return self.directory / f"step-{step:08d}"

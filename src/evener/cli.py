@@ -17,6 +17,7 @@ from evener.cli_cluster import add_doctor, add_existing_servers, add_explain, ad
 from evener.cli_data import add_data
 from evener.cli_devices import add_device_options, add_devices
 from evener.cli_endings import FAILED, OK, USAGE, ending
+from evener.cli_export import add_export
 from evener.cli_options import (
     add_cluster_options,
     add_link_options,
@@ -52,6 +53,7 @@ def parser() -> argparse.ArgumentParser:
     add_train(commands)
     add_task(commands)
     add_eval(commands)
+    add_export(commands, add_recipe_options, recipe_options)
     add_audit(commands)
     add_explain(commands)
     add_server(commands)

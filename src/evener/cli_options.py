@@ -71,6 +71,8 @@ def add_training_options(train: argparse.ArgumentParser) -> None:
     kept = train.add_argument_group("what is kept and told")
     add = kept.add_argument
     add("--logdir", help="checkpoints, TensorBoard events and logs; an old one is continued; default evener-runs/...")
+    text = "in a new logdir: begin with the weights of a logdir, a checkpoint, or a .pt or .safetensors file"
+    add("--init-from", metavar="PATH", help=text)
     text = "in an old logdir: whose settings of optimizer and schedule count; default checkpoint"
     add("--hyperparameters", metavar="checkpoint|recipe", help=text)
     add("--save-checkpoint-secs", type=float, metavar="S", help="seconds between checkpoints; default 60")

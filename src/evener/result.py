@@ -3,11 +3,21 @@
 from __future__ import annotations
 
 import math
-from dataclasses import asdict, dataclass
-from typing import Any
+from dataclasses import dataclass, field, fields
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
+from evener.errors import CheckpointError
 from evener.report import AnyReport, Evaluated, Failed, Finished
 from evener.settings import Settings
+
+if TYPE_CHECKING:
+    from torch import nn
+
+    from evener.recipe import Recipe
+
+#: Fields that are no figures.
+_INNER = ("leads", "made")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -41,9 +51,30 @@ class Result:
     first_step_seconds: float | None = None  # from the command to the first update
     towers: int = 0
     leads: bool = True  # False: another process of torchrun's tells the figures, and alone has validated
+    made: Recipe | None = field(default=None, repr=False, compare=False)  # of a run in this process
 
     def as_dict(self) -> dict[str, Any]:
-        return {key: _json(value) for key, value in asdict(self).items() if key != "leads"}
+        return {entry.name: _json(getattr(self, entry.name)) for entry in fields(self) if entry.name not in _INNER}
+
+    def model(self, *, ema: bool = False) -> nn.Module:
+        """The trained module in eval mode: plain PyTorch on the CPU, that belongs to the caller.
+
+        Args:
+            ema: with the moving averages of the parameters.
+
+        Raises:
+            CheckpointError: the run has written no checkpoint, or on another machine.
+            ConfigError: the recipe keeps no averages.
+        """
+        from evener.trained import load_model
+
+        if not self.checkpoint or not Path(self.checkpoint).exists():
+            raise CheckpointError(
+                f"the run's last checkpoint ({self.checkpoint or 'none'}) is not here.",
+                why="the model is read from it; it was written on another machine, or deleted since.",
+                fix="give a logdir that the machines share, or call evener.load where it is.",
+            )
+        return load_model(self.made or self.recipe, self.checkpoint, ema=ema)
 
 
 def _json(value: object) -> object:

@@ -71,6 +71,9 @@ class Settings:
     allow_difference: bool = False  # tasks may run other code, or see other data
     threads: int = 1  # PyTorch threads of each task
 
+    # where parameters begin, in a logdir without a checkpoint
+    init_from: str = ""  # a checkpoint, a logdir, or a file of weights; empty: as the recipe makes them
+
     # what is kept and told
     logdir: str = ""
     save_checkpoint_secs: float | None = 60.0

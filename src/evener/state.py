@@ -274,7 +274,7 @@ class State:
             raise CheckpointError(
                 f"the checkpoint of step {contents.step} cannot be continued here: {difference}.",
                 why="a checkpoint fits the recipe and the options it was made with.",
-                fix="give the same recipe and options, or choose another --logdir to start afresh.",
+                fix="give the same recipe, options and --init-from, or choose another --logdir to start afresh.",
             )
 
     def _difference(self, contents: Contents) -> str:

@@ -79,6 +79,19 @@ def test_a_job_runs_on_them_with_killed_tasks_restarted_and_other_clients_refuse
     until(lambda: min(cluster.times_ready()) == 2, PATIENCE, "all wait for the next job")
 
 
+def test_a_job_begins_with_weights_that_the_machines_of_the_servers_have(cluster):
+    for name in ("fine", "lost"):
+        (cluster.place / f"gate-{name}").touch()
+    done = evener(cluster.place, *cluster.train("fine", "--init-from", "first"))
+    assert done.code == 0, done.text
+    newest = cluster.place / "first" / "checkpoints" / "step-00000040"
+    assert done.out.count(f"begins with step 40 of {newest}: 4 of the model's 4 tensors taken") == 1, done.text
+
+    done = evener(cluster.place, *cluster.train("lost", "--init-from", "nowhere.pt"))
+    assert done.code == 2, done.text
+    assert f"there is no {cluster.place}/nowhere.pt on this machine" in done.err
+
+
 def test_a_client_that_is_killed_leaves_a_checkpoint_and_servers_that_wait(cluster):
     before = min(cluster.times_ready())
     for path in cluster.place.glob("*.waits"):

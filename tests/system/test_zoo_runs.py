@@ -55,11 +55,11 @@ def state(logdir: Path, step: int = STEPS) -> dict[str, torch.Tensor]:
     }
 
 
-def assert_near(found: dict[str, torch.Tensor], expected: dict[str, torch.Tensor]) -> None:
+def assert_near(found: dict[str, torch.Tensor], expected: dict[str, torch.Tensor], *, relative: float = 1e-6) -> None:
     assert found.keys() == expected.keys()
     for name, right in expected.items():
         norm = max(float(torch.linalg.vector_norm(right.double())), 1e-3)
-        assert float(torch.linalg.vector_norm(found[name].double() - right.double())) <= 1e-6 * norm, name
+        assert float(torch.linalg.vector_norm(found[name].double() - right.double())) <= relative * norm, name
 
 
 def good(done, step: int = STEPS):
@@ -124,7 +124,7 @@ def test_two_stages_are_one_process(net, clip, tmp_path, capfd):
     one = good(here(capfd, *words, tmp_path / "one"))
     two = good(evener(tmp_path, *words, tmp_path / "two", "--pipeline-stages", 2))
 
-    assert_near(state(tmp_path / "two"), state(tmp_path / "one"))
+    assert_near(state(tmp_path / "two"), state(tmp_path / "one"), relative=1e-5)  # it sums over microbatches
     assert two.json["validation_loss"] == pytest.approx(one.json["validation_loss"], rel=1e-6)
 
 

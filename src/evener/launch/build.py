@@ -20,6 +20,7 @@ from evener.data.batches import Batches
 from evener.data.chance import seed_all
 from evener.data.dataset import Data, as_data
 from evener.data.look import look_at
+from evener.launch.warm_start import warm_start
 from evener.ledger import Begin, Ledger, lost, path_of
 from evener.models import check_inputs, check_model
 from evener.recipe import Recipe, resolve
@@ -28,7 +29,7 @@ from evener.report import Line, Reporter
 from evener.saver import Saver
 from evener.settings import Settings
 from evener.state import Contents
-from evener.tensors import digest_of, frozen, specs_of
+from evener.tensors import digest_of, frozen, named_tensors, specs_of
 from evener.wire.layout import Layout
 
 VERSION = version("evener")
@@ -44,6 +45,8 @@ class Built:
     layout: Layout
     fingerprint: str  # of everything that must agree besides the layout
     sources: str  # the files of the recipe, with digests
+    note: str = ""  # what people should know of how it was built
+    warm: tuple[str, ...] = ()  # what --init-from has changed, in sentences
 
 
 def build(settings: Settings, recipe: Recipe | None = None) -> Built:
@@ -55,14 +58,18 @@ def build(settings: Settings, recipe: Recipe | None = None) -> Built:
     model = recipe.model()
     check_model(model, place_of(recipe.model))
     check_inputs(model, place_of(recipe.model))
-    begin_training(model)
+    # Also where the run goes on: frozen parameters must be the same on every task, and not every task sees the logdir.
+    warm = warm_start(model, Path(settings.init_from)) if settings.init_from else ()
+    note = begin_training(model)
     layout = Layout(specs_of(model, recipe.changing), shards=max(1, settings.ps), placement=settings.placement)
     options = json.dumps(dict(settings.recipe_options), sort_keys=True, default=str)
     stay = digest_of(frozen(model, layout))
     text = f"{options} seed={settings.seed} batch_size={settings.batch_size} frozen={stay}"
     text += f" clip={recipe.clip_norm}/{recipe.clip_value}"
+    if warm:  # a file of this name may be another one elsewhere, and each ps task begins with its own
+        text += f" init={digest_of(named_tensors(model))}"
     fingerprint = f"{recipe.name} {hashlib.sha256(text.encode()).hexdigest()[:12]}"
-    return Built(recipe, model, layout, fingerprint, sources_of(settings.recipe) if found else "")
+    return Built(recipe, model, layout, fingerprint, sources_of(settings.recipe) if found else "", note, warm)
 
 
 def _clipping(recipe: Recipe, settings: Settings) -> Recipe:
@@ -72,17 +79,18 @@ def _clipping(recipe: Recipe, settings: Settings) -> Recipe:
     return replace(recipe, clip_norm=settings.clip_norm, clip_value=settings.clip_value)
 
 
-def begin_training(model: nn.Module) -> None:
+def begin_training(model: nn.Module) -> str:
     """Call `train()`, as every training loop does, and leave alone what model() has put into `eval()`.
 
-    A model that is in `eval()` as a whole, as pretrained ones are handed out, is put into `train()` as a whole.
+    A model that is in `eval()` as a whole, as pretrained ones are handed out, is put into `train()` as a whole; then a
+    sentence says so.
     """
     still = [module for module in model.modules() if not module.training] if model.training else []
-    if not model.training:
-        log.info("model() returned its model in eval(): it is trained in train()")
+    whole = not model.training
     model.train()
     for module in still:
         module.training = False
+    return "model() returned its model in eval(); as a whole it is trained in train()" if whole else ""
 
 
 def data_of(recipe: Recipe) -> Data:
@@ -111,6 +119,17 @@ def tell_and_log(task: str, report: Reporter, text: str) -> None:
     """For the person who watches, and for the log file that is read later."""
     log.warning("%s", text)
     report(Line(task, text))
+
+
+def tell_start(built: Built, settings: Settings, task: str, report: Reporter) -> None:
+    """What --init-from has done, for the one task of a run that owns the parameters, or all of them first."""
+    if not built.warm:
+        return
+    if open_store(settings, writable=False).steps():
+        tell_and_log(task, report, f"--init-from {settings.init_from} is not used: the logdir has a checkpoint")
+        return
+    for sentence in built.warm:
+        tell_and_log(task, report, sentence)
 
 
 def beginning(

@@ -12,7 +12,17 @@ import torch
 
 from evener.data.batches import Batches
 from evener.data.look import described
-from evener.launch.build import VERSION, Built, batches_of, beginning, data_of, open_ledger, open_store, tell_and_log
+from evener.launch.build import (
+    VERSION,
+    Built,
+    batches_of,
+    beginning,
+    data_of,
+    open_ledger,
+    open_store,
+    tell_and_log,
+    tell_start,
+)
 from evener.launch.placing import place_model
 from evener.launch.server import schedule_of
 from evener.launch.worker import hooks_for
@@ -54,6 +64,8 @@ def session_of(built: Built, settings: Settings, report: Reporter, tower: Tower 
     """
     rank = tower.rank if tower else 0
     task = f"worker:{rank}"
+    if built.note and rank == 0:
+        tell_and_log(task, report, built.note)
     data = data_of(built.recipe)
     batches = batches_of(data, settings)
     homes = place_model(built, settings, rank=tower.local_rank if tower else 0, report=report, task=task)
@@ -63,6 +75,8 @@ def session_of(built: Built, settings: Settings, report: Reporter, tower: Tower 
     try:
         if group is not None and tower is not None:
             agree(group, _facts(built, settings, batches, home, tower))
+        if rank == 0:
+            tell_start(built, settings, task, report)
         saver, ledger, restored = _kept(settings, report) if rank == 0 else (NoSaver(), Ledger(), None)
         if group is not None:
             restored = share_restored(group, restored)

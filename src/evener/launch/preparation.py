@@ -40,7 +40,7 @@ def settings_of(
         here: the logdir is on this machine.
     """
     start = Path.cwd()
-    mine = [name for name in ("keys", *["logdir"] * here) if options.get(name)]
+    mine = [name for name in ("keys", "init_from", *["logdir"] * here) if options.get(name)]
     given = {**options, **{name: str(start / options[name]) for name in mine}}
     made: Recipe | None = None
     if isinstance(recipe, str):

@@ -11,7 +11,17 @@ import msgspec
 
 from evener import chaos, errors
 from evener.atomic import atomic_write
-from evener.launch.build import VERSION, Built, beginning, build, checkpoints, open_ledger, open_store, tell_and_log
+from evener.launch.build import (
+    VERSION,
+    Built,
+    beginning,
+    build,
+    checkpoints,
+    open_ledger,
+    open_store,
+    tell_and_log,
+    tell_start,
+)
 from evener.launch.follower import LeaderLine, follower
 from evener.launch.rendezvous import Rendezvous
 from evener.launch.wiring import listen, public_address
@@ -69,6 +79,8 @@ def run_server(  # noqa: PLR0913 - what a task is told, each once
         chaos.point("server.bound")
         # Told before the state is made: PyTorch's first optimizer imports for a second, in which workers can come.
         rendezvous.publish(task, public_address(settings, index, listeners[0]))
+        if index == 0:
+            tell_start(built, settings, task, report)
         while True:
             shard = Shard(State(built.model, built.recipe, built.layout, shard=index))
             links = Links(listeners, built.layout, index, _expected(built, settings, run))

@@ -11,7 +11,17 @@ from torch import Tensor, nn
 from evener import errors
 from evener.checkpoint import Store, load
 from evener.data.batches import Batches
-from evener.launch.build import VERSION, Built, batches_of, beginning, data_of, open_ledger, open_store, tell_and_log
+from evener.launch.build import (
+    VERSION,
+    Built,
+    batches_of,
+    beginning,
+    data_of,
+    open_ledger,
+    open_store,
+    tell_and_log,
+    tell_start,
+)
 from evener.launch.server import schedule_of
 from evener.launch.worker import hooks_for
 from evener.report import Published, Reporter, Status
@@ -64,6 +74,7 @@ def run_stage(  # noqa: PLR0913 - what a task is told, each once
         if stage:
             _follow(part, state, settings, batches, report)
         else:
+            tell_start(built, settings, task, report)
             exchange = Conductor(_local(part, state, settings, len(data.train), report), part, group, stop_asked)
             hooks = hooks_for(built.recipe, data, settings, partial(tell_and_log, task, report))
             Session(

@@ -71,6 +71,8 @@ def run_worker(  # noqa: PLR0913 - what a task is told, each once
     """
     task = f"worker:{index}"
     report(Status(task, "starting", waiting_for="its data"))
+    if built.note and index == 0:
+        tell_and_log(task, report, built.note)
     data = data_of(built.recipe)
     batches = batches_of(data, settings)
     gradients, parameters = Memory(built.layout.nbytes), Memory(built.layout.nbytes)

@@ -46,7 +46,7 @@ def compare(hello: Hello, expected: Expected, layout: Layout, mine: str) -> str:
     if hello.recipe != expected.recipe:
         raise errors.ModelMismatch(
             f"{name} trains {hello.recipe!r}, {mine} trains {expected.recipe!r}.",
-            why="recipe, options, seed and frozen parameters must be equal on every task.",
+            why="recipe, options, seed, frozen parameters and the file of --init-from must be equal on every task.",
             fix="start all tasks with the same recipe and options.",
         )
     return _other_sources(hello, expected, mine)

@@ -76,7 +76,7 @@ class Best:
 
     def _keep(self, model: nn.Module, step: int, value: float) -> None:
         tensors = {name: copied(tensor) for name, tensor in named_tensors(model).items()}
-        store = Store(self._directory)
+        store = Store(self._directory, tell=_ignore)  # the run's own has told what its file system lacks
         try:
             files = store.write_shard(Contents(step, tensors, {}, {}), 0)
             settings = self._settings
@@ -92,6 +92,10 @@ class Best:
         finally:
             store.close()
         self._tell(f"the best model so far is kept: {self._figure.name} {value:.6g} at global step {step}")
+
+
+def _ignore(text: str) -> None:
+    del text
 
 
 class StopEarly(Hook):

@@ -146,7 +146,8 @@ class Evaluate(Hook):
 
         Not before a batch was trained on: layers that are shaped by their first batch are shaped by one of training.
         """
-        if session.recipe.evaluate is None:
+        if session.recipe.evaluate is None and self._sets:
+            session.exchange.show("parameters")  # of a pipeline the other stages' are not here
             few = {name: First(dataset, 2) for name, dataset in self._sets.items()}
             evaluate(session.towers.model, session.recipe, few, batch_size=self._batch_size)
 

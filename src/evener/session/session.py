@@ -11,7 +11,7 @@ from evener.data.batches import Batches
 from evener.data.prefetch import Feed, Prefetch
 from evener.errors import CONTEXT, EvenerError, SessionError, TaskFailed
 from evener.recipe import Recipe
-from evener.report import Evaluated, Reporter
+from evener.report import Evaluated, Line, Reporter
 from evener.session.hooks import Hook, StepResult
 from evener.session.watch import Watch
 from evener.settings import Settings
@@ -65,6 +65,7 @@ class Session:
         self._watch = Watch(task, report, clock)
         self._closed = False
         self._started = False
+        self._told: set[str] = set()
         self._early_stop: tuple[str, bool] | None = None  # asked for before there was anybody to ask
 
     def run(self) -> str:
@@ -128,6 +129,7 @@ class Session:
         loss = self.towers.begin(batch, lease)
         self._each("before_update", loss)
         unused = self.towers.collect(arrival)
+        self._tell_notes()
         seconds = self._clock() - since
         examples = self.batches.batch_size
         self._watch.idle()
@@ -142,6 +144,16 @@ class Session:
         )  # fmt: skip
         chaos.point("worker.hook")
         self._each("after_step", result)
+
+    def _tell_notes(self) -> None:
+        notes = self.towers.notes
+        while notes:
+            note = notes.pop(0)
+            if note not in self._told:  # by whichever task; the chief's is enough
+                self._told.add(note)
+                log.warning("%s", note)
+                if self.turn.chief:
+                    self.report(Line(self.task, note))
 
     def stop(self, reason: str, *, complete: bool = True) -> None:
         """End the whole run, on every worker, after the updates under way; `complete` False: without evaluation."""

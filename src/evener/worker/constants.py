@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
 from typing import Any
 
 import torch
@@ -24,19 +24,23 @@ class Constants:
 
     Args:
         model: bound to the memory that travels.
+        elsewhere: tensors of other stages of a pipeline, whose memory comes and goes here.
     """
 
-    def __init__(self, model: nn.Module, layout: Layout) -> None:
+    def __init__(self, model: nn.Module, layout: Layout, elsewhere: Collection[str] = ()) -> None:
         self._model = model
         self._known = {name: p for name, p in model.named_parameters()}
         self._buffers = {name for name, _ in persistent_buffers(model)}
-        self._frozen = {name: self._known[name] for name in frozen(model, layout)}
+        self._frozen = {name: self._known[name] for name in frozen(model, layout) if name not in elsewhere}
         self._trained = [self._known[name] for name in layout.trained]
         self._untrained = {name: p for name, p in self._known.items() if not p.requires_grad}
         self._versions = self._counted()
         self._values = {name: checksum([p]) for name, p in self._frozen.items()}
         self._extra = extra_states(model)
         self._looks = 0
+        self._attributes: dict[str, str] | None = None  # what modules hold besides tensors of theirs, after a batch
+        #: What is not refused, since a run may do without it, but should be known; whoever tells it empties the list.
+        self.notes: list[str] = []
         self._arrived: tuple[int, int, int | None] | None = None  # which arrival, its version counters, its checksum
         self._rewritten = False  # a step has written parameters with what was there: so may the next ones
 
@@ -70,6 +74,7 @@ class Constants:
             self._compare_arrived(arrival)
         if deep:
             self._compare_parts()
+            self._compare_attributes()
 
     def _compare_frozen(self) -> None:
         self._versions = self._counted()
@@ -121,6 +126,20 @@ class Constants:
                     fix="keep it in a buffer: self.register_buffer(name, tensor).",
                 )
 
+    def _compare_attributes(self) -> None:
+        """A table that the first batch made stays as it is; what goes on changing is state that nobody keeps."""
+        now = attributes_of(self._model)
+        before, self._attributes = self._attributes, now
+        changed = [name for name in now if before is not None and before.get(name, now[name]) != now[name]]
+        for name in changed:
+            self.notes.append(
+                f"warning: {name} changes while the model trains and is no parameter or buffer: each task has its "
+                "own, no checkpoint keeps it, and a validation elsewhere does not see it. Keep a tensor with "
+                "register_buffer; a module as an attribute of its own, with changing=[...] in the recipe"
+            )
+        if changed:
+            self._attributes = None  # told once; what it becomes is no news
+
 
 def _unfrozen(name: str) -> ConfigError:
     return ConfigError(
@@ -150,8 +169,30 @@ def extra_states(model: nn.Module) -> dict[str, str]:
     return found
 
 
+#: Of what every module has itself.
+_OWN = frozenset(vars(nn.Module())) | {"training"}
+
+
+def attributes_of(model: nn.Module) -> dict[str, str]:
+    """Numbers, tensors and modules that modules hold as plain attributes, or in lists and dictionaries, by name."""
+    found = {}
+    for path, module in model.named_modules():
+        for name, value in vars(module).items():
+            if name not in _OWN and not name.startswith("__") and _is_state(value):
+                found[f"{path}.{name}".removeprefix(".")] = _described(value)
+    return found
+
+
+def _is_state(value: Any) -> bool:
+    if isinstance(value, dict | list | tuple):
+        return any(map(_is_state, value.values() if isinstance(value, dict) else value))
+    return isinstance(value, Tensor | nn.Module | int | float) and not isinstance(value, bool)
+
+
 def _described(state: Any) -> str:
     """A text that is another one for another state."""
+    if isinstance(state, nn.Module):
+        return str(checksum([*state.parameters(), *state.buffers()]))
     if isinstance(state, Tensor):
         return f"{state.dtype}{list(state.shape)}{checksum([state])}"
     if isinstance(state, dict):

@@ -43,6 +43,8 @@ class Computes(Protocol):
     """A model and its gradients, wherever they are computed."""
 
     model: nn.Module
+    #: What people should know of the model's behaviour; whoever tells it takes it out.
+    notes: list[str]
 
     def begin(self, batch: Batch, lease: int) -> float:
         """Forward and backward of one batch; returns its loss. The gradients are the parameters' `grad`."""

@@ -68,7 +68,8 @@ class Part:
         #: What clipping by norm multiplies the last gradient by, on all stages; None: it is not clipped so.
         self.factor: float | None = None
         self._made: list[tuple[int, int]] = []
-        self._constants = Constants(model, gradients.layout)
+        self._constants = Constants(model, gradients.layout, others)
+        self.notes = self._constants.notes
 
     def begin(self, batch: Batch, lease: int) -> float:
         """Stage 0: let all stages compute this lease; returns its loss. Each then has its own gradients."""

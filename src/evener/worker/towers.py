@@ -67,6 +67,7 @@ class Towers:
         self._buffers = [Buffer.of(model, spec.name, views[spec.name]) for spec in layout.specs if not spec.trained]
         self.names = [name for name, _ in trained]
         self.constants = Constants(model, layout)
+        self.notes = self.constants.notes
 
     def begin(self, batch: Batch, lease: int) -> float:
         """Forward and backward of one batch; returns its loss. The gradients are autograd's own tensors."""

@@ -176,7 +176,9 @@ class AllReduce:
 
     def judge(self, figures: Mapping[str, float]) -> None:
         """Tower 0 alone has validated; the others hear of it with the next update."""
-        self._judged = figures.get(self._inner.figure)
+        if (figure := self._inner.figure) and figure not in figures:
+            self._inner.judge(figures)  # it says which there are
+        self._judged = figures.get(figure)
 
     def returned(self) -> Turn | None:
         return None

@@ -127,6 +127,8 @@ class AllReduce:
                 unused=unused,
             ))  # fmt: skip
         except errors.NonFinite as error:
+            if not self._gradients.first_non_finite():
+                raise  # the mean was finite, so no gradient is to blame
             raise self._named(error) from None
         return self._mine(turn)
 

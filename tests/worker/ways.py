@@ -15,7 +15,6 @@ import pytest
 import torch
 import towers_in_one_process as in_threads
 from cluster_in_one_process import Cluster, one_process
-from plain import Trained
 from tasks_in_one_process import Tasks
 from torch import Tensor, nn
 
@@ -169,6 +168,3 @@ def went_well(ran: Ran) -> Ran:
     if ran.error is not None:
         raise ran.error
     return ran
-
-
-__all__ = ["ALONE", "BATCH", "EVERY_WAY", "SERVERS", "STEPS", "WAYS", "At", "Ran", "Trained"]

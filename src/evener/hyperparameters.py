@@ -66,6 +66,10 @@ class Groups:
                 )
             saved = [{**group, "params": of_group} for group, of_group in zip(saved, names, strict=True)]
         self.saved = [dict(group) for group in saved]
+        self._asked = [
+            (list(of_group), plain(group)) for of_group, group in zip(names, optimizer.param_groups, strict=True)
+        ]
+        self._regrouped = False
         #: Of each group now, the one of the checkpoint that holds the same parameters; -1 where there is none.
         self.match = self._matched()
 
@@ -78,7 +82,7 @@ class Groups:
 
         Returns a sentence if they were others.
         """
-        if not self.saved or (-1 not in self.match and len(self.match) == len(self.saved)):
+        if not self.others():
             return []
         home = {name: index for index, of_group in enumerate(self.names) for name in of_group}
         groups, names = [], []
@@ -93,32 +97,44 @@ class Groups:
                 groups.append({**self.optimizer.param_groups[index], "params": self._pieces(rest)})
                 names.append(rest)
         before = len(self.names)
+        self._regrouped = True
         self.optimizer.param_groups[:] = groups
         self.names[:] = names
         self.match = self._matched()
         return [f"the parameters stay in {len(groups)} groups as in the checkpoint, not in {before} as asked now"]
 
+    def others(self) -> bool:
+        """Whether the checkpoint's groups are other ones."""
+        return bool(self.saved) and (-1 in self.match or len(self.match) != len(self.saved))
+
     def _pieces(self, names: Sequence[str]) -> list[nn.Parameter]:
         return [piece for name in names for piece in self._mine.get(name, ())]
 
     def differences(self, *, scheduled: bool, cycling: bool) -> list[tuple[str, Any, Any]]:
-        """(what, in the checkpoint, asked now) for each setting that differs.
+        """(what, in the checkpoint, asked now) for each setting that some parameter has otherwise.
 
         Args:
             scheduled: a scheduler changes "lr", and remembers the first one.
-            cycling: it changes momentum too.
+            cycling: it changes momentum too, and makes the first "lr" itself.
         """
         found = []
         passing = {"params"} | ({"lr"} if scheduled else set()) | ({"momentum", "betas"} if cycling else set())
-        for index, group in enumerate(self.optimizer.param_groups):
-            if self.match[index] < 0:
-                continue
-            saved, now = self.saved[self.match[index]], plain(group)
-            where = f" of {self.names[index][0]!r}" if len(self.names) > 1 else ""
-            for key in saved:
-                if key not in passing and key in now and not _alike(saved[key], now[key]):
-                    name = "lr" if key == "initial_lr" else key
-                    found.append((f"{name}{where}", unpack(saved[key]), unpack(now[key])))
+        asked = self._asked
+        if not self._regrouped:  # with what a scheduler has made of it
+            asked = [(names, plain(g)) for names, g in zip(self.names, self.optimizer.param_groups, strict=True)]
+        several = len(self.saved) > 1 or len(asked) > 1
+        for saved in self.saved:
+            theirs = set(saved["params"])
+            for names, settings in asked:
+                shared = next((name for name in names if name in theirs), None)
+                if shared is None:
+                    continue
+                now = settings if cycling else {"initial_lr": settings["lr"], **settings}
+                for key in saved:
+                    if key not in passing and key in now and not _alike(saved[key], now[key]):
+                        name = "lr" if key == "initial_lr" else key
+                        where = f" of {shared!r}" if several else ""
+                        found.append((f"{name}{where}", unpack(saved[key]), unpack(now[key])))
         return found
 
     def load(self) -> None:
@@ -140,6 +156,17 @@ class Groups:
             else value
             for key, value in schedule.items()
         }
+
+
+def beside_the_recipes(
+    optimizer: Optimizer, names: list[list[str]], saved: Sequence[Mapping[str, Any]], *, scheduled: bool
+) -> tuple[list[str], list[tuple[str, Any, Any]]]:
+    """Where the recipe's groups count: a sentence if the checkpoint's are others, and the settings that differ."""
+    sentence = f"the parameters are in {len(names)} groups as asked now, not in {len(saved)} as in the checkpoint"
+    if saved and "params" not in saved[0] and len(saved) != len(names):
+        return [sentence], []  # of evener 0.1.0: nobody knows which parameters they held
+    groups = Groups(optimizer, names, {}, saved)
+    return [sentence] * groups.others(), groups.differences(scheduled=scheduled, cycling=False)
 
 
 def schedule_differences(saved: Mapping[str, Any], now: Mapping[str, Any]) -> list[tuple[str, Any, Any]]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 import inspect
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -116,20 +116,26 @@ def check_apart(recipe: Recipe, optimizer: Optimizer, model: nn.Module, pieces: 
 
 
 def _joins_parameters(recipe: Recipe, model: nn.Module) -> bool:
-    """Whether an update of the first parameter changes with the gradients of the others."""
-    found = []
-    for others in (True, False):
-        copied = copy.deepcopy(model)
-        optimizer = recipe.optimizer(copied)
-        trained = [p for p in copied.parameters() if p.requires_grad]
-        for index, parameter in enumerate(trained):
-            parameter.grad = torch.full_like(parameter, 10.0) if others or index == 0 else None
-        try:
-            optimizer.step()
-        except Exception:  # it wants more than gradients: the first real update will tell
-            return False
-        found.append(trained[0].detach())
-    return not torch.equal(*found)
+    """Whether an update of the first parameter, or of the last, changes with the gradients of the others."""
+    count = sum(p.requires_grad for p in model.parameters())
+    try:
+        together = _stepped(recipe, model, range(count))
+        return any(not torch.equal(_stepped(recipe, model, [i])[i], together[i]) for i in {0, count - 1})
+    except Exception:  # it wants more than gradients: the first real update will tell
+        return False
+
+
+def _stepped(recipe: Recipe, model: nn.Module, given: Collection[int]) -> list[Tensor]:
+    """The trained parameters of a copy of the model after a step, of which those numbered have a gradient."""
+    copied = copy.deepcopy(model)
+    optimizer = recipe.optimizer(copied)
+    for group in optimizer.param_groups:
+        group["lr"] = group.get("lr") or 0.1  # a warm-up may begin at nothing
+    trained = [p for p in copied.parameters() if p.requires_grad]
+    for index in given:
+        trained[index].grad = torch.full_like(trained[index], 10.0)
+    optimizer.step()
+    return [p.detach() for p in trained]
 
 
 def over_pieces(

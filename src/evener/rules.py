@@ -51,8 +51,14 @@ def norm(gradient: Slot) -> float:
 
 
 def norm_of_mean(products: Iterable[float], count: int) -> float:
-    """The 2-norm of the mean of `count` gradients, from the inner products of all ordered pairs of them."""
-    return math.sqrt(max(0.0, math.fsum(products))) / count
+    """The 2-norm of the mean of `count` gradients, from the inner products of all ordered pairs of them.
+
+    Infinite where their squares are too large for float32, as `torch.nn.utils.clip_grad_norm_` finds it.
+    """
+    found = list(products)
+    if not all(map(math.isfinite, found)):
+        return math.inf
+    return math.sqrt(max(0.0, math.fsum(found))) / count
 
 
 def clip_factor(norm: float, limit: float) -> float:

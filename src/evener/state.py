@@ -13,7 +13,7 @@ from torch.optim import Optimizer
 
 from evener import rules
 from evener.errors import CheckpointError, NonFinite
-from evener.hyperparameters import Groups, kept, schedule_differences, told
+from evener.hyperparameters import Groups, beside_the_recipes, kept, schedule_differences, told
 from evener.optimizers import check_apart, cut_like, known_as, names_of_groups, optimizer_of, over_pieces
 from evener.recipe import Recipe
 from evener.schedules import Schedule
@@ -132,13 +132,13 @@ class State:
 
     def _forward(self, contents: Contents) -> list[str]:
         """The recipe's settings, and its schedule as far as the run is."""
-        names = [list(of_group) for of_group in self._names]
-        saved = Groups(self.optimizer, names, {}, contents.values.get("groups", []))
-        found = saved.differences(scheduled=self.schedule is not None, cycling=False)
+        regrouped, found = beside_the_recipes(
+            self.optimizer, self._names, contents.values.get("groups", []), scheduled=self.schedule is not None
+        )
         if self.schedule is not None:
             found += schedule_differences(contents.values.get("schedule") or {}, self.schedule.state())
             self.schedule.forward(self.step)
-        return told(found, "recipe")
+        return regrouped + told(found, "recipe")
 
     @property
     def learning_rate(self) -> float:

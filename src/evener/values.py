@@ -37,7 +37,7 @@ def pack(value: Any) -> Any:
         packed = [pack(entry) for entry in value]
     elif isinstance(value, tuple):
         packed = {"@": "tuple", "is": [pack(entry) for entry in value]}
-    elif type(value) is dict and all(isinstance(key, str) for key in value) and "@" not in value:
+    elif _is_state(value):
         packed = {key: pack(entry) for key, entry in value.items()}
     elif isinstance(value, dict):
         kind = "Counter" if isinstance(value, Counter) else "dict"
@@ -80,11 +80,15 @@ def plain(values: Mapping[str, Any]) -> dict[str, Any]:
     """A dictionary, packed; left out is what cannot be (functions), which the recipe makes anew."""
     kept: dict[str, Any] = {}
     for key, value in values.items():
-        if isinstance(value, list) and value and all(isinstance(entry, dict) for entry in value):
-            kept[key] = [plain(entry) for entry in value]  # of the schedules inside a `SequentialLR`
-            continue
         try:
             kept[key] = pack(value)
         except TypeError:
-            log.debug("%r of type %s is not kept in checkpoints", key, type(value).__name__)
+            if isinstance(value, list) and value and all(map(_is_state, value)):
+                kept[key] = [plain(entry) for entry in value]  # of the schedules inside a `SequentialLR`
+            else:
+                log.debug("%r of type %s is not kept in checkpoints", key, type(value).__name__)
     return kept
+
+
+def _is_state(value: Any) -> bool:
+    return type(value) is dict and all(isinstance(key, str) for key in value) and "@" not in value

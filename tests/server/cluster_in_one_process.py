@@ -480,6 +480,7 @@ def one_process(
     everything: dict = {"save_checkpoint_secs": None, "logdir": str(directory)} | options
     settings, clock, reports = Settings(**everything), clock or Clock(), []
     built = build(settings, recipe)
+    recipe = built.recipe
     data = as_data(recipe.data())
     store = Store(Path(settings.logdir) / "checkpoints")
     restored = store.newest()

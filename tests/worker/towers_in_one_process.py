@@ -125,6 +125,7 @@ def towers(
 def _tower(recipe, settings, group, store, restored, hooks, reports) -> Session:
     rank, clock = group.rank, Clock()
     built, data = build(settings, recipe), as_data(recipe.data())
+    recipe = built.recipe
     saver: Saver | NoSaver = NoSaver()
     ledger = Ledger()
     if rank == 0:

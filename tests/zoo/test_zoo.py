@@ -1,30 +1,25 @@
 """No model that trains in plain PyTorch may break here, or learn something else: every kind, in every way of running.
 
-The judge is a plain loop over the same batches (`plain`). One process and a single worker are compared with it
-directly; towers and sync with the mean of the gradients of the same batches, each computed from the same parameters and
-buffers, of which the buffers of the last one stay.
+The judge is a plain loop over the same batches (`plain.py`).
 """
 
 from __future__ import annotations
 
 import sys
-from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
 import torch
 from models import MODELS
-from torch import Tensor, nn
+from plain import assert_same, plain
+from torch import Tensor
 
 sys.path += [str(Path(__file__).parents[1] / name) for name in ("server", "worker")]
 import towers_in_one_process as in_threads
 from cluster_in_one_process import Cluster, Trainer, finished, one_process, train
 
 from evener.api import audit
-from evener.data.batches import Batches
-from evener.data.dataset import as_data
 from evener.recipe import Recipe
-from evener.tensors import named_tensors
 
 STEPS, BATCH = 5, 6
 #: They change parameters in forward, which ps tasks own; that this is refused is tested where it is.
@@ -43,59 +38,8 @@ def recipe_of(kind: str) -> Recipe:
     )  # fmt: skip
 
 
-def plain(recipe: Recipe, replicas: int = 1) -> dict[str, Tensor]:
-    """What PyTorch alone makes of the first batches, so many for each update."""
-    torch.manual_seed(0)
-    model = recipe.model()
-    optimizer = recipe.optimizer(model)
-    batches = Batches(as_data(recipe.data()).train, batch_size=BATCH, seed=0)
-    named, leases = dict(model.named_parameters()), iter(range(STEPS * replicas))
-    for _ in range(STEPS):
-        made: list[dict[str, Tensor | None]] = []
-        before = {name: buffer.clone() for name, buffer in named_tensors(model).items() if name not in named}
-        before |= {name: p.detach().clone() for name, p in named.items() if not p.requires_grad}
-        for _ in range(replicas):
-            _put(model, before)
-            lease = next(leases)
-            inputs, target = batches.batch(lease)
-            torch.manual_seed(lease)
-            optimizer.zero_grad()
-            nn.functional.cross_entropy(model(inputs), target).backward()
-            made.append({name: None if p.grad is None else p.grad.to_dense().clone() for name, p in named.items()})
-        for name, parameter in named.items():
-            parameter.grad = _mean([gradients[name] for gradients in made])
-        optimizer.step()
-    return {name: tensor.detach().clone() for name, tensor in named_tensors(model).items()}
-
-
-def _put(model: nn.Module, values: dict[str, Tensor]) -> None:
-    for name, tensor in named_tensors(model).items():
-        if name in values:
-            tensor.data.copy_(values[name])
-
-
-def _mean(gradients: Sequence[Tensor | None]) -> Tensor | None:
-    if all(gradient is None for gradient in gradients):
-        return None
-    some = next(gradient for gradient in gradients if gradient is not None)
-    total = sum((torch.zeros_like(some) if g is None else g).double() for g in gradients)
-    return (total / len(gradients)).to(some.dtype)
-
-
-def assert_same(found: dict[str, Tensor], expected: dict[str, Tensor]) -> None:
-    """All that travels is what plain PyTorch has: by norm, relative to each tensor."""
-    travelling = {name: tensor for name, tensor in expected.items() if name in found}
-    assert travelling.keys() == found.keys()
-    for name, right in travelling.items():
-        left = found[name].detach()
-        assert left.dtype == right.dtype, name
-        if not right.is_floating_point():
-            assert torch.equal(left, right), name
-            continue
-        tolerance = {torch.float64: 1e-12, torch.bfloat16: STEPS * 2**-8}.get(right.dtype, 1e-6)
-        norm = torch.linalg.vector_norm(right.double())
-        difference = torch.linalg.vector_norm(left.double() - right.double())
-        assert float(difference) <= tolerance * max(float(norm), 1e-3), f"{name}: {left} is not {right}"
+def expected_of(kind: str, replicas: int = 1) -> dict[str, Tensor]:
+    return plain(recipe_of(kind), replicas, steps=STEPS, batch_size=BATCH).parameters
 
 
 KINDS = pytest.mark.parametrize("kind", MODELS)
@@ -109,7 +53,7 @@ def test_one_process(kind, tmp_path):
 
     state = session.exchange._state
     found = {piece.spec.name: view for piece, view in state.parameters.named()} | state.frozen
-    assert_same(found, plain(recipe_of(kind)))
+    assert_same(found, expected_of(kind), steps=STEPS)
 
 
 @pytest.mark.slow
@@ -132,9 +76,9 @@ def test_two_towers(kind, tmp_path):
     sessions = in_threads.towers(recipe_of(kind), tmp_path, 2, train_steps=STEPS, batch_size=BATCH)
     assert in_threads.run(sessions) == [f"reached step {STEPS}"] * 2
 
-    expected = plain(recipe_of(kind), replicas=2)
+    expected = expected_of(kind, replicas=2)
     for session in sessions:
-        assert_same(in_threads.named(session), expected)
+        assert_same(in_threads.named(session), expected, steps=STEPS)
 
 
 @WITH_SERVERS
@@ -152,7 +96,7 @@ def test_servers(kind, mode, ps, workers, tmp_path):
         train(trainers)
         finished(trainers)
 
-        assert_same(cluster.parameters(), plain(recipe_of(kind), replicas=workers))
+        assert_same(cluster.parameters(), expected_of(kind, replicas=workers), steps=STEPS)
 
 
 @pytest.mark.slow

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import logging
+from collections.abc import Sequence
 
 from evener import chaos, errors
 from evener.atomic import Record
@@ -70,11 +71,8 @@ class Leader:
             case Follow():
                 self._follow(link, message)
             case Held(shard, worker, epoch, seq, products) if 0 < shard == link.follower:
-                key = (worker, epoch, seq)
-                self.rounds.products.add(
-                    key, [((other, life, number), value) for other, life, number, value in products]
-                )
-                self._held(key, shard)
+                known = [((other, life, number), value) for other, life, number, value in products]
+                self._held((worker, epoch, seq), shard, known)
             case Lost(shard, worker, epoch, reason) if 0 < shard == link.follower:
                 seat = self.links.seats.get(worker)
                 if seat is not None and seat.epoch == epoch:
@@ -164,12 +162,13 @@ class Leader:
         if self.whole.held((seat.worker, seat.epoch, push.seq), 0):
             self._whole_push(seat, push.version, handle)
 
-    def _held(self, key: Key, shard: int) -> None:
+    def _held(self, key: Key, shard: int, products: Sequence[tuple[Key, float]]) -> None:
         """A follower holds this request too."""
         worker, epoch, seq = key
         seat = self.links.seats.get(worker)
         if seat is None or seat.epoch != epoch:
             return  # of a life that ended meanwhile: the follower was told so
+        self.rounds.products.add(key, products)
         if not self.whole.held(key, shard):
             return
         if seq == 0:

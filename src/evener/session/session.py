@@ -66,6 +66,7 @@ class Session:
         self._closed = False
         self._started = False
         self._told: set[str] = set()
+        self._arrival = 0  # which filling of the parameters by other processes the towers know of
         self._early_stop: tuple[str, bool] | None = None  # asked for before there was anybody to ask
 
     def run(self) -> str:
@@ -83,7 +84,7 @@ class Session:
         try:
             self._each("begin")
             self.turn = self.exchange.start()
-            self.towers.arrived(self.exchange.arrivals)
+            self._arrived()
             self._started = True
             if self._early_stop is not None:
                 self.stop(self._early_stop[0], complete=self._early_stop[1])
@@ -114,6 +115,8 @@ class Session:
 
     def step(self) -> None:
         """Compute one batch, give its gradient, take the new parameters."""
+        if self.exchange.arrivals != self._arrival:  # a validation or a summary has shown the parameters anew
+            self._arrived()
         self._each("before_step")
         # Read once: a signal may put another turn, which has no lease, in its place at any moment.
         now = self.turn
@@ -134,7 +137,7 @@ class Session:
         examples = self.batches.batch_size
         self._watch.idle()
         turn = self.exchange.update(Computed(loss=loss, examples=examples, seconds=seconds, unused=unused))
-        self.towers.arrived(self.exchange.arrivals)
+        self._arrived()
         self.turn = turn
         self.local_step += 1
         result = StepResult(
@@ -144,6 +147,10 @@ class Session:
         )  # fmt: skip
         chaos.point("worker.hook")
         self._each("after_step", result)
+
+    def _arrived(self) -> None:
+        self._arrival = self.exchange.arrivals
+        self.towers.arrived(self._arrival)
 
     def _tell_notes(self) -> None:
         notes = self.towers.notes

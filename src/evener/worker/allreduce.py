@@ -127,6 +127,8 @@ class AllReduce:
                 unused=unused,
             ))  # fmt: skip
         except errors.NonFinite as error:
+            if not self._gradients.first_non_finite():
+                raise  # the mean was finite, so no gradient is to blame
             raise self._named(error) from None
         return self._mine(turn)
 
@@ -176,9 +178,8 @@ class AllReduce:
 
     def judge(self, figures: Mapping[str, float]) -> None:
         """Tower 0 alone has validated; the others hear of it with the next update."""
-        figure = self._inner.figure
-        if figure and figure not in figures:
-            self._inner.judge(figures)  # says what is missing
+        if (figure := self._inner.figure) and figure not in figures:
+            self._inner.judge(figures)  # it says which there are
         self._judged = figures.get(figure)
 
     def returned(self) -> Turn | None:

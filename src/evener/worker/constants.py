@@ -33,6 +33,7 @@ class Constants:
         self._buffers = {name for name, _ in persistent_buffers(model)}
         self._frozen = {name: self._known[name] for name in frozen(model, layout) if name not in elsewhere}
         self._trained = [self._known[name] for name in layout.trained]
+        self._untrained = {name: p for name, p in self._known.items() if not p.requires_grad}
         self._versions = self._counted()
         self._values = {name: checksum([p]) for name, p in self._frozen.items()}
         self._extra = extra_states(model)
@@ -40,15 +41,16 @@ class Constants:
         self._attributes: dict[str, str] | None = None  # what modules hold besides tensors of theirs, after a batch
         #: What is not refused, since a run may do without it, but should be known; whoever tells it empties the list.
         self.notes: list[str] = []
-        self._arrived: tuple[int, int, int] | None = None  # which arrival, its version counters, its checksum
+        self._arrived: tuple[int, int, int | None] | None = None  # which arrival, its version counters, its checksum
+        self._rewritten = False  # a step has written parameters with what was there: so may the next ones
 
     def _counted(self) -> int:
         return sum(p._version for p in self._frozen.values())
 
     def arrived(self, arrival: int) -> None:
         """Other processes have just filled the parameters; until the next gradient they stay so."""
-        deep = _power_of_two(self._looks + 1)
-        values = checksum(self._trained) if deep else 0
+        deep = self._rewritten or _power_of_two(self._looks + 1)
+        values = checksum(self._trained) if deep else None
         self._arrived = arrival, sum(p._version for p in self._trained), values
 
     def look(self, arrival: int) -> None:
@@ -63,13 +65,13 @@ class Constants:
         """
         self._looks += 1
         deep = _power_of_two(self._looks)
-        for name, parameter in self._frozen.items():
+        for name, parameter in self._untrained.items():
             if parameter.requires_grad:
                 raise _unfrozen(name)
         if deep or self._counted() != self._versions:
             self._compare_frozen()
         if arrival:
-            self._compare_arrived(arrival, deep)
+            self._compare_arrived(arrival)
         if deep:
             self._compare_parts()
             self._compare_attributes()
@@ -85,14 +87,16 @@ class Constants:
                     "it then travels, is saved and averaged as buffers are.",
                 )
 
-    def _compare_arrived(self, arrival: int, deep: bool) -> None:
+    def _compare_arrived(self, arrival: int) -> None:
         if self._arrived is None or self._arrived[0] != arrival:
             return
         _, versions, values = self._arrived
-        if sum(p._version for p in self._trained) == versions and (not deep or checksum(self._trained) == values):
+        written = sum(p._version for p in self._trained) != versions
+        if values is None and not written:
             return
-        if checksum(self._trained) == values:
-            return  # written, but with what was there
+        if values is not None and checksum(self._trained) == values:
+            self._rewritten = self._rewritten or written
+            return
         raise ConfigError(
             "the model or a hook has changed trained parameters by itself.",
             why="they belong to the ps tasks, whose next answer would undo the change.",

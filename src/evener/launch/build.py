@@ -93,8 +93,12 @@ def begin_training(model: nn.Module) -> str:
     return "model() returned its model in eval(); as a whole it is trained in train()" if whole else ""
 
 
-def data_of(recipe: Recipe) -> Data:
-    """The recipe's data, whose first samples have been looked at. Raises InputError when they cannot be used."""
+def data_of(recipe: Recipe, seed: int) -> Data:
+    """The recipe's data, whose first samples have been looked at. Raises InputError when they cannot be used.
+
+    What is random in `data()`, such as a split, follows from the run's seed alone: `evener eval` finds the same one.
+    """
+    seed_all(seed)
     data = as_data(recipe.data())
     look_at(data, place_of(recipe.data))
     return data

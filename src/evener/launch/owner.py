@@ -66,7 +66,7 @@ def session_of(built: Built, settings: Settings, report: Reporter, tower: Tower 
     task = f"worker:{rank}"
     if built.note and rank == 0:
         tell_and_log(task, report, built.note)
-    data = data_of(built.recipe)
+    data = data_of(built.recipe, settings.seed)
     batches = batches_of(data, settings)
     homes = place_model(built, settings, rank=tower.local_rank if tower else 0, report=report, task=task)
     # On one GPU everything lives there, the optimizer too. With several devices the optimizer's one memory stays here.

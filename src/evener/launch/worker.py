@@ -73,7 +73,7 @@ def run_worker(  # noqa: PLR0913 - what a task is told, each once
     report(Status(task, "starting", waiting_for="its data"))
     if built.note and index == 0:
         tell_and_log(task, report, built.note)
-    data = data_of(built.recipe)
+    data = data_of(built.recipe, settings.seed)
     batches = batches_of(data, settings)
     gradients, parameters = Memory(built.layout.nbytes), Memory(built.layout.nbytes)
     homes = place_model(built, settings, rank=index if rank is None else rank, report=report, task=task)

@@ -83,7 +83,8 @@ class Best:
             store.commit(Manifest(
                 step=step, shards=1, recipe=settings.recipe, options=plain(settings.recipe_options), files=files,
                 shapes={name: list(tensor.shape) for name, tensor in tensors.items()}, parts={}, values={},
-                next_lease=0, unapplied=[], seqs={}, batch_size=settings.batch_size, evener=self._evener,
+                next_lease=0, unapplied=[], seqs={}, batch_size=settings.batch_size, seed=settings.seed,
+                evener=self._evener,
             ))  # fmt: skip
             atomic_write(self._directory / NOTE, [msgspec.json.encode(Note(self._figure.name, value, step))])
             for older in store.steps():

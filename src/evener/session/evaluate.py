@@ -49,8 +49,8 @@ def untouched(model: nn.Module) -> Iterator[None]:
     """In this block the model is in `eval()`; afterwards modes and buffers are what they were."""
     modules = list(model.modules())
     modes = [module.training for module in modules]
-    buffers = [(module, leaf, b, b.clone()) for module in modules for leaf, b in module._buffers.items()
-               if b is not None]  # fmt: skip
+    buffers = [(module, leaf, b, None if b is None else b.clone()) for module in modules
+               for leaf, b in module._buffers.items()]  # fmt: skip
     model.eval()
     try:
         yield
@@ -60,7 +60,7 @@ def untouched(model: nn.Module) -> Iterator[None]:
         with torch.no_grad():
             for module, leaf, buffer, before in buffers:
                 module._buffers[leaf] = buffer
-                if buffer.shape == before.shape:
+                if buffer is not None and before is not None and buffer.shape == before.shape:
                     buffer.copy_(before)
 
 
@@ -89,14 +89,19 @@ def _own(model: nn.Module, recipe: Recipe, samples: Samples) -> dict[str, float]
 
 
 def _mean(name: str, value: Any) -> float:
+    said = f"the recipe's {'loss' if name == 'loss' else f'metric {name!r}'}"
     if isinstance(value, Tensor) and value.numel() != 1:
         raise ConfigError(
-            f"the recipe's {'loss' if name == 'loss' else f'metric {name!r}'} has shape {list(value.shape)}, "
-            "not a scalar.",
+            f"{said} has shape {list(value.shape)}, not a scalar.",
             why="the mean over the batch is one number.",
             fix='return the mean over the batch, e.g. reduction="mean".',
         )
-    return float(value)
+    try:
+        return float(value)
+    except (TypeError, ValueError):
+        raise ConfigError(
+            f"{said} is {value!r}.", why="figures are compared and drawn.", fix="return a number."
+        ) from None
 
 
 class First:

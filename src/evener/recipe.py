@@ -137,6 +137,13 @@ class Recipe:
                 why="it is a list of names of frozen parameters, or of modules that hold them.",
                 fix='write changing=["teacher"].',
             )
+        if self.keep_best is not None and not isinstance(self.keep_best, str):
+            raise ConfigError(f"keep_best={self.keep_best!r} names no figure.", fix='write "validation_accuracy".')
+        if self.early_stopping is not None and not isinstance(self.early_stopping, EarlyStopping):
+            raise ConfigError(
+                f"early_stopping is {kind_of(self.early_stopping)}.",
+                fix='write evener.EarlyStopping("validation_loss", patience=3).',
+            )
         decay = self.ema_decay
         if decay is not None and (isinstance(decay, bool) or not isinstance(decay, int | float) or not 0 < decay < 1):
             raise ConfigError(

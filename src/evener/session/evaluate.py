@@ -16,7 +16,7 @@ from evener.devices.modules import joined, to_match
 from evener.errors import ConfigError
 from evener.recipe import Recipe
 from evener.report import Evaluated, Status
-from evener.session.best import Best
+from evener.session.best import Best, check_figures
 from evener.session.hooks import Hook, StepResult
 from evener.session.session import Session
 
@@ -154,7 +154,9 @@ class Evaluate(Hook):
         if session.recipe.evaluate is None and self._sets:
             session.exchange.show("parameters")  # of a pipeline the other stages' are not here
             few = {name: First(dataset, 2) for name, dataset in self._sets.items()}
-            evaluate(session.towers.model, session.recipe, few, batch_size=self._batch_size)
+            names = list(evaluate(session.towers.model, session.recipe, few, batch_size=self._batch_size))
+            averaged = [f"{name}_ema" for name in names] if session.recipe.ema_decay is not None else []
+            check_figures(session.recipe, [*names, *averaged])
 
     def end(self, session: Session) -> None:
         if session.turn.chief:
@@ -171,6 +173,7 @@ class Evaluate(Hook):
             session.exchange.show("averages")
             values |= self._measured(session, step, "_ema")
             session.exchange.show("parameters")
+        check_figures(recipe, values)  # of a validation of the recipe's own they are known now
         evaluated = Evaluated(step, values, final)
         session.evaluations.append(evaluated)
         session.report(evaluated)

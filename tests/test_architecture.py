@@ -34,7 +34,7 @@ FLOORS = [
     {"recipe", "tensors", "audit", "tensorflow"},
     {"settings", "options", "data", "ledger", "weights", "locks"},
     {"policy", "wire", "transport", "references", "report", "recipes", "tally", "devices", "atomic", "values",
-     "clipping", "figures"},
+     "clipping", "modes", "figures"},
     {"cluster", "chaos", "leaving"},
     {"errors"},
 ]  # fmt: skip

@@ -6,7 +6,8 @@ from dataclasses import FrozenInstanceError, fields
 import pytest
 
 from evener.errors import ConfigError
-from evener.settings import MODES, TRANSPORTS, Settings, make
+from evener.modes import MODES
+from evener.settings import TRANSPORTS, Settings, make
 
 NOT_INTEGERS = [-1, 1.5, "3", True, float("nan")]
 NOT_SECONDS = [0, -1.0, float("nan"), float("inf"), "60", True]
@@ -44,9 +45,14 @@ def test_most_counts_are_at_least_one(name):
     assert refused(**{name: 0}).fix == f"{name} must be an integer >= 1."
 
 
-@pytest.mark.parametrize("name", ["ps", "staleness", "seed", "max_restarts", "train_steps"])
+@pytest.mark.parametrize("name", ["ps", "seed", "max_restarts", "train_steps"])
 def test_some_counts_may_be_zero(name):
     assert getattr(Settings(**{name: 0}), name) == 0
+
+
+def test_workers_in_bounded_may_have_to_keep_step():
+    assert Settings(mode="bounded", ps=1, workers=2, staleness=0).ahead == 0
+    assert Settings(mode="bounded", ps=1, workers=2).ahead == 4
 
 
 @pytest.mark.parametrize("value", NOT_SECONDS, ids=repr)
@@ -60,8 +66,9 @@ def test_seconds_and_epochs_are_finite_numbers_above_zero(name, value):
 
 @pytest.mark.parametrize(
     "name",
-    ["replicas_to_aggregate", "train_steps", "save_checkpoint_steps", "eval_every", "save_checkpoint_secs", "epochs"],
-)
+    ["replicas_to_aggregate", "staleness", "train_steps", "save_checkpoint_steps", "eval_every",
+     "save_checkpoint_secs", "epochs"],
+)  # fmt: skip
 def test_what_may_be_left_out_may_be_none(name):
     assert getattr(Settings(**{name: None}), name) is None
 
@@ -148,7 +155,38 @@ def test_fewer_gradients_than_workers_are_backup_workers():
 
 @pytest.mark.parametrize("mode", ["async", "bounded"])
 def test_only_sync_averages(mode):
-    assert Settings(mode=mode, ps=1, workers=2, replicas_to_aggregate=5).aggregate == 1
+    assert Settings(mode=mode, ps=1, workers=2).aggregate == 1
+
+
+BACKUP = {"replicas_to_aggregate": 2}
+
+
+@pytest.mark.parametrize(
+    ("option", "where", "says"),
+    [
+        (BACKUP, {"ps": 1, "workers": 3}, "replicas_to_aggregate=2 means nothing in mode async."),
+        (BACKUP, {"mode": "bounded", "ps": 1, "workers": 3}, "replicas_to_aggregate=2 means nothing in mode bounded."),
+        (BACKUP, {"mode": "sync"}, "replicas_to_aggregate=2 means nothing without ps tasks."),
+        (BACKUP, {"towers": 3}, "replicas_to_aggregate=2 means nothing without ps tasks."),
+        ({"accumulate": True}, {"ps": 1, "workers": 2}, "accumulate=True means nothing in mode async."),
+        ({"accumulate": True}, {"mode": "sync"}, "accumulate=True means nothing without ps tasks."),
+        ({"elastic": True}, {"mode": "bounded", "ps": 1}, "elastic=True means nothing in mode bounded."),
+        ({"elastic": True}, {"towers": 2}, "elastic=True means nothing without ps tasks."),
+        ({"staleness": 0}, {"ps": 1, "workers": 2}, "staleness=0 means nothing in mode async."),
+        ({"staleness": 4}, {"mode": "sync", "ps": 1}, "staleness=4 means nothing in mode sync."),
+        ({"staleness": 4}, {"mode": "bounded"}, "staleness=4 means nothing without ps tasks."),
+    ],
+)
+def test_an_option_where_it_means_nothing_is_refused_with_the_mode_that_it_belongs_to(option, where, says):
+    error = refused(**option, **where)
+
+    (name,) = option
+    mode = "bounded" if name == "staleness" else "sync"
+    assert error.what == says
+    assert error.why.endswith(f": an option of mode {mode}.")
+    servers = "" if where.get("ps") else "--ps P --workers W "
+    assert error.fix == f"add {servers}--mode {mode}, or leave --{name.replace('_', '-')} out."
+    Settings(**option, mode=mode, ps=1, workers=3)  # there it does
 
 
 def test_hosts_are_named_one_for_each_ps():

@@ -233,14 +233,14 @@ def be_task(
         rendezvous: a directory that all tasks share, where ps tasks with port 0 say which they got.
         download_only: only load the recipe's data, so that it is there when the tasks start.
     """
-    from evener.launch.member import run_member, settings_for
+    from evener.launch.member import options_in, run_member
     from evener.recipe import resolve
 
     if download_only:
         resolve(recipe, options.get("recipe_options") or {}).data()
         return None
     found, start = find(flags), Path.cwd()
-    settings = settings_for(found.cluster, settings_of(recipe, options)[0])
+    settings = settings_of(recipe, options_in(found.cluster, options))[0]
     make_logdir(Path(settings.logdir))
     title = f"{settings.recipe}: {found.task}, {settings.mode}, logs in {seen_from(start, settings.logdir)}"
     view = make_view(stream=stream or sys.stdout, tasks=[str(found.task)], title=title, clock=time.monotonic)

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
 
 from evener import errors
-from evener.cli_cluster import add_doctor, add_existing_servers, add_explain, add_keys, add_server, flags
+from evener.cli_cluster import add_doctor, add_existing_servers, add_explain, add_keys, add_server, flags, old_flags
 from evener.cli_data import add_data
 from evener.cli_devices import add_device_options, add_devices
 from evener.cli_endings import FAILED, OK, USAGE, ending
@@ -178,8 +178,7 @@ def run_task(args: argparse.Namespace) -> int:
     from evener.api import be_task
 
     start = Path.cwd()
-    if args.sync_replicas:
-        args.mode = "sync"
+    old_flags(args)
     if args.existing_servers and not args.download_only:
         return run_client(args)
     options = settings_options(args)

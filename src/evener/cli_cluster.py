@@ -41,6 +41,16 @@ def flags(args: argparse.Namespace) -> Flags:
     )  # fmt: skip
 
 
+def old_flags(args: argparse.Namespace) -> None:
+    """`evener task` takes the command lines of TensorFlow's programs, which read one flag only beside another."""
+    if args.sync_replicas:
+        args.mode = "sync"
+    elif args.mode is None and args.replicas_to_aggregate is not None:
+        given, args.replicas_to_aggregate = args.replicas_to_aggregate, None
+        print(f"--replicas_to_aggregate={given} is not used without --sync_replicas, as in TensorFlow: "
+              "each gradient is applied as it comes", flush=True)  # fmt: skip
+
+
 def run_server(args: argparse.Namespace) -> int:
     from evener.api import stand_by
 

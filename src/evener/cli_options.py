@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import argparse
 
-from evener.settings import MODES, PIPELINE_SCHEDULES, TRANSPORTS
+from evener.modes import MODES
+from evener.settings import PIPELINE_SCHEDULES, TRANSPORTS
 from evener.wire.layout import PLACEMENTS
 
 

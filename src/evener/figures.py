@@ -2,11 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import dataclass
 from math import isnan
-
-from evener.errors import ConfigError
 
 
 @dataclass(frozen=True, slots=True)
@@ -18,7 +15,8 @@ class Figure:
 
     @classmethod
     def of(cls, text: str) -> Figure:
-        """``validation_loss`` is better the smaller it is, as all that end in loss or error; others the larger.
+        """``validation_loss`` is better the smaller it is, as all that end in loss, error, perplexity, mse or mae;
+        others the larger.
 
         ``min:validation_x`` and ``max:validation_x`` say it.
 
@@ -28,21 +26,13 @@ class Figure:
         way, colon, name = text.partition(":")
         if colon and way in ("min", "max") and name:
             return cls(name, way == "max")
-        return cls(text, not text.removesuffix("_ema").endswith(("loss", "error", "perplexity")))
+        return cls(text, not text.removesuffix("_ema").endswith(("loss", "error", "perplexity", "mse", "mae")))
 
     def better(self, new: float, old: float, by: float = 0.0) -> bool:
         """Whether `new` is better than `old`, by more than `by`. Anything is better than NaN."""
         if isnan(new) or isnan(old):
             return not isnan(new)
         return new - old > by if self.largest else old - new > by
-
-    def missing(self, values: Mapping[str, float]) -> ConfigError:
-        """The error that says that validations give no such figure."""
-        return ConfigError(
-            f"there is no {self.name!r} among the figures of the validation.",
-            why="the recipe's keep_best and early_stopping name one of them.",
-            fix=f"name one of: {', '.join(values)}.",
-        )
 
 
 @dataclass(frozen=True, slots=True)

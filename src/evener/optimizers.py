@@ -64,7 +64,11 @@ def optimizer_of(recipe: Recipe, model: nn.Module) -> Optimizer:
             "into the model.",
         )
     if not any(parameter.requires_grad for parameter in held):
-        raise ConfigError(f"{said} {name} over no parameter that is trained.", fix="give it model.parameters().")
+        raise ConfigError(
+            f"{said} {name} over no parameter that is trained.",
+            why="training changes parameters, those that the optimizer has.",
+            fix="give it model.parameters().",
+        )
     return made
 
 

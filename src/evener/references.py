@@ -106,7 +106,9 @@ def sources_of(reference: str) -> str:
     place = reference.rpartition(":")[0]
     if not place or place.partition(".")[0] == "evener":
         return ""
-    own = Path(place).expanduser().resolve() if place.endswith(".py") else _file_of(sys.modules.get(place))
+    given = Path(place)
+    # As `_file` found it: the recipe may have changed the current directory since.
+    own = _files.get(given, given.expanduser().resolve()) if place.endswith(".py") else _file_of(sys.modules.get(place))
     if own is None:
         return ""
     root = own.parent
@@ -115,9 +117,18 @@ def sources_of(reference: str) -> str:
     known = {file for module in list(sys.modules.values()) if (file := _file_of(module)) is not None}
     files = [file for file in known | {own} if root in file.parents and "site-packages" not in file.parts]
     ordered = sorted(files, key=lambda file: (file != own, str(file)))
-    digests = [f"{f.relative_to(root)}:{hashlib.sha256(f.read_bytes()).hexdigest()[:8]}" for f in ordered if f.exists()]
+    digests = [f"{file.relative_to(root)}:{digest}" for file in ordered if (digest := _digest(file))]
     text = " ".join(digests)
     return text if len(text) <= LONGEST else f"{digests[0]} and {hashlib.sha256(text.encode()).hexdigest()[:16]}"
+
+
+@functools.cache
+def _digest(file: Path) -> str:
+    """Once, soon after the file was imported: one that is edited later is not what this process runs."""
+    try:
+        return hashlib.sha256(file.read_bytes()).hexdigest()[:8]
+    except OSError:
+        return ""
 
 
 def _file_of(module: ModuleType | None) -> Path | None:

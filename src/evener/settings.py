@@ -12,9 +12,9 @@ from typing import Any
 from evener.clipping import check_clipping
 from evener.devices.plan import canonical, parse
 from evener.errors import ConfigError
+from evener.modes import STALENESS, check_mode
 from evener.wire.layout import PLACEMENTS
 
-MODES = ("async", "sync", "bounded")
 TRANSPORTS = ("auto", "shared", "zeromq")
 PIPELINE_SCHEDULES = ("gpipe", "1f1b")
 
@@ -38,7 +38,7 @@ class Settings:
     replicas_to_aggregate: int | None = None  # sync: gradients averaged in one update; None: as many as workers
     accumulate: bool = False  # sync: a worker may give several gradients to one update
     elastic: bool = False  # sync: with fewer live workers, average fewer gradients
-    staleness: int = 4  # bounded: local steps that a worker may be ahead of the slowest
+    staleness: int | None = None  # bounded: local steps that a worker may be ahead of the slowest; None: 4
     clip_norm: float | None = None  # of the mean gradient, over the whole model; None: as the recipe says
     clip_value: float | None = None  # of each number of it
     placement: str = "even"
@@ -94,6 +94,7 @@ class Settings:
     def __post_init__(self) -> None:
         _check_numbers(self)
         _check_cluster(self)
+        check_mode(self)
         _check_pipeline(self)
         _check_devices(self)
         _check_length(self)
@@ -107,6 +108,11 @@ class Settings:
         if self.mode != "sync":
             return 1
         return self.replicas_to_aggregate or self.workers
+
+    @property
+    def ahead(self) -> int:
+        """Local steps that a worker may be ahead of the slowest, in mode bounded."""
+        return STALENESS if self.staleness is None else self.staleness
 
     @property
     def processes(self) -> int:
@@ -155,11 +161,12 @@ def make(options: Mapping[str, Any]) -> Settings:
 
 def _check_numbers(settings: Settings) -> None:
     at_least: dict[str, int] = {
-        "ps": 0, "workers": 1, "staleness": 0, "batch_size": 1, "seed": 0, "threads": 1, "keep": 1, "log_every": 1,
+        "ps": 0, "workers": 1, "batch_size": 1, "seed": 0, "threads": 1, "keep": 1, "log_every": 1,
         "max_restarts": 0, "num_gpus": 0, "towers": 0, "pipeline_stages": 1,
     }  # fmt: skip
     optional = {
         "replicas_to_aggregate": 1,
+        "staleness": 0,
         "train_steps": 0,
         "save_checkpoint_steps": 1,
         "eval_every": 1,
@@ -189,10 +196,6 @@ def _check_numbers(settings: Settings) -> None:
 
 
 def _check_cluster(settings: Settings) -> None:
-    if settings.mode not in MODES:
-        near = difflib.get_close_matches(str(settings.mode), MODES, n=1)
-        hint = f"did you mean {near[0]!r}?" if near else f"the modes are: {', '.join(MODES)}."
-        raise ConfigError(f"unknown mode {settings.mode!r}.", fix=hint)
     if settings.transport not in TRANSPORTS:
         raise ConfigError(f"unknown transport {settings.transport!r}.", fix=f"use one of: {', '.join(TRANSPORTS)}.")
     if settings.placement not in PLACEMENTS:
@@ -218,16 +221,6 @@ def _check_cluster(settings: Settings) -> None:
     if settings.ps_hosts and len(settings.ps_hosts) != settings.ps:
         raise ConfigError(
             f"{len(settings.ps_hosts)} ps hosts are named, but ps={settings.ps}.", fix="name one host:port a ps task."
-        )
-    aggregate = settings.replicas_to_aggregate
-    if aggregate is None or settings.mode != "sync":
-        return
-    if settings.ps and aggregate > settings.workers and not settings.accumulate:
-        raise ConfigError(
-            f"sync with replicas_to_aggregate={aggregate} can never take a step with {settings.workers} workers.",
-            why=f"each step averages {aggregate} gradients and each worker gives one.",
-            fix=f"start {aggregate - settings.workers} more, use --replicas-to-aggregate {settings.workers}, "
-            "or let each worker give several gradients with --accumulate.",
         )
 
 

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 import torch
-from torch.utils.data import DataLoader, IterableDataset, TensorDataset
+from torch.utils.data import DataLoader, IterableDataset, TensorDataset, random_split
 
 from evener.data.dataset import Data, MapStyle, Tensors, as_data, as_dataset, unit_range
 from evener.errors import InputError
@@ -144,3 +144,12 @@ def test_a_recipe_may_return_data_a_pair_or_one_set():
     assert len(as_data(Squares()).train) == 5
     with pytest.raises(InputError, match="a tuple of 3"):
         as_data((1, 2, 3))
+
+
+def test_a_list_of_data_sets_as_random_split_gives_is_train_and_validation():
+    whole = TensorDataset(torch.arange(10.0), torch.arange(10))
+    made = as_data(random_split(whole, [7, 3]))
+    assert [len(made.train), len(made.validation)] == [7, 3]
+    assert len(as_data(list(whole)).train) == 10  # a list of samples is one
+    with pytest.raises(InputError, match="a tuple of 3"):
+        as_data(random_split(whole, [6, 2, 2]))

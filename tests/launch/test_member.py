@@ -5,14 +5,24 @@ from __future__ import annotations
 import pytest
 
 from evener.cluster import Cluster
+from evener.errors import ConfigError
 from evener.launch import member
 from evener.launch.environment import Found
-from evener.launch.member import run_member, settings_for
-from evener.settings import Settings
+from evener.launch.member import options_in, run_member
+from evener.settings import make
 
 
 class Enough(Exception):
     """It has told the test what it wanted to know."""
+
+
+def test_options_of_a_mode_are_judged_beside_the_cluster_that_the_hosts_name():
+    cluster = Cluster.of({"ps": ["h0:1"], "worker": ["h1:1", "h2:1", "h3:1"]})
+    settings = make(options_in(cluster, {"mode": "sync", "replicas_to_aggregate": 2}))
+    assert (settings.ps, settings.workers, settings.ps_hosts, settings.aggregate) == (1, 3, ("h0:1",), 2)
+
+    with pytest.raises(ConfigError, match="the cluster has no job 'ps'"):
+        options_in(Cluster.of({"worker": ["h1:1"]}), {})
 
 
 @pytest.mark.parametrize("job", ["ps", "worker"])
@@ -26,5 +36,5 @@ def test_its_process_is_prepared_for_its_job(job, monkeypatch):
     monkeypatch.setattr(member, "prepare_process", prepare_process)
     cluster = Cluster.of({"ps": ["127.0.0.1:1"], "worker": ["127.0.0.1:2"]})
     with pytest.raises(Enough):
-        run_member(Found(cluster, cluster.task(job, 0), "a test"), settings_for(cluster, Settings(threads=3)), print)
+        run_member(Found(cluster, cluster.task(job, 0), "a test"), make(options_in(cluster, {"threads": 3})), print)
     assert prepared == [(3, job == "ps")]

@@ -148,10 +148,10 @@ def test_staleness_is_counted_in_versions(cluster):
 # --- leases and the exact end
 
 
-@pytest.mark.parametrize("mode", ["async", "bounded"])
+@pytest.mark.parametrize("mode", [{"mode": "async"}, {"mode": "bounded", "staleness": 1}], ids=["async", "bounded"])
 @pytest.mark.parametrize("steps", [1, 5, 6])
 def test_exactly_train_steps_updates_each_of_its_own_lease(cluster, mode, steps):
-    run = cluster(mode=mode, staleness=1, workers=3, train_steps=steps)
+    run = cluster(**mode, workers=3, train_steps=steps)
     workers = run.started(0, 1, 2)
     leases = []
     while ready := [worker for worker in workers if worker.turn and not worker.turn.stop]:

@@ -10,7 +10,7 @@ import socket
 from pathlib import Path
 
 import pytest
-from running import EVENER, Run, evener
+from running import EVENER, Run, evener, here
 
 from evener import cli
 
@@ -55,6 +55,23 @@ def test_the_old_lines_stand_in_the_tutorials():
             assert literal in text or "distributed.py" in literal, command
     assert "执行python distributed.py" in text and "加上--sync_replicas=True" in text
     assert "' tf-ps0:2222,tf-ps1:1111'" in text
+
+
+TASK = ["task", "mnist", "--job_name=worker", "--task_index=0", "--ps_hosts=h0:1", "--worker_hosts=h1:1,h2:1"]
+
+
+def test_what_the_old_programs_read_beside_sync_replicas_alone_is_told_and_not_used_without_it(capfd):
+    done = here(capfd, *TASK, "--replicas_to_aggregate=1", "--sync_replicas=False", "--download_only")
+    assert done.code == 0, done.text
+    assert "--replicas_to_aggregate=1 is not used without --sync_replicas, as in TensorFlow" in done.out
+    assert "not used" not in here(capfd, *TASK, "--replicas_to_aggregate=1", "--sync_replicas", "--download_only").out
+
+
+def test_beside_a_mode_which_they_did_not_have_it_is_refused(capfd, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    done = here(capfd, *TASK, "--replicas_to_aggregate=1", "--mode=async")
+    assert (done.code, done.out, list(tmp_path.iterdir())) == (2, "", [])
+    assert "replicas_to_aggregate=1 means nothing in mode async." in done.err
 
 
 def on_this_machine(commands: list[str]) -> list[list[str]]:

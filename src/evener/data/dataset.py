@@ -175,6 +175,8 @@ def as_data(made: object) -> Data:
         return made
     if isinstance(made, dict) and "train" in made and set(made) <= {"train", "validation"}:
         return Data(**made)
+    if isinstance(made, list) and made and all(isinstance(part, torch_data.Dataset) for part in made):
+        made = tuple(made)  # of `random_split`
     if isinstance(made, tuple) and len(made) == 2 and not _is_array(made[0]):
         return Data(train=made[0], validation=made[1])
     return Data(train=as_dataset(made))

@@ -11,11 +11,8 @@ from evener.data.dataset import Data, MapStyle
 from evener.errors import InputError
 
 
-def look_at(data: Data, made_by: str = "") -> None:
+def look_at(data: Data) -> None:
     """Ask every set for its first samples.
-
-    Args:
-        made_by: where the user's `data` stands, for error messages.
 
     Raises:
         InputError: they are no batch of inputs and target, or cannot be put together to one.
@@ -26,7 +23,7 @@ def look_at(data: Data, made_by: str = "") -> None:
         batch: Any = dataset.batch(torch.arange(min(2, len(dataset))))
         if not isinstance(batch, tuple | list) or len(batch) != 2:
             raise InputError(
-                f"a batch of the {name or 'validation'} set ({kind}){made_by} is {_describe(batch)}, "
+                f"a batch of the {name or 'validation'} set ({kind}) is {_describe(batch)}, "
                 "not a pair (inputs, target).",
                 why="the model is called with the inputs, the loss with the model's output and the target.",
                 fix="let batch(indices) return (inputs, target); several inputs or targets go into a tuple or a "
@@ -35,8 +32,7 @@ def look_at(data: Data, made_by: str = "") -> None:
 
         if not _holds_tensor(batch[1]):
             raise InputError(
-                f"the target of the {name or 'validation'} set ({kind}){made_by} is {_describe(batch[1])}, without a "
-                "tensor.",
+                f"the target of the {name or 'validation'} set ({kind}) is {_describe(batch[1])}, without a tensor.",
                 why="losses compare numbers.",
                 fix="encode it as numbers, classes as 0, 1, 2, ...",
             )

@@ -35,7 +35,7 @@ def assess(
     prepare_process(torch.get_num_threads())
     found = find(path)
     made = recipe_of(found, recipe, options)
-    seed_all(0)
+    seed_all(max(0, found.manifest.seed))  # a random split is that of the training
     data = as_data(made.data())
     if not data.validations:
         raise InputError(f"recipe {made.name!r} has no validation data.", fix="let data() return (train, validation).")

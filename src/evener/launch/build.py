@@ -6,7 +6,8 @@ import hashlib
 import json
 import logging
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from functools import partial
 from importlib.metadata import version
@@ -56,12 +57,14 @@ def build(settings: Settings, recipe: Recipe | None = None) -> Built:
     recipe = _clipping(recipe, settings)
     seed_all(settings.seed)
     model = recipe.model()
-    check_model(model, place_of(recipe.model))
-    check_inputs(model, place_of(recipe.model))
+    with _made_by("model", recipe.model):
+        check_model(model, place_of(recipe.model))
+        check_inputs(model, place_of(recipe.model))
+        specs = specs_of(model, recipe.changing)
+        layout = Layout(specs, shards=max(1, settings.ps), placement=settings.placement)
     # Also where the run goes on: frozen parameters must be the same on every task, and not every task sees the logdir.
     warm = warm_start(model, Path(settings.init_from)) if settings.init_from else ()
     note = begin_training(model)
-    layout = Layout(specs_of(model, recipe.changing), shards=max(1, settings.ps), placement=settings.placement)
     options = json.dumps(dict(settings.recipe_options), sort_keys=True, default=str)
     stay = digest_of(frozen(model, layout))
     text = f"{options} seed={settings.seed} batch_size={settings.batch_size} frozen={stay}"
@@ -93,11 +96,28 @@ def begin_training(model: nn.Module) -> str:
     return "model() returned its model in eval(); as a whole it is trained in train()" if whole else ""
 
 
-def data_of(recipe: Recipe) -> Data:
-    """The recipe's data, whose first samples have been looked at. Raises InputError when they cannot be used."""
-    data = as_data(recipe.data())
-    look_at(data, place_of(recipe.data))
+def data_of(recipe: Recipe, seed: int) -> Data:
+    """The recipe's data, whose first samples have been looked at. Raises InputError when they cannot be used.
+
+    What is random in `data()`, such as a split, follows from the run's seed alone: `evener eval` finds the same one.
+    """
+    seed_all(seed)
+    with _made_by("data", recipe.data):
+        data = as_data(recipe.data())
+        look_at(data)
     return data
+
+
+@contextmanager
+def _made_by(part: str, function: object) -> Iterator[None]:
+    """What is wrong with what a user's function made is told with the place of the function."""
+    try:
+        yield
+    except (errors.ConfigError, errors.InputError) as error:
+        place = place_of(function)
+        if not place or place in error.what or str(getattr(function, "__module__", "")).startswith("evener."):
+            raise
+        raise type(error)(f"{part}(){place}: {error.what}", why=error.why, fix=error.fix) from error
 
 
 def batches_of(data: Data, settings: Settings) -> Batches:

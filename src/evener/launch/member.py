@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import logging
 import signal
-from collections.abc import Callable
-from dataclasses import replace
+from collections.abc import Callable, Mapping
 from pathlib import Path
+from typing import Any
 
 from evener import chaos
 from evener.cluster import Cluster
@@ -22,16 +22,12 @@ from evener.report import AnyReport, Line
 from evener.settings import Settings, check_gpus
 
 
-def settings_for(cluster: Cluster, settings: Settings) -> Settings:
-    """The settings of a task: how many there are, and where, is said by the cluster."""
+def options_in(cluster: Cluster, options: Mapping[str, Any]) -> dict[str, Any]:
+    """The options of a task: how many there are, and where, is said by the cluster."""
     if not cluster.ps:
         raise ConfigError("the cluster has no job 'ps'.", fix="name at least one: --ps-hosts HOST:PORT.")
-    return replace(
-        settings,
-        ps=len(cluster.ps),
-        workers=len(cluster.worker),
-        ps_hosts=tuple(str(address) for address in cluster.ps),
-    )
+    hosts = tuple(str(address) for address in cluster.ps)
+    return {**options, "ps": len(cluster.ps), "workers": len(cluster.worker), "ps_hosts": hosts}
 
 
 def local_rank(cluster: Cluster, index: int) -> tuple[int, int]:

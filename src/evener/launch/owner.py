@@ -33,7 +33,7 @@ from evener.session.session import Session
 from evener.settings import Settings
 from evener.state import State
 from evener.tensors import CPU, Slot, digest_of, named_tensors
-from evener.worker.allreduce import AllReduce, Restored, Travelling, agree, share_restored
+from evener.worker.allreduce import DIFFERENCES, AllReduce, Restored, Travelling, agree, share_restored
 from evener.worker.device_memory import DeviceMemory, Fetching
 from evener.worker.exchange import Exchange
 from evener.worker.feeding import feed_for
@@ -66,7 +66,7 @@ def session_of(built: Built, settings: Settings, report: Reporter, tower: Tower 
     task = f"worker:{rank}"
     if built.note and rank == 0:
         tell_and_log(task, report, built.note)
-    data = data_of(built.recipe)
+    data = data_of(built.recipe, settings.seed)
     batches = batches_of(data, settings)
     homes = place_model(built, settings, rank=tower.local_rank if tower else 0, report=report, task=task)
     # On one GPU everything lives there, the optimizer too. With several devices the optimizer's one memory stays here.
@@ -74,7 +74,10 @@ def session_of(built: Built, settings: Settings, report: Reporter, tower: Tower 
     group = tower.meet(home) if tower else None
     try:
         if group is not None and tower is not None:
-            agree(group, _facts(built, settings, batches, home, tower))
+            allowed = DIFFERENCES if settings.allow_difference else ()
+            for difference in agree(group, _facts(built, settings, batches, home, tower), allowed):
+                if rank == 0:
+                    tell_and_log(task, report, f"warning: {difference}")
         if rank == 0:
             tell_start(built, settings, task, report)
         saver, ledger, restored = _kept(settings, report) if rank == 0 else (NoSaver(), Ledger(), None)
@@ -127,13 +130,13 @@ def _kept(settings: Settings, report: Reporter) -> tuple[Saver, Ledger, Restored
 
 def _facts(built: Built, settings: Settings, batches: Batches, home: torch.device, tower: Tower) -> dict[str, object]:
     """What towers must agree about, by the name that a person gave it."""
-    samples, allow = len(batches.dataset), settings.allow_difference
+    samples = len(batches.dataset)
     options = json.dumps(dict(settings.recipe_options), sort_keys=True, default=str)
     return {
         "evener": VERSION, "torch": str(torch.__version__), "towers": settings.aggregate, "seed": settings.seed,
         "batch size": settings.batch_size, "train steps": settings.steps(samples), "samples": samples,
         "options of the recipe": options, "a model of layout": built.layout.fingerprint,
         "recipe": built.fingerprint, "values": digest_of(named_tensors(built.model)), "its gradients on": home.type,
-        "all on one machine": tower.one_machine, "recipe files": "" if allow else built.sources,
-        "a first batch of": "" if allow else described(batches.batch(0)),
+        "all on one machine": tower.one_machine, "recipe files": built.sources,
+        "a first batch of": described(batches.batch(0)),
     }  # fmt: skip

@@ -59,7 +59,7 @@ def run_stage(  # noqa: PLR0913 - what a task is told, each once
     task = f"worker:{stage}"
     points = points_of(built.recipe, built.model, settings.pipeline_stages)
     report(Status(task, "starting", waiting_for="its data"))
-    data = data_of(built.recipe)
+    data = data_of(built.recipe, settings.seed)
     batches = batches_of(data, settings)
     report(Status(task, "starting", waiting_for="the other stages"))
     if stage == 0:

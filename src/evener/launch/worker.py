@@ -21,7 +21,7 @@ from evener.launch.rendezvous import Rendezvous
 from evener.launch.wiring import Dialer
 from evener.recipe import Recipe
 from evener.report import Reporter, Status
-from evener.session.best import Best, StopEarly
+from evener.session.best import Best, StopEarly, check_figures
 from evener.session.evaluate import Evaluate
 from evener.session.hooks import Hook, LogEvery, StopOnNaN, hooks_of
 from evener.session.session import Session
@@ -41,6 +41,8 @@ def hooks_for(recipe: Recipe, data: Data, settings: Settings, tell: Callable[[st
     """The hooks of every run, then the recipe's own, which see the others' work (SEMANTICS H5)."""
     from evener.session.summary import Summaries
 
+    if not data.validations:
+        check_figures(recipe, ())
     clock = time.monotonic
     examples = settings.batch_size * settings.aggregate
     best = Best(Figure.of(recipe.keep_best), settings, VERSION, tell) if recipe.keep_best else None
@@ -73,7 +75,7 @@ def run_worker(  # noqa: PLR0913 - what a task is told, each once
     report(Status(task, "starting", waiting_for="its data"))
     if built.note and index == 0:
         tell_and_log(task, report, built.note)
-    data = data_of(built.recipe)
+    data = data_of(built.recipe, settings.seed)
     batches = batches_of(data, settings)
     gradients, parameters = Memory(built.layout.nbytes), Memory(built.layout.nbytes)
     homes = place_model(built, settings, rank=index if rank is None else rank, report=report, task=task)

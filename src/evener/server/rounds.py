@@ -23,7 +23,7 @@ class Rounds:
         settings = course.settings
         self.policy = policy_for(
             settings.mode, replicas_to_aggregate=settings.aggregate, accumulate=settings.accumulate,
-            elastic=settings.elastic, staleness=settings.staleness, version=course.first_step,
+            elastic=settings.elastic, staleness=settings.ahead, version=course.first_step,
         )  # fmt: skip
         self.final_chief: int | None = None  # who evaluates at the end; -1: nobody
         self.vacant = False  # that one was lost, and nobody came yet who can do it

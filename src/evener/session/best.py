@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from pathlib import Path
 
 import msgspec
@@ -11,8 +11,9 @@ from torch import nn
 
 from evener.atomic import atomic_write
 from evener.checkpoint import Manifest, Store
-from evener.errors import EvenerError
+from evener.errors import ConfigError, EvenerError
 from evener.figures import EarlyStopping, Figure
+from evener.recipe import Recipe
 from evener.session.hooks import Hook, StepResult
 from evener.session.session import Session
 from evener.settings import Settings
@@ -48,15 +49,9 @@ class Best:
         self._value: float | None = None  # of the best so far; None: not looked for yet
 
     def look(self, model: nn.Module, step: int, values: Mapping[str, float]) -> None:
-        """The model holds what was just measured: keep it if it is better than all before.
-
-        Raises:
-            ConfigError: the validation gives no such figure.
-        """
+        """The model holds what was just measured, parameters or averages: keep it if it is better than all before."""
         name = self._figure.name
-        if name not in values:
-            if name.endswith("_ema") == any(key.endswith("_ema") for key in values):
-                raise self._figure.missing(values)
+        if name not in values:  # it is of the others
             return
         if self._value is None:
             self._value = self._known()
@@ -83,7 +78,8 @@ class Best:
             store.commit(Manifest(
                 step=step, shards=1, recipe=settings.recipe, options=plain(settings.recipe_options), files=files,
                 shapes={name: list(tensor.shape) for name, tensor in tensors.items()}, parts={}, values={},
-                next_lease=0, unapplied=[], seqs={}, batch_size=settings.batch_size, evener=self._evener,
+                next_lease=0, unapplied=[], seqs={}, batch_size=settings.batch_size, seed=settings.seed,
+                evener=self._evener,
             ))  # fmt: skip
             atomic_write(self._directory / NOTE, [msgspec.json.encode(Note(self._figure.name, value, step))])
             for older in store.steps():
@@ -92,6 +88,20 @@ class Best:
         finally:
             store.close()
         self._tell(f"the best model so far is kept: {self._figure.name} {value:.6g} at global step {step}")
+
+
+def check_figures(recipe: Recipe, names: Collection[str]) -> None:
+    """Refuse a recipe that compares validations by a figure that is none of `names`. Raises ConfigError."""
+    stopping = recipe.early_stopping.figure if recipe.early_stopping is not None else None
+    for part, text in (("keep_best", recipe.keep_best), ("early_stopping", stopping)):
+        if text is not None and (name := Figure.of(text).name) not in names:
+            raise ConfigError(
+                f"there is no {name!r} among the figures of the validation.",
+                why=f"the recipe's {part} compares validations by it.",
+                fix=f"name one of: {', '.join(names)}."
+                if names
+                else "let data() return (train, validation): without a validation set there are no figures.",
+            )
 
 
 def _ignore(text: str) -> None:
@@ -108,8 +118,6 @@ class StopEarly(Hook):
     def after_step(self, session: Session, result: StepResult) -> None:
         for evaluated in session.evaluations[self._seen :]:
             self._seen += 1
-            if self._figure.name not in evaluated.values:
-                raise self._figure.missing(evaluated.values)
             value = evaluated.values[self._figure.name]
             if self._figure.better(value, self._best, self._rule.min_delta):
                 self._best, self._since = value, 0

@@ -16,7 +16,7 @@ from evener.devices.modules import joined, to_match
 from evener.errors import ConfigError
 from evener.recipe import Recipe
 from evener.report import Evaluated, Status
-from evener.session.best import Best
+from evener.session.best import Best, check_figures
 from evener.session.hooks import Hook, StepResult
 from evener.session.session import Session
 
@@ -49,8 +49,8 @@ def untouched(model: nn.Module) -> Iterator[None]:
     """In this block the model is in `eval()`; afterwards modes and buffers are what they were."""
     modules = list(model.modules())
     modes = [module.training for module in modules]
-    buffers = [(module, leaf, b, b.clone()) for module in modules for leaf, b in module._buffers.items()
-               if b is not None]  # fmt: skip
+    buffers = [(module, leaf, b, None if b is None else b.clone()) for module in modules
+               for leaf, b in module._buffers.items()]  # fmt: skip
     model.eval()
     try:
         yield
@@ -60,7 +60,7 @@ def untouched(model: nn.Module) -> Iterator[None]:
         with torch.no_grad():
             for module, leaf, buffer, before in buffers:
                 module._buffers[leaf] = buffer
-                if buffer.shape == before.shape:
+                if buffer is not None and before is not None and buffer.shape == before.shape:
                     buffer.copy_(before)
 
 
@@ -89,14 +89,19 @@ def _own(model: nn.Module, recipe: Recipe, samples: Samples) -> dict[str, float]
 
 
 def _mean(name: str, value: Any) -> float:
+    said = f"the recipe's {'loss' if name == 'loss' else f'metric {name!r}'}"
     if isinstance(value, Tensor) and value.numel() != 1:
         raise ConfigError(
-            f"the recipe's {'loss' if name == 'loss' else f'metric {name!r}'} has shape {list(value.shape)}, "
-            "not a scalar.",
+            f"{said} has shape {list(value.shape)}, not a scalar.",
             why="the mean over the batch is one number.",
             fix='return the mean over the batch, e.g. reduction="mean".',
         )
-    return float(value)
+    try:
+        return float(value)
+    except (TypeError, ValueError):
+        raise ConfigError(
+            f"{said} is {value!r}.", why="figures are compared and drawn.", fix="return a number."
+        ) from None
 
 
 class First:
@@ -149,7 +154,9 @@ class Evaluate(Hook):
         if session.recipe.evaluate is None and self._sets:
             session.exchange.show("parameters")  # of a pipeline the other stages' are not here
             few = {name: First(dataset, 2) for name, dataset in self._sets.items()}
-            evaluate(session.towers.model, session.recipe, few, batch_size=self._batch_size)
+            names = list(evaluate(session.towers.model, session.recipe, few, batch_size=self._batch_size))
+            averaged = [f"{name}_ema" for name in names] if session.recipe.ema_decay is not None else []
+            check_figures(session.recipe, [*names, *averaged])
 
     def end(self, session: Session) -> None:
         if session.turn.chief:
@@ -166,6 +173,7 @@ class Evaluate(Hook):
             session.exchange.show("averages")
             values |= self._measured(session, step, "_ema")
             session.exchange.show("parameters")
+        check_figures(recipe, values)  # of a validation of the recipe's own they are known now
         evaluated = Evaluated(step, values, final)
         session.evaluations.append(evaluated)
         session.report(evaluated)

@@ -194,7 +194,7 @@ def _hyperparameters(settings: Settings, recipe: Recipe) -> list[Any]:
     compared = ("batch_size", "seed", "train_steps", "epochs", "ps", "workers")
     values |= {name: getattr(settings, name) for name in compared} | {"replicas_to_aggregate": settings.aggregate}
     values |= {"recipe": recipe.name, "mode": settings.mode if settings.ps else "one process"}
-    values |= {"staleness": settings.staleness} if settings.mode == "bounded" else {}
+    values |= {"staleness": settings.ahead} if settings.mode == "bounded" else {}
     values = {name: flat for name, value in values.items() if (flat := _flat(value)) not in ("None", "")}
     metrics = [f"validation_{name}" for name in ("loss", *recipe.metrics)]
     metrics += [f"{name}_ema" for name in metrics if recipe.ema_decay is not None]

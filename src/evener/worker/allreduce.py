@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass, replace
 
 import msgspec
@@ -198,24 +198,39 @@ class AllReduce:
             self._group.close(failed=bool(reason))
 
 
-def agree(group: Group, facts: Mapping[str, object]) -> None:
+#: What --allow-difference allows.
+DIFFERENCES = ("recipe files", "a first batch of")
+
+
+def agree(group: Group, facts: Mapping[str, object], allowed: Collection[str] = ()) -> list[str]:
     """Refuse towers that would not train the same.
 
     Args:
         facts: what must be equal on all, by the name that a person knows it by.
+        allowed: names of those that may differ.
+
+    Returns:
+        Where they do, in sentences.
 
     Raises:
         ModelMismatch: on every tower, naming the first difference.
     """
     everybody = [json.loads(text) for text in group.gather(json.dumps(facts, default=str))]
+    differences = []
     for rank, theirs in enumerate(everybody):
         for name, value in everybody[0].items():
-            if theirs.get(name) != value:
+            if theirs.get(name) == value:
+                continue
+            what = f"worker:{rank} has {name} {theirs.get(name)}, worker:0 has {value}."
+            if name not in allowed:
                 raise errors.ModelMismatch(
-                    f"worker:{rank} has {name} {theirs.get(name)}, worker:0 has {value}.",
+                    what,
                     why="all towers take the same updates of the same model.",
-                    fix="start all of them with the same command and the same code.",
+                    fix="start all of them with the same command and the same code"
+                    + ("; or say --allow-difference if it is meant." if name in DIFFERENCES else "."),
                 )
+            differences.append(what)
+    return differences
 
 
 Restored = tuple[Manifest, Contents] | None

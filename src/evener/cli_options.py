@@ -65,7 +65,7 @@ def add_training_options(train: argparse.ArgumentParser) -> None:
     add("--epochs", type=float, metavar="E", help="instead of --train-steps: passes over the training data")
     add("--batch-size", type=int, metavar="B", help="samples of one gradient; default 100")
     add("--seed", type=int, help="of parameters and sample order; default 0")
-    text = "let tasks join whose recipe files, or first batch, are others; it is told, not refused"
+    text = "let tasks join whose recipe files, or first samples, are others; it is told, not refused"
     add("--allow-difference", action="store_true", default=None, help=text)
     add("--threads", type=int, help="PyTorch threads of each task; default 1")
     add_recipe_options(train)

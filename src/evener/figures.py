@@ -5,6 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from math import isnan
 
+from evener.errors import ConfigError
+
 
 @dataclass(frozen=True, slots=True)
 class Figure:

@@ -199,8 +199,8 @@ def test_what_data_draws_is_the_same_on_every_task_whatever_its_model_has_drawn(
 
     recipe = Recipe(model=lambda: nn.Linear(4, 3), data=split, optimizer=lambda model: torch.optim.SGD(
         model.parameters(), lr=0.1))  # fmt: skip
-    first = data_of(recipe, 5).train.inputs
+    first = data_of(recipe, 5)[0].train.inputs
     build(Settings(seed=5), recipe), drawn()
 
-    assert torch.equal(data_of(recipe, 5).train.inputs, first)
-    assert not torch.equal(data_of(recipe, 6).train.inputs, first)
+    assert torch.equal(data_of(recipe, 5)[0].train.inputs, first)
+    assert not torch.equal(data_of(recipe, 6)[0].train.inputs, first)

@@ -101,7 +101,7 @@ def test_another_first_batch_is_refused_with_both(tmp_path):
         error = stranger.refused(stranger.hello(batch=OTHER))
 
         assert isinstance(error, ModelMismatch)
-        assert error.what == f"the first batch of this worker is {OTHER}, that of the run {BATCH}."
+        assert error.what == f"the first samples of this worker are {OTHER}, those of the run {BATCH}."
         assert "random, numpy and torch" in error.fix
         assert "--allow-difference" in error.fix
         assert set(run.leader.links.seats) == {0}
@@ -114,8 +114,8 @@ def test_or_told_where_it_may_differ(tmp_path):
             worker.ask(worker.hello(batch=batch))
 
         assert set(run.leader.links.seats) == {0, 1}
-        told = [line for line in lines(run) if "first batch" in line]
-        assert told == [f"warning: the first batch of this worker is {OTHER}, that of the run {BATCH}."]
+        told = [line for line in lines(run) if "first samples" in line]
+        assert told == [f"warning: the first samples of this worker are {OTHER}, those of the run {BATCH}."]
 
 
 def test_the_same_first_batch_is_no_word_worth(tmp_path):
@@ -137,10 +137,10 @@ def agreed(*facts: dict, allowed: tuple[str, ...] = ()) -> list[str]:
     return agree(Together(Meeting(len(facts)), 0), facts[0], allowed)
 
 
-FACTS = {"seed": 1, "recipe files": "train.py:11111111", "a first batch of": BATCH}
+FACTS = {"seed": 1, "recipe files": "train.py:11111111", "first samples": BATCH}
 
 
-@pytest.mark.parametrize(("name", "theirs"), [("recipe files", "train.py:33333333"), ("a first batch of", OTHER)])
+@pytest.mark.parametrize(("name", "theirs"), [("recipe files", "train.py:33333333"), ("first samples", OTHER)])
 def test_towers_compare_the_same_and_are_refused_with_both_sides_or_told(name, theirs):
     what = f"worker:1 has {name} {theirs}, worker:0 has {FACTS[name]}."
     with pytest.raises(ModelMismatch) as error:

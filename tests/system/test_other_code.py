@@ -113,7 +113,7 @@ def test_a_worker_with_another_first_batch_is_refused_with_both(tmp_path):
     (one / "mine.py").write_text(OTHER_DATA)
     (one / "seed.txt").write_text("1")
     (other / "seed.txt").write_text("2")
-    says = re.compile(r"the first batch of this worker is float32\[20, 6\] .*, that of the run float32\[20, 6\] ")
+    says = re.compile(r"the first samples of this worker are float32\[4, 6\] .*, those of the run float32\[4, 6\] ")
     with three_tasks(one, other) as (_, *workers):
         until(lambda: any(says.search(worker.said()) for worker in workers), PATIENCE, "the second one is refused")
 

@@ -214,7 +214,8 @@ class Slow:
     def __len__(self):
         return 1000
     def batch(self, indices):
-        threading.Event().wait()  # the test ends it
+        if len(indices) > {least}:
+            threading.Event().wait()  # the test ends it
         return torch.randn(len(indices), 4), torch.zeros(len(indices), dtype=torch.int64)
 
 def recipe():
@@ -225,6 +226,12 @@ def recipe():
 
 
 def test_14_a_slow_data_loader(told, tmp_path):
-    (tmp_path / "slow.py").write_text(SLOW)
+    (tmp_path / "slow.py").write_text(SLOW.replace("{least}", "4"))
     run = told("train", "slow.py:recipe", "--ps", "1", "--workers", "1")
     run.says(r"worker:0 +waiting for its data: the batch of lease \d+ \(\d+ s\)")
+
+
+def test_14_a_data_set_whose_first_samples_do_not_come(told, tmp_path):
+    (tmp_path / "slow.py").write_text(SLOW.replace("{least}", "0"))
+    run = told("train", "slow.py:recipe", "--ps", "1", "--workers", "1")
+    run.says(r"worker:0 +waiting for its data: the first samples \(\d+ s\)")

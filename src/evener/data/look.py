@@ -11,16 +11,22 @@ from evener.data.dataset import Data, MapStyle
 from evener.errors import InputError
 
 
-def look_at(data: Data) -> None:
-    """Ask every set for its first samples.
+def look_at(data: Data) -> str:
+    """Ask every set for its first samples, and the training set for one of its middle and its last too.
+
+    Returns:
+        Those of the training set in a few words (`described`): on another task they must be the same.
 
     Raises:
         InputError: they are no batch of inputs and target, or cannot be put together to one.
         Exception: what the user's own data set raises.
     """
+    words = ""
     for name, dataset in {"train": data.train, **data.validations}.items():
         kind = type(dataset.samples if isinstance(dataset, MapStyle) else dataset).__name__
-        batch: Any = dataset.batch(torch.arange(min(2, len(dataset))))
+        last = len(dataset) - 1
+        numbers = sorted({0, min(1, last), last // 2, last} if name == "train" else {0, min(1, last)})
+        batch: Any = dataset.batch(torch.tensor(numbers))
         if not isinstance(batch, tuple | list) or len(batch) != 2:
             raise InputError(
                 f"a batch of the {name or 'validation'} set ({kind}) is {_describe(batch)}, "
@@ -36,6 +42,8 @@ def look_at(data: Data) -> None:
                 why="losses compare numbers.",
                 fix="encode it as numbers, classes as 0, 1, 2, ...",
             )
+        words = words or described(batch)
+    return words
 
 
 def described(batch: Any) -> str:

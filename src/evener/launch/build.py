@@ -28,6 +28,8 @@ from evener.recipe import Recipe, resolve
 from evener.references import place_of, sources_of
 from evener.report import Line, Reporter
 from evener.saver import Saver
+from evener.session.session import LONG_DATA
+from evener.session.watch import Watch
 from evener.settings import Settings
 from evener.state import Contents
 from evener.tensors import digest_of, frozen, named_tensors, specs_of
@@ -96,16 +98,27 @@ def begin_training(model: nn.Module) -> str:
     return "model() returned its model in eval(); as a whole it is trained in train()" if whole else ""
 
 
-def data_of(recipe: Recipe, seed: int) -> Data:
-    """The recipe's data, whose first samples have been looked at. Raises InputError when they cannot be used.
+def data_of(recipe: Recipe, seed: int) -> tuple[Data, str]:
+    """The recipe's data, and its first samples in a few words. Raises InputError when they cannot be used.
 
     What is random in `data()`, such as a split, follows from the run's seed alone: `evener eval` finds the same one.
     """
     seed_all(seed)
     with _made_by("data", recipe.data):
         data = as_data(recipe.data())
-        look_at(data)
-    return data
+        return data, look_at(data)
+
+
+def loaded(built: Built, settings: Settings, task: str, report: Reporter) -> tuple[Data, Batches, str]:
+    """A task's data, the training set as leases, and its first samples in a few words; a long wait for them is told."""
+    watch = Watch(task, report, time.monotonic)
+    watch.start()
+    try:
+        watch.busy("its data: the first samples", LONG_DATA)
+        data, words = data_of(built.recipe, settings.seed)
+    finally:
+        watch.stop()
+    return data, batches_of(data, settings), words
 
 
 @contextmanager

@@ -10,14 +10,11 @@ from functools import partial
 
 import torch
 
-from evener.data.batches import Batches
-from evener.data.look import described
 from evener.launch.build import (
     VERSION,
     Built,
-    batches_of,
     beginning,
-    data_of,
+    loaded,
     open_ledger,
     open_store,
     tell_and_log,
@@ -66,8 +63,7 @@ def session_of(built: Built, settings: Settings, report: Reporter, tower: Tower 
     task = f"worker:{rank}"
     if built.note and rank == 0:
         tell_and_log(task, report, built.note)
-    data = data_of(built.recipe, settings.seed)
-    batches = batches_of(data, settings)
+    data, batches, first = loaded(built, settings, task, report)
     homes = place_model(built, settings, rank=tower.local_rank if tower else 0, report=report, task=task)
     # On one GPU everything lives there, the optimizer too. With several devices the optimizer's one memory stays here.
     home = next(iter(homes.values())) if homes and len(set(homes.values())) == 1 else CPU
@@ -75,7 +71,9 @@ def session_of(built: Built, settings: Settings, report: Reporter, tower: Tower 
     try:
         if group is not None and tower is not None:
             allowed = DIFFERENCES if settings.allow_difference else ()
-            for difference in agree(group, _facts(built, settings, batches, home, tower), allowed):
+            for difference in agree(
+                group, _facts(built, settings, len(data.train), home, tower) | {"first samples": first}, allowed
+            ):
                 if rank == 0:
                     tell_and_log(task, report, f"warning: {difference}")
         if rank == 0:
@@ -128,9 +126,8 @@ def _kept(settings: Settings, report: Reporter) -> tuple[Saver, Ledger, Restored
     return saver, open_ledger(settings, generation=0, run="", report=report, task="worker:0"), restored
 
 
-def _facts(built: Built, settings: Settings, batches: Batches, home: torch.device, tower: Tower) -> dict[str, object]:
+def _facts(built: Built, settings: Settings, samples: int, home: torch.device, tower: Tower) -> dict[str, object]:
     """What towers must agree about, by the name that a person gave it."""
-    samples = len(batches.dataset)
     options = json.dumps(dict(settings.recipe_options), sort_keys=True, default=str)
     return {
         "evener": VERSION, "torch": str(torch.__version__), "towers": settings.aggregate, "seed": settings.seed,
@@ -138,5 +135,4 @@ def _facts(built: Built, settings: Settings, batches: Batches, home: torch.devic
         "options of the recipe": options, "a model of layout": built.layout.fingerprint,
         "recipe": built.fingerprint, "values": digest_of(named_tensors(built.model)), "its gradients on": home.type,
         "all on one machine": tower.one_machine, "recipe files": built.sources,
-        "a first batch of": described(batches.batch(0)),
     }  # fmt: skip

@@ -14,9 +14,8 @@ from evener.data.batches import Batches
 from evener.launch.build import (
     VERSION,
     Built,
-    batches_of,
     beginning,
-    data_of,
+    loaded,
     open_ledger,
     open_store,
     tell_and_log,
@@ -59,8 +58,7 @@ def run_stage(  # noqa: PLR0913 - what a task is told, each once
     task = f"worker:{stage}"
     points = points_of(built.recipe, built.model, settings.pipeline_stages)
     report(Status(task, "starting", waiting_for="its data"))
-    data = data_of(built.recipe, settings.seed)
-    batches = batches_of(data, settings)
+    data, batches, _ = loaded(built, settings, task, report)
     report(Status(task, "starting", waiting_for="the other stages"))
     if stage == 0:
         store, address = listening_store(HOST, MEETING)

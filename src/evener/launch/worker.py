@@ -13,9 +13,8 @@ from pathlib import Path
 import torch
 
 from evener.data.dataset import Data
-from evener.data.look import described
 from evener.figures import Figure
-from evener.launch.build import VERSION, Built, batches_of, data_of, tell_and_log
+from evener.launch.build import VERSION, Built, loaded, tell_and_log
 from evener.launch.placing import place_model
 from evener.launch.rendezvous import Rendezvous
 from evener.launch.wiring import Dialer
@@ -75,8 +74,7 @@ def run_worker(  # noqa: PLR0913 - what a task is told, each once
     report(Status(task, "starting", waiting_for="its data"))
     if built.note and index == 0:
         tell_and_log(task, report, built.note)
-    data = data_of(built.recipe, settings.seed)
-    batches = batches_of(data, settings)
+    data, batches, first = loaded(built, settings, task, report)
     gradients, parameters = Memory(built.layout.nbytes), Memory(built.layout.nbytes)
     homes = place_model(built, settings, rank=index if rank is None else rank, report=report, task=task)
     memory = None
@@ -89,7 +87,7 @@ def run_worker(  # noqa: PLR0913 - what a task is told, each once
     hello = Hello(
         Identity(index), run, VERSION, str(torch.__version__), built.fingerprint, built.layout.fingerprint,
         codec.pack_specs(built.layout.specs), len(data.train), socket.gethostname(), os.getpid(),
-        process=secrets.token_hex(8), sources=built.sources, batch=codec.cut(described(batches.batch(0)), 1000),
+        process=secrets.token_hex(8), sources=built.sources, batch=codec.cut(first, 1000),
     )  # fmt: skip
     report(Status(task, "starting", waiting_for="the addresses of the ps tasks"))
     links = ServerLinks(

@@ -77,10 +77,10 @@ class Course:
         return self._samples
 
     def check(self, samples: int, batch: str = "") -> str:
-        """Whether a worker has the data of the run; a sentence if its first batch is another one and may be.
+        """Whether a worker has the data of the run; a sentence if its first samples are others and may be.
 
         Raises:
-            ModelMismatch: it has another amount of data, or another first batch that nobody has allowed.
+            ModelMismatch: it has another amount of data, or other first samples that nobody has allowed.
         """
         if self.train_steps is None:
             return ""
@@ -91,9 +91,8 @@ class Course:
             )
         if batch == self._batch:
             return ""
-        what = (
-            f"the first batch of this worker is {batch or 'not known'}, that of the run {self._batch or 'not known'}."
-        )
+        theirs, ours = batch or "not known", self._batch or "not known"
+        what = f"the first samples of this worker are {theirs}, those of the run {ours}."
         if self.settings.allow_difference:
             return what
         raise errors.ModelMismatch(

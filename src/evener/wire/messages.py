@@ -53,7 +53,7 @@ class Hello(Message, frozen=True):
     pid: Count
     process: Word = ""  # random, of this process alone: pids come again
     sources: Word = ""  # the files of its recipe, with digests
-    batch: Word = ""  # its first batch, in a few words
+    batch: Word = ""  # its first samples, in a few words
 
 
 class Join(Message, frozen=True):

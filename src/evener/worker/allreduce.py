@@ -199,7 +199,7 @@ class AllReduce:
 
 
 #: What --allow-difference allows.
-DIFFERENCES = ("recipe files", "a first batch of")
+DIFFERENCES = ("recipe files", "first samples")
 
 
 def agree(group: Group, facts: Mapping[str, object], allowed: Collection[str] = ()) -> list[str]:

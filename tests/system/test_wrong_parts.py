@@ -236,7 +236,7 @@ def test_what_fails_in_a_validation_is_the_users_own_error_and_no_hooks(part, tm
 
 
 IMPORTS = {
-    "argparse": ("import argparse\nargparse.ArgumentParser().parse_args()\n",
+    "argparse": ("import argparse\nargparse.ArgumentParser().parse_args(['--mine'])\n",
                  "mine.py, line 2, reads the command line (argparse)"),
     "sys.exit": ("import sys\n\nsys.exit(0)\n", "mine.py, line 3, ends the program (sys.exit(0))"),
     "relative import": ("from .net import model\n", "mine.py imports its neighbours relatively"),

@@ -82,6 +82,19 @@ class Cache(Part):
             self.table, self.size = torch.arange(3), len(inputs)
 
 
+class LateCache(Cache):
+    """One that a later batch makes, since the first has no use for it."""
+
+    def __init__(self):
+        super().__init__()
+        self.calls = "x"
+
+    def each(self, inputs):
+        self.calls += "x"
+        if len(self.calls) > 3:
+            super().each(inputs)
+
+
 class Buffer(Part):
     def __init__(self):
         super().__init__()
@@ -139,8 +152,8 @@ def test_what_goes_on_changing_is_told_by_its_name_with_a_way_out(kind):
     assert "changing=[...]" in note
 
 
-@pytest.mark.parametrize("kind", [Cache, Buffer, Words])
-def test_a_cache_of_the_first_batch_a_buffer_and_words_are_not_told(kind):
+@pytest.mark.parametrize("kind", [Cache, LateCache, Buffer, Words])
+def test_a_cache_of_the_first_batch_or_a_later_one_a_buffer_and_words_are_not_told(kind):
     assert notes_after(kind, 17) == []
 
 

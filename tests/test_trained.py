@@ -20,6 +20,8 @@ from evener.tensors import named_tensors
 sys.path.append(str(Path(__file__).parent / "zoo"))
 from models import MODELS
 
+pytestmark = pytest.mark.slow
+
 OLD = Path(__file__).parent / "data" / "logdir_9e33542"
 INPUTS = torch.randn(6, 8, generator=torch.Generator().manual_seed(9))
 

@@ -41,6 +41,7 @@ def stand(monkeypatch):
     monkeypatch.setattr(stand_by.transport, "listen", remembered)
     monkeypatch.setattr(stand_by, "StandingServer", Server)
     before = {number: signal.getsignal(number) for number in STOPPING}
+    signal.signal(signal.SIGHUP, signal.SIG_DFL)  # also where the tests themselves were started by nohup
 
     def stand(**options):
         cluster = Cluster.of({"ps": ["127.0.0.1:0"], "worker": ["127.0.0.1:0"]})

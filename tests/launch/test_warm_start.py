@@ -26,6 +26,8 @@ import towers_in_one_process as in_threads
 from cluster_in_one_process import Cluster, Trainer, finished, same_bits, train
 from models import MODELS, Tied, seq
 
+pytestmark = pytest.mark.slow
+
 GENERATOR = torch.Generator().manual_seed(1)
 DATA = torch.randn(50, 8, generator=GENERATOR), torch.randint(0, 3, (50,), generator=GENERATOR)
 

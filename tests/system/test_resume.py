@@ -12,6 +12,8 @@ from running import RECIPE, Done, checkpoint_files, evener, here, start
 
 from evener.checkpoint import load
 
+pytestmark = pytest.mark.slow
+
 ALONE = ("--save-summary-secs", "1000")  # no test here looks at curves
 
 

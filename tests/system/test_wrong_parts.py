@@ -13,6 +13,8 @@ from running import evener, here
 import evener as package
 from evener.errors import ConfigError, EvenerError, InputError
 
+pytestmark = pytest.mark.slow
+
 HEAD = """
 import evener, torch
 from torch import nn

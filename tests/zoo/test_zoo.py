@@ -42,8 +42,19 @@ def expected_of(kind: str, replicas: int = 1) -> dict[str, Tensor]:
     return plain(recipe_of(kind), replicas, steps=STEPS, batch_size=BATCH).parameters
 
 
-KINDS = pytest.mark.parametrize("kind", MODELS)
-WITH_SERVERS = pytest.mark.parametrize("kind", sorted(MODELS.keys() - ALONE_ONLY))
+#: What `make check` takes of the table; `make test` takes all.
+FEW = ("batchnorm2d", "lstm", "tied weights", "buffers", "unused branch", "teacher", "frozen layers", "bfloat16")
+
+
+def kinds(names):
+    """The table's rows; all but a few are slow together."""
+    return pytest.mark.parametrize(
+        "kind", [pytest.param(name, marks=[pytest.mark.slow] * (name not in FEW)) for name in names]
+    )
+
+
+KINDS = kinds(MODELS)
+WITH_SERVERS = kinds(sorted(MODELS.keys() - ALONE_ONLY))
 
 
 @KINDS

@@ -230,3 +230,13 @@ def test_a_schedule_follows_groups_into_another_order(now):
         train([old], 1)
         train(states, 1)
     assert_equal(whole_of(states), whole_of([old]))
+
+
+def test_a_schedules_lists_by_group_follow_the_groups_when_these_come_in_another_order():
+    from evener.hyperparameters import Groups
+
+    made = [torch.nn.Parameter(torch.zeros(1)) for _ in range(2)]
+    optimizer = torch.optim.SGD([{"params": [parameter]} for parameter in made], lr=0.1)
+    groups = Groups(optimizer, [["b"], ["a"]], {}, [{"params": ["a"]}, {"params": ["b"]}])
+
+    assert groups.reordered({"base_lrs": [1.0, 2.0], "last_epoch": 3}) == {"base_lrs": [2.0, 1.0], "last_epoch": 3}

@@ -275,3 +275,13 @@ def test_the_digest_takes_scalars_empty_bfloat16_and_transposed_tensors():
     odd = (torch.tensor(1.0), torch.zeros(0, 3), torch.ones(2, dtype=torch.bfloat16), torch.arange(6.0).view(2, 3).T)
 
     assert len(digest_of(_frozen(*odd))) == 16
+
+
+def test_a_change_of_one_tensor_is_no_change_of_another_in_the_same_memory():
+    """Else BatchNorm's count of its batches would be a change of all that autograd has saved."""
+    layout = Layout(specs_of(Zoo()))
+    views = list(whole_views(layout, bytearray(layout.nbytes)).values())
+    before = views[1]._version
+    views[0].add_(1)
+
+    assert views[1]._version == before

@@ -29,13 +29,13 @@ import torch
 from evener.data.batches import Batches
 from evener.data.dataset import as_data
 from evener.devices import prepare_process
-from evener.launch.build import build
-from evener.launch.owner import Tower, session_of
-from evener.recipe import resolve
+from evener.recipes.recipe import resolve
 from evener.settings import Settings
-from evener.tensors import CPU
-from evener.worker.meeting import store_at
-from evener.worker.process_group import ProcessGroup
+from evener.state.tensors import CPU
+from evener.task.build import build
+from evener.task.owner import Tower, session_of
+from evener.worker.allreduce.meeting import store_at
+from evener.worker.allreduce.process_group import ProcessGroup
 
 FOREVER = 10**9
 

@@ -21,11 +21,11 @@ import torch
 
 from evener.data.dataset import Data, Tensors
 from evener.devices import prepare_process
-from evener.launch.build import build
-from evener.launch.owner import session_of
-from evener.recipe import Recipe
 from evener.recipes.cifar10 import cifar10
+from evener.recipes.recipe import Recipe
 from evener.settings import Settings
+from evener.task.build import build
+from evener.task.owner import session_of
 
 BATCH, SAMPLES = 128, 2560
 

@@ -28,7 +28,7 @@ def plain_loop(hidden: int, steps: int) -> None:
     from evener.data.batches import Batches
     from evener.data.dataset import as_data
     from evener.devices import prepare_process
-    from evener.recipe import resolve
+    from evener.recipes.recipe import resolve
 
     prepare_process(1)
     recipe = resolve("mnist", {"hidden": hidden})
@@ -88,7 +88,7 @@ def _start(hidden: int, steps: int, options: list[str]) -> subprocess.Popen[str]
     logdir = tempfile.mkdtemp(prefix="evener-bench-")
     command = ["train", "mnist", "--hidden", str(hidden), "--train-steps", str(steps), "--logdir", logdir, "--json"]
     return subprocess.Popen(
-        [sys.executable, "-m", "evener.cli", *command, "--quiet", *options], stdout=subprocess.PIPE, text=True
+        [sys.executable, "-m", "evener.cli.main", *command, "--quiet", *options], stdout=subprocess.PIPE, text=True
     )
 
 

@@ -18,7 +18,7 @@ import sys
 import time
 
 from evener import transport
-from evener.cluster import Cluster, Task
+from evener.cluster.cluster import Cluster, Task
 from evener.errors import EvenerError
 from evener.transport.channel import Arrived, Channel, Listener, Memory, Ranges, wait
 

@@ -18,7 +18,7 @@ from pathlib import Path
 import torch
 
 import evener
-from evener.checkpoint import load
+from evener.state.checkpoint import load
 
 
 def main() -> None:

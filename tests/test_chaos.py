@@ -10,8 +10,8 @@ import pytest
 
 from evener import chaos
 from evener.chaos import Fault, parse, point
+from evener.cluster.environment import chaos_plan
 from evener.errors import ConfigError
-from evener.launch.environment import chaos_plan
 
 SRC = Path(chaos.__file__).parent
 

@@ -13,8 +13,9 @@ from pathlib import Path
 
 import pytest
 
-from evener import cli, settings
-from evener.launch.environment import find
+from evener import settings
+from evener.cli import main as cli
+from evener.cluster.environment import find
 
 ROOT = Path(__file__).parents[1]
 DOCUMENTS = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md")), *sorted((ROOT / "examples").glob("*.md"))]

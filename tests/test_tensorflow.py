@@ -13,9 +13,9 @@ from torch import nn
 from training import Net, assert_equal, recipe_of, restored, save, shards_of, train, whole_of
 
 import evener.tensorflow
-from evener.checkpoint import Store
 from evener.errors import CheckpointError, ConfigError
-from evener.recipe import Recipe
+from evener.recipes.recipe import Recipe
+from evener.state.checkpoint import Store
 
 sys.path.append(str(Path(__file__).parent / "server"))
 from cluster_in_one_process import (

@@ -12,12 +12,13 @@ import torch
 from torch import nn
 from torch.optim import lr_scheduler
 
-from evener.checkpoint import Store
 from evener.errors import SessionError
-from evener.recipe import from_object
 from evener.recipes.mnist import mnist
+from evener.recipes.recipe import from_object
 from evener.report import Line
 from evener.session.hooks import Hook, LogEvery
+from evener.state.checkpoint import Store
+from evener.state.tensors import specs_of
 from evener.tensorflow import (
     cosine_decay,
     cosine_decay_restarts,
@@ -27,7 +28,6 @@ from evener.tensorflow import (
     piecewise_constant,
     polynomial_decay,
 )
-from evener.tensors import specs_of
 from evener.wire.layout import Layout
 
 sys.path.append(str(Path(__file__).parent / "server"))

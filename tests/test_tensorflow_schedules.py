@@ -11,8 +11,8 @@ from torch.optim.lr_scheduler import MultiStepLR
 from training import recipe_of, restored, save, shards_of, train
 
 import evener.tensorflow
-from evener.checkpoint import Store
 from evener.errors import ConfigError
+from evener.state.checkpoint import Store
 from evener.tensorflow import (
     ScheduledLR,
     cosine_decay_restarts,

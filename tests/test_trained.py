@@ -12,10 +12,10 @@ from training import Net, recipe_of, save, shards_of, train, whole_of
 
 import evener
 from evener import api
-from evener.checkpoint import Store
 from evener.errors import CheckpointError, ConfigError
-from evener.recipe import Recipe
-from evener.tensors import named_tensors
+from evener.recipes.recipe import Recipe
+from evener.state.checkpoint import Store
+from evener.state.tensors import named_tensors
 
 sys.path.append(str(Path(__file__).parent / "zoo"))
 from models import MODELS
@@ -234,13 +234,13 @@ def test_logdirs_of_9e33542_come_back(name, ema, tmp_path):
     reference = f"{OLD / 'recipe.py'}:recipe"
     back = evener.load(reference, OLD / name, ema=ema)
     made = api.export(OLD / name, tmp_path / "m.safetensors", reference, ema=ema)
-    fresh = evener.recipe.resolve(reference).model()
+    fresh = evener.recipes.recipe.resolve(reference).model()
     fresh.load_state_dict(load_file(tmp_path / "m.safetensors"), strict=True)
 
     assert made.global_step == 6
     assert torch.equal(fresh.eval()(INPUTS), back(INPUTS))
     values = evener.evaluate(reference, OLD / name)
-    inputs, target = evener.recipe.resolve(reference).data()[1]
+    inputs, target = evener.recipes.recipe.resolve(reference).data()[1]
     with torch.no_grad():
         loss = float(nn.functional.cross_entropy(back(inputs), target))
     assert loss == pytest.approx(values[f"validation_loss{'_ema' if ema else ''}"], rel=1e-5)

@@ -5,10 +5,10 @@ from collections.abc import Callable, Sequence
 import torch
 from torch import Tensor, nn
 
-from evener.checkpoint import Manifest, Store
-from evener.recipe import Recipe
-from evener.state import Contents, State
-from evener.tensors import Slot, specs_of
+from evener.recipes.recipe import Recipe
+from evener.state.checkpoint import Manifest, Store
+from evener.state.state import Contents, State
+from evener.state.tensors import Slot, specs_of
 from evener.wire.layout import Layout
 
 Optimizer = Callable[[nn.Module], torch.optim.Optimizer]

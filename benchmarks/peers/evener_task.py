@@ -13,10 +13,10 @@ import time
 from dataclasses import replace
 from pathlib import Path
 
-from evener.launch.environment import Flags, find
-from evener.launch.member import run_member, settings_for
+from evener.cluster.environment import Flags, find
 from evener.report import AnyReport, Finished, Progress
 from evener.settings import Settings
+from evener.task.member import run_member, settings_for
 
 
 def main() -> None:

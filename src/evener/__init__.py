@@ -10,23 +10,24 @@ if TYPE_CHECKING:
     from evener.devices.marks import device
     from evener.errors import EvenerError
     from evener.figures import EarlyStopping
-    from evener.recipe import Recipe
+    from evener.recipes.recipe import Recipe, accuracy
     from evener.result import Result
-    from evener.schedules import each_epoch, each_validation
     from evener.session.hooks import Hook, StopAtStep
     from evener.settings import Settings
+    from evener.state.schedules import each_epoch, each_validation
 
 _HOMES = {
-    "run": "evener.api", "evaluate": "evener.api", "load": "evener.api", "Recipe": "evener.recipe",
+    "run": "evener.api", "evaluate": "evener.api", "load": "evener.api", "Recipe": "evener.recipes.recipe",
+    "accuracy": "evener.recipes.recipe",
     "Result": "evener.result", "Settings": "evener.settings", "EvenerError": "evener.errors",
     "Hook": "evener.session.hooks", "StopAtStep": "evener.session.hooks", "EarlyStopping": "evener.figures",
-    "each_epoch": "evener.schedules", "each_validation": "evener.schedules", "Data": "evener.data.dataset",
+    "each_epoch": "evener.state.schedules", "each_validation": "evener.state.schedules", "Data": "evener.data.dataset",
     "Tensors": "evener.data.dataset", "MapStyle": "evener.data.dataset", "device": "evener.devices.marks",
 }  # fmt: skip
 
 __all__ = [
     "Data", "EarlyStopping", "EvenerError", "Hook", "MapStyle", "Recipe", "Result", "Settings", "StopAtStep",
-    "Tensors", "device", "each_epoch", "each_validation", "evaluate", "load", "run",
+    "Tensors", "accuracy", "device", "each_epoch", "each_validation", "evaluate", "load", "run",
 ]  # fmt: skip
 
 

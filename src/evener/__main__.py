@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from evener.cli import enter
+from evener.cli.main import enter
 
 if __name__ == "__main__":
     enter()

@@ -11,27 +11,27 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, TextIO
 
 from evener import settings as settings_module
+from evener.cluster.environment import Flags, Rank, explain, find, on_this_machine, rank_here, seeing_devices
+from evener.commands.preparation import as_rank, download, how, make_logdir, options_there, settings_of
+from evener.control.proc import process_seconds
 from evener.errors import ConfigError, EvenerError
-from evener.launch.environment import Flags, Rank, explain, find, on_this_machine, rank_here, seeing_devices
-from evener.launch.local import LocalRun
-from evener.launch.preparation import as_rank, download, how, make_logdir, options_there, settings_of
-from evener.launch.proc import process_seconds
-from evener.launch.towers_run import TowersRun
-from evener.launch.view import make_view, seen_from
-from evener.references import importing
+from evener.launch.run import LocalRun
+from evener.launch.towers import TowersRun
+from evener.recipes.references import importing
 from evener.report import AnyReport, Progress
 from evener.result import Outcome, Result
 from evener.settings import Settings, check_gpus
+from evener.view.plain import make_view, seen_from
 
 if TYPE_CHECKING:
     from torch import nn
 
     from evener.audit import Account
-    from evener.cluster import Cluster
+    from evener.cluster.cluster import Cluster
+    from evener.commands.export import Exported
     from evener.data.tfrecord.writer import Written
-    from evener.launch.export import Exported
-    from evener.launch.process import Starter
-    from evener.recipe import Recipe
+    from evener.launch.starters.process import Starter
+    from evener.recipes.recipe import Recipe
 
 
 def run(
@@ -117,8 +117,8 @@ def run(
 
 def _here(settings: Settings, made: Recipe | None, rank: Rank | None, hear: Callable[[AnyReport], None]) -> str:
     """Train in this process: alone, or as the tower that torchrun made it."""
-    from evener.launch.alone import run_alone
-    from evener.launch.tower import tower_of
+    from evener.task.alone import run_alone
+    from evener.task.tower import tower_of
 
     with seeing_devices(settings, "worker"), on_this_machine(rank is not None and rank.one_machine):
         return run_alone(settings, made, hear, tower_of(rank, settings, hear) if rank else None)
@@ -139,7 +139,7 @@ def evaluate(
         place: modules of the model on devices, as for `run`; one that is missing or too small is an error here.
         batch_size: samples at once; that of the training if None.
     """
-    from evener.launch.assess import assess
+    from evener.commands.assess import assess
 
     return assess(recipe, Path(checkpoint).absolute(), recipe_options or {}, place, batch_size)
 
@@ -183,7 +183,7 @@ def export(  # noqa: PLR0913 - what is read, what is written, and how
         recipe: as for `load`; None: the one that the checkpoint names.
         force: the file may be replaced.
     """
-    from evener.launch import export as exporting
+    from evener.commands import export as exporting
 
     return exporting.export(Path(path), Path(file), recipe, ema=ema, options=recipe_options or {}, force=force)
 
@@ -194,7 +194,7 @@ def audit(logdir: str | Path) -> Account:
     Raises:
         CheckpointError: there is no ledger in it.
     """
-    from evener.launch.account import account
+    from evener.commands.account import account
 
     return account(Path(logdir))
 
@@ -210,7 +210,7 @@ def convert(
     """
     from evener.data.dataset import as_data
     from evener.data.tfrecord import images
-    from evener.recipe import from_object, resolve
+    from evener.recipes.recipe import from_object, resolve
 
     into = Path(directory).absolute()  # before the recipe's code may change the current one
     made = (resolve if isinstance(recipe, str) else from_object)(recipe, recipe_options or {})  # type: ignore[arg-type]
@@ -233,8 +233,8 @@ def be_task(
         rendezvous: a directory that all tasks share, where ps tasks with port 0 say which they got.
         download_only: only load the recipe's data, so that it is there when the tasks start.
     """
-    from evener.launch.member import options_in, run_member
-    from evener.recipe import resolve
+    from evener.recipes.recipe import resolve
+    from evener.task.member import options_in, run_member
 
     if download_only:
         resolve(recipe, options.get("recipe_options") or {}).data()
@@ -264,7 +264,7 @@ def stand_by(flags: Flags, say: Callable[[str], None], **given: Any) -> None:
         flags: as for `be_task`.
         **given: the server's own settings: keys, insecure, heartbeat_timeout.
     """
-    from evener.launch.stand_by import stand
+    from evener.launch.standing.process import stand
 
     stand(find(flags), settings_module.make(given), say)
 
@@ -275,7 +275,7 @@ def explain_task(flags: Flags) -> str:
 
 
 def _reserved(servers: Cluster, settings: Settings, say: Callable[[str], None]) -> Starter:
-    from evener.launch.remote import StandingServers
+    from evener.launch.starters.remote import StandingServers
 
     standing = StandingServers(servers, settings)
     standing.reserve(say)

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from torch.nn.parameter import UninitializedBuffer, UninitializedParameter
 
 from evener.errors import ConfigError
-from evener.references import kind_of
+from evener.recipes.references import kind_of
 
 
 def check_model(model: object, made_by: str = "") -> None:

@@ -14,7 +14,7 @@ from evener.settings import Settings
 if TYPE_CHECKING:
     from torch import nn
 
-    from evener.recipe import Recipe
+    from evener.recipes.recipe import Recipe
 
 #: Fields that are no figures.
 _INNER = ("leads", "made")

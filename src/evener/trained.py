@@ -10,13 +10,13 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from evener.checkpoint import MANIFEST, Manifest, Store, load
 from evener.errors import CheckpointError, ConfigError
 from evener.models import check_model
-from evener.recipe import Recipe, from_object, options_of, reference_of, resolve
-from evener.references import place_of
-from evener.state import Contents
-from evener.tensors import named_tensors
+from evener.recipes.recipe import Recipe, from_object, options_of, reference_of, resolve
+from evener.recipes.references import place_of
+from evener.state.checkpoint import MANIFEST, Manifest, Store, load
+from evener.state.state import Contents
+from evener.state.tensors import named_tensors
 
 
 @dataclass(frozen=True, slots=True)

@@ -19,8 +19,8 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save as save_safetensors
 from torch import Tensor
 
-from evener.atomic import atomic_write
 from evener.errors import ConfigError, InputError
+from evener.state.atomic import atomic_write
 
 #: Suffixes by which a file is known.
 PICKLED, SAFE = (".pt", ".pth", ".bin"), ".safetensors"

@@ -13,10 +13,10 @@ from torch import nn
 from evener.data.batches import Batches
 from evener.data.chance import seed_all, seed_batch
 from evener.data.dataset import Augmented, Data, as_dataset
-from evener.launch.build import build, data_of
-from evener.recipe import Recipe
+from evener.recipes.recipe import Recipe
 from evener.session.hooks import Hook
 from evener.settings import Settings
+from evener.task.build import build, data_of
 
 sys.path += [str(Path(__file__).parents[1] / name) for name in ("server", "worker")]
 import towers_in_one_process as in_threads

@@ -9,13 +9,13 @@ from make_tfrecord import EXAMPLES
 from test_mnist_files import contents, store
 
 import evener
-from evener import cli
-from evener.checkpoint import load as load_checkpoint
+from evener.cli import main as cli
 from evener.data import mnist
 from evener.data.batches import Batches
 from evener.data.tfrecord import Part, decode, encode, images, write
 from evener.data.tfrecord.records import opened, walk
 from evener.errors import ConfigError, InputError
+from evener.state.checkpoint import load as load_checkpoint
 
 
 @pytest.fixture
@@ -175,9 +175,9 @@ def test_a_directory_without_files_is_named(tmp_path):
 
 def test_options_that_do_not_belong_together_are_refused():
     with pytest.raises(ConfigError, match="needs the directory of the TFRecord files"):
-        evener.recipe.resolve("mnist", {"data": "tfrecord"})
+        evener.recipes.recipe.resolve("mnist", {"data": "tfrecord"})
     with pytest.raises(ConfigError, match="option skip_bad_records=True"):
-        evener.recipe.resolve("mnist", {"skip_bad_records": "true"})
+        evener.recipes.recipe.resolve("mnist", {"skip_bad_records": "true"})
 
 
 def test_the_programs_of_the_manual_run(tmp_path, monkeypatch):

@@ -14,17 +14,17 @@ sys.path.append(str(Path(__file__).parents[1] / "system"))
 from running import RECIPE, evener, script
 
 import evener as package
-from evener.checkpoint import load
 from evener.devices import existing, place
-from evener.launch.alone import run_alone
-from evener.recipe import Recipe
+from evener.recipes.recipe import Recipe
 from evener.report import Evaluated, Finished
 from evener.settings import Settings
-from evener.tensors import CPU, spans, specs_of, whole_views
+from evener.state.checkpoint import load
+from evener.state.tensors import CPU, spans, specs_of, whole_views
+from evener.task.alone import run_alone
 from evener.transport.channel import Memory
 from evener.wire.layout import Layout
-from evener.worker.device_memory import DeviceMemory
-from evener.worker.towers import Towers
+from evener.worker.compute.device_memory import DeviceMemory
+from evener.worker.compute.towers import Towers
 
 pytestmark = [
     pytest.mark.slow,

@@ -9,7 +9,7 @@ from torch.nn.utils.rnn import pack_sequence
 from evener.data.batches import Batches
 from evener.data.dataset import Augmented
 from evener.data.prefetch import Prefetch
-from evener.worker.feeding import GpuFeed, feed_for
+from evener.worker.compute.feeding import GpuFeed, feed_for
 
 pytestmark = [
     pytest.mark.slow,

@@ -11,7 +11,7 @@ import torch
 sys.path.append(str(Path(__file__).parents[1] / "system"))
 from running import RECIPE, evener
 
-from evener.checkpoint import load
+from evener.state.checkpoint import load
 
 pytestmark = [
     pytest.mark.slow,

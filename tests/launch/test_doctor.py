@@ -9,9 +9,9 @@ import threading
 import pytest
 
 from evener import errors, transport
-from evener.cluster import Cluster, Task
-from evener.launch import doctor
-from evener.launch.doctor import Finding, examine, table
+from evener.cluster.cluster import Cluster, Task
+from evener.commands import doctor
+from evener.commands.doctor import Finding, examine, table
 from evener.transport import keys
 from evener.transport.channel import Arrived, wait
 from evener.wire import codec

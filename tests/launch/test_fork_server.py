@@ -9,7 +9,7 @@ import socket
 import msgspec
 import pytest
 
-from evener.launch.fork_server import NOT_MADE, Died, Wanted, serve
+from evener.launch.starters.fork_server import NOT_MADE, Died, Wanted, serve
 
 
 def refuse() -> int:

@@ -6,10 +6,10 @@ import signal
 
 import pytest
 
-from evener.launch import local
-from evener.launch.control import Stop
-from evener.launch.interrupts import Interrupts
-from evener.launch.local import ORDERLY, LocalRun
+from evener.control.control import Stop
+from evener.control.interrupts import Interrupts
+from evener.launch import run as local
+from evener.launch.run import ORDERLY, LocalRun
 from evener.settings import Settings
 
 KILLED = "was killed by SIGKILL"

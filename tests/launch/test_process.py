@@ -11,9 +11,9 @@ from pathlib import Path
 import psutil
 import pytest
 
-from evener.launch.control import Assignment
-from evener.launch.forked import possible
-from evener.launch.process import Process, Processes
+from evener.control.control import Assignment
+from evener.launch.starters.forked import possible
+from evener.launch.starters.process import Process, Processes
 from evener.report import Failed, Published
 from evener.transport.channel import wait
 

@@ -9,10 +9,10 @@ from test_doctor import port
 from test_standing import until
 
 from evener import errors, transport
-from evener.cluster import Address, Cluster, Task
-from evener.launch.control import Assignment, Stop, log_of
-from evener.launch.remote import StandingServers, check_recipe, options_for
-from evener.launch.standing import Own, StandingServer
+from evener.cluster.cluster import Address, Cluster, Task
+from evener.control.control import Assignment, Stop, log_of
+from evener.launch.standing.server import Own, StandingServer
+from evener.launch.starters.remote import StandingServers, check_recipe, options_for
 from evener.settings import Settings
 from evener.transport import keys
 

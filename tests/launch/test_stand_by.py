@@ -6,10 +6,10 @@ import signal
 
 import pytest
 
-from evener.cluster import Cluster
-from evener.launch import stand_by
-from evener.launch.environment import Found
-from evener.launch.interrupts import STOPPING
+from evener.cluster.cluster import Cluster
+from evener.cluster.environment import Found
+from evener.control.interrupts import STOPPING
+from evener.launch.standing import process as stand_by
 from evener.settings import Settings
 from evener.transport import keys
 

@@ -10,10 +10,11 @@ import time
 import pytest
 
 from evener import errors, transport
-from evener.cluster import Address, Task
-from evener.launch import control, standing
-from evener.launch.control import Addresses, Assignment, Stop
-from evener.launch.standing import VERSION, Own, StandingServer
+from evener.cluster.cluster import Address, Task
+from evener.control import control
+from evener.control.control import Addresses, Assignment, Stop
+from evener.launch.standing import server as standing
+from evener.launch.standing.server import VERSION, Own, StandingServer
 from evener.report import Line, Progress
 from evener.transport.channel import Memory, Ranges
 from evener.wire import codec

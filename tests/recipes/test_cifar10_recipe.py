@@ -10,15 +10,15 @@ import pytest
 import torch
 from torch import nn
 
-from evener import cli
+from evener.cli import main as cli
 from evener.data.batches import Batches
 from evener.data.dataset import as_data
 from evener.errors import ConfigError
 from evener.models import check_model
-from evener.recipe import options_of, resolve
 from evener.recipes.cifar10 import DEVIATIONS, MEANS, cifar10, normalized
 from evener.recipes.cifar10_networks import Classic, Norm, ResNet
-from evener.worker.splitting import cut, points_of
+from evener.recipes.recipe import options_of, resolve
+from evener.worker.pipeline.splitting import cut, points_of
 
 REAL = Path(__file__).parents[2].parent / "shared" / "data" / "cifar10"
 with_real = pytest.mark.skipif(not REAL.is_dir(), reason=f"the real CIFAR-10 records are not in {REAL}")

@@ -12,8 +12,8 @@ from evener.data.batches import Batches, Samples
 from evener.data.dataset import as_data
 from evener.errors import ConfigError, InputError
 from evener.models import check_model
-from evener.recipe import resolve
 from evener.recipes.mnist import l2_loss, mnist, network
+from evener.recipes.recipe import resolve
 
 
 @pytest.fixture(autouse=True)

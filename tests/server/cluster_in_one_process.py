@@ -20,15 +20,12 @@ import torch
 from torch import nn
 
 from evener import transport
-from evener.checkpoint import Store, load
 from evener.data.batches import Batches
 from evener.data.dataset import Data, Tensors, as_data
 from evener.errors import EvenerError, PeerGone
-from evener.launch.build import build
 from evener.ledger import Begin, Ledger, path_of
-from evener.recipe import Recipe
+from evener.recipes.recipe import Recipe
 from evener.report import AnyReport
-from evener.saver import Saver, Schedule
 from evener.server.agreement import Expected
 from evener.server.course import Setup
 from evener.server.follow import Follower
@@ -39,8 +36,11 @@ from evener.server.shard import Shard
 from evener.session.hooks import Hook
 from evener.session.session import Session
 from evener.settings import Settings
-from evener.state import State
-from evener.tensors import Slot, whole_views
+from evener.state.checkpoint import Store, load
+from evener.state.saver import Saver, Schedule
+from evener.state.state import State
+from evener.state.tensors import Slot, whole_views
+from evener.task.build import build
 from evener.transport.channel import Memory, Ranges, wait
 from evener.wire import codec
 from evener.wire.messages import (
@@ -57,8 +57,8 @@ from evener.wire.messages import (
     Refused,
     Release,
 )
-from evener.worker.local import Local
-from evener.worker.towers import Towers
+from evener.worker.compute.towers import Towers
+from evener.worker.exchange.local import Local
 
 RUN, EVENER = "run-1", "0.0-test"
 
@@ -160,7 +160,7 @@ class Cluster:
         self.workers: list[Worker] = []
         self._shard = shard
         with (
-            patch("evener.saver.ThreadPoolExecutor", self.disk),
+            patch("evener.state.saver.ThreadPoolExecutor", self.disk),
             patch("evener.server.follow.ThreadPoolExecutor", self.disk),
         ):
             self.leader = self._lead()
@@ -487,7 +487,7 @@ def one_process(
     schedule = Schedule(
         every_seconds=settings.save_checkpoint_secs, every_steps=settings.save_checkpoint_steps, keep=settings.keep
     )
-    with patch("evener.saver.ThreadPoolExecutor", Disk()):
+    with patch("evener.state.saver.ThreadPoolExecutor", Disk()):
         saver = Saver(store, schedule, shards=1, clock=clock)
     if restored:
         saver.resumed(restored[0].step, str(store.path(restored[0].step)))

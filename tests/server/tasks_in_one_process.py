@@ -15,16 +15,16 @@ from cluster_in_one_process import EVENER, RUN, Clock, Cluster
 from evener import transport
 from evener.data.batches import Batches
 from evener.data.dataset import as_data
-from evener.launch.build import build
 from evener.server.serve import serve
 from evener.session.hooks import Hook
 from evener.session.session import Session
+from evener.task.build import build
 from evener.transport.channel import Memory
 from evener.wire import codec
 from evener.wire.messages import Hello, Identity
-from evener.worker.server_links import ServerLinks
-from evener.worker.servers import Servers
-from evener.worker.towers import Towers
+from evener.worker.compute.towers import Towers
+from evener.worker.exchange.server_links import ServerLinks
+from evener.worker.exchange.servers import Servers
 
 
 class Patience(Clock):

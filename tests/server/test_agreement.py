@@ -14,11 +14,11 @@ from evener.data.look import described
 from evener.errors import ModelMismatch, VersionError
 from evener.report import Line
 from evener.server.agreement import Expected, compare
-from evener.tensors import specs_of
+from evener.state.tensors import specs_of
 from evener.wire import codec
 from evener.wire.layout import Layout
 from evener.wire.messages import Hello, Identity
-from evener.worker.allreduce import DIFFERENCES, agree
+from evener.worker.allreduce.allreduce import DIFFERENCES, agree
 
 sys.path.append(str(Path(__file__).parents[1] / "worker"))
 from towers_in_one_process import Meeting, Member

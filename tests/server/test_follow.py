@@ -20,11 +20,11 @@ from cluster_in_one_process import Cluster, Row, Worker, row_recipe
 from hypothesis import given, settings, strategies as st
 
 from evener import errors
-from evener.checkpoint import load
 from evener.report import Finished, Status
 from evener.server.follow import Follower
 from evener.server.serve import serve
 from evener.server.shard import Shard
+from evener.state.checkpoint import load
 from evener.wire.messages import Contents, Goodbye, Granted, Halt, Identity, Join, Lost, Pull, Release
 
 MODES = {

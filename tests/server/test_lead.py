@@ -11,12 +11,12 @@ from cluster_in_one_process import Cluster, Row, row_recipe
 from torch.optim.lr_scheduler import LambdaLR
 
 from evener import errors
-from evener.checkpoint import load
 from evener.ledger import path_of
 from evener.ledger.lines import Complete, Cut
 from evener.ledger.reading import read
 from evener.report import Finished, Progress
 from evener.server.serve import serve
+from evener.state.checkpoint import load
 from evener.transport.channel import Arrived
 from evener.wire import codec
 from evener.wire.messages import (

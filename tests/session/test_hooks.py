@@ -11,11 +11,11 @@ from torch import nn
 
 from evener import errors
 from evener.data.dataset import Data, Tensors
-from evener.recipe import Recipe
+from evener.recipes.recipe import Recipe
 from evener.report import Evaluated, Line, Status
 from evener.session.evaluate import Evaluate, evaluate
 from evener.session.hooks import Hook, LogEvery, StepResult, StopAtStep, StopOnNaN
-from evener.worker.exchange import Turn
+from evener.worker.exchange.exchange import Turn
 
 sys.path.append(str(Path(__file__).parents[1] / "server"))
 from cluster_in_one_process import Clock, one_process, row_recipe

@@ -10,10 +10,10 @@ import torch
 from hypothesis import given, settings, strategies as st
 from torch import nn
 
-from evener.checkpoint import Store
 from evener.data.dataset import Data, Tensors
-from evener.recipe import Recipe
+from evener.recipes.recipe import Recipe
 from evener.session.hooks import Hook
+from evener.state.checkpoint import Store
 
 sys.path.append(str(Path(__file__).parents[1] / "server"))
 from cluster_in_one_process import Cluster, Trainer, finished, one_process, same_bits, train

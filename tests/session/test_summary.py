@@ -15,16 +15,16 @@ from torch import nn
 from evener.data.batches import Batches
 from evener.data.dataset import Tensors
 from evener.errors import SessionError
-from evener.recipe import Recipe
+from evener.recipes.recipe import Recipe
 from evener.report import Evaluated, Line
 from evener.session.hooks import Hook
 from evener.session.session import Session
 from evener.session.summary import Summaries
 from evener.settings import Settings
-from evener.tensors import specs_of
+from evener.state.tensors import specs_of
 from evener.wire.layout import Layout
-from evener.worker.exchange import Turn
-from evener.worker.towers import Towers
+from evener.worker.compute.towers import Towers
+from evener.worker.exchange.exchange import Turn
 
 CURVES = ["loss", "learning_rate", "examples_per_second", "global_steps_per_second", "staleness", "dropped_gradients",
           "waiting_for_data"]  # fmt: skip

@@ -5,7 +5,7 @@ from torch import nn
 
 import evener
 from evener.data.dataset import as_data
-from evener.recipe import Recipe
+from evener.recipes.recipe import Recipe
 from evener.session.evaluate import evaluate
 
 GENERATOR = torch.Generator().manual_seed(0)

@@ -23,7 +23,7 @@ import pytest
 #: Seconds for what happens soon, on a machine where other programs want the same cores. No test asks how long it took:
 #: what a launcher grants, `launch/test_local_run.py` checks on a virtual clock.
 PATIENCE = 60.0
-EVENER = [sys.executable, "-m", "evener.cli"]
+EVENER = [sys.executable, "-m", "evener.cli.main"]
 
 #: A small recipe that needs nothing to load. `gate` holds every worker at global step `gate_step` until that file is
 #: there, so that a test can do something to a run that is certainly not over; `interrupt_at` is a Ctrl-C to oneself.
@@ -224,7 +224,7 @@ def script(cwd: Path, text: str, name: str = "script.py", seconds: float = 90.0)
 
 def here(capfd: Any, *args: object) -> Done:
     """`evener ARGS` in this very process: as the command, without the second that importing PyTorch costs."""
-    from evener.cli import main
+    from evener.cli.main import main
 
     before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
     capfd.readouterr()

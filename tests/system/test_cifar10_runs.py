@@ -27,7 +27,7 @@ def data_dir(tmp_path_factory):
 
 def train(data_dir, logdir, *options):
     """The final parameters by name, and the figures."""
-    words = [sys.executable, "-m", "evener.cli", "train", "cifar10", "--data-dir", str(data_dir), "--logdir",
+    words = [sys.executable, "-m", "evener.cli.main", "train", "cifar10", "--data-dir", str(data_dir), "--logdir",
              str(logdir), "--json", "--train-steps", "4", *options]  # fmt: skip
     done = subprocess.run(words, capture_output=True, text=True, timeout=110, check=False)
     assert done.returncode == 0, done.stderr

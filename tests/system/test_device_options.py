@@ -36,8 +36,8 @@ COPIES = (
 
 from functools import partial
 
-from evener.launch import worker
-from evener.tensors import CPU
+from evener.task import worker
+from evener.state.tensors import CPU
 
 worker.place_model = lambda built, *_, **__: {spec.name: CPU for spec in built.layout.specs}
 worker.DeviceMemory = partial(worker.DeviceMemory, direct=False)

@@ -11,7 +11,7 @@ import pytest
 import torch
 from running import Done, belongings, check_nothing_left, evener, here, start
 
-from evener.checkpoint import load
+from evener.state.checkpoint import load
 
 #: Recipes with one mistake each, made in training from the sixth batch of a task on.
 BAD = """

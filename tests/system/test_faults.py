@@ -17,7 +17,7 @@ import psutil
 import pytest
 from running import EVENER, Done, Run, belongings, check_nothing_left, evener, small_disk, until
 
-from evener.checkpoint import Store, load
+from evener.state.checkpoint import Store, load
 
 DATA = Path(__file__).parents[3] / "shared" / "data" / "mnist"
 pytestmark = [

@@ -22,17 +22,17 @@ import pytest
 import torch
 from torch import nn
 
-from evener.launch.build import VERSION, Built, build
-from evener.launch.wiring import Dialer
-from evener.recipe import Recipe
+from evener.recipes.recipe import Recipe
 from evener.settings import Settings
-from evener.tensors import whole_views
+from evener.state.tensors import whole_views
+from evener.task.build import VERSION, Built, build
+from evener.task.wiring import Dialer
 from evener.transport.channel import Memory
 from evener.wire import codec
 from evener.wire.messages import Hello, Identity
-from evener.worker.exchange import Computed
-from evener.worker.server_links import ServerLinks
-from evener.worker.servers import Servers
+from evener.worker.exchange.exchange import Computed
+from evener.worker.exchange.server_links import ServerLinks
+from evener.worker.exchange.servers import Servers
 
 WORKERS, LEASES, SAMPLES, RUN = 64, 256, 6400, "many"
 NUMEL = 1 << 19
@@ -54,7 +54,7 @@ import json, sys
 sys.path.insert(0, sys.argv[1])
 from test_many_workers import RUN, built_for, settings_for
 from evener.devices import prepare_process
-from evener.launch.server import run_server
+from evener.task.server import run_server
 from evener.report import Finished
 
 class Printed:

@@ -47,7 +47,7 @@ class Cluster:
         self.tasks: dict[str, Run] = {}
         for task, host in self.host.items():
             job, _, index = task.partition(":")
-            command = [sys.executable, "-m", "evener.cli", "task", words[0], *hosts, "--job-name", job]
+            command = [sys.executable, "-m", "evener.cli.main", "task", words[0], *hosts, "--job-name", job]
             self.tasks[task] = network.start(
                 host, [*command, "--task-index", index, "--logdir", "run", *words[1:]], place
             )

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 from running import RECIPE, Run, alive, belongings, check_nothing_left, start, until
 
-from evener.checkpoint import load
+from evener.state.checkpoint import load
 
 STEPS = 60
 #: All that a test waits for happens while every worker stands at this global step.

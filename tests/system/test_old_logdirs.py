@@ -13,7 +13,7 @@ import pytest
 import torch
 from running import evener, here
 
-from evener.checkpoint import load
+from evener.state.checkpoint import load
 
 OLD = Path(__file__).parents[1] / "data" / "logdir_9e33542"
 BEFORE, STEPS = 6, 12

@@ -10,7 +10,7 @@ import pytest
 from running import belongings, check_nothing_left, start, until
 
 import evener
-from evener.checkpoint import load
+from evener.state.checkpoint import load
 
 pytestmark = pytest.mark.slow
 RECIPE = f"{Path(__file__).with_name('pipeline_recipes.py')}:recipe"

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 from running import evener
 
-from evener.checkpoint import read_manifest
+from evener.state.checkpoint import read_manifest
 
 RECIPE = """
 import torch

@@ -10,7 +10,7 @@ import pytest
 import torch
 from running import RECIPE, Done, checkpoint_files, evener, here, start
 
-from evener.checkpoint import load
+from evener.state.checkpoint import load
 
 pytestmark = pytest.mark.slow
 

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 from running import PATIENCE, RECIPE, Run, alive, evener, start, until
 
-from evener.checkpoint import load
+from evener.state.checkpoint import load
 
 pytestmark = pytest.mark.slow
 TASKS = ("ps:0", "worker:0", "worker:1")

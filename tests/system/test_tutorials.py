@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 from running import EVENER, Run, evener, here
 
-from evener import cli
+from evener.cli import main as cli
 
 ROOT = Path(__file__).parents[2]
 TUTORIALS = ROOT.parent / "shared" / "tutorials"

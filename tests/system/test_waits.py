@@ -20,7 +20,7 @@ from running import small_disk, task_of
 from evener.transport import keys
 
 pytestmark = pytest.mark.slow
-EVENER = [sys.executable, "-u", "-m", "evener.cli"]
+EVENER = [sys.executable, "-u", "-m", "evener.cli.main"]
 #: Seconds that a busy machine may need to start a few processes; what is told comes within 10 s of its cause.
 PATIENCE = 60.0
 
@@ -146,7 +146,9 @@ def test_5_a_wrong_key(told, ps, tmp_path):
 
 
 def test_6_a_wrong_version(told, ps):
-    program = "import sys; from evener.launch import build; build.VERSION = '0.0.9'; from evener import cli; cli.main()"
+    program = (
+        "import sys; from evener.task import build; build.VERSION = '0.0.9'; from evener.cli import main; main.main()"
+    )
     server = told(*task("ps", 0, ps), program=[sys.executable, "-u", "-c", program])
     server.says("worker:0 to join")
     told(*task("worker", 0, ps)).says(r"worker:0 runs evener \d.*, ps:0 runs 0\.0\.9")

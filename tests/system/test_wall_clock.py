@@ -13,7 +13,7 @@ import evener as package
 SRC = Path(package.__file__).parent
 
 #: Where the time of day is written down, for people, and nothing is decided by it.
-STAMPS = {"launch/build.py"}
+STAMPS = {"task/build.py"}
 
 #: Every task of a run imports this first: its time of day jumps an hour ahead and back at each look.
 JUMPS = """

@@ -10,7 +10,7 @@ import pytest
 import torch
 from running import checkpoint_files, evener, here
 
-from evener.checkpoint import load
+from evener.state.checkpoint import load
 
 pytestmark = pytest.mark.slow
 RECIPES = f"{Path(__file__).with_name('zoo_recipes.py')}:recipe"

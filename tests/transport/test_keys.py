@@ -19,7 +19,8 @@ import pytest
 import zmq
 from transport_children import NEVER, PATIENCE, boxes, closed, hear
 
-from evener import cli, transport
+from evener import transport
+from evener.cli import main as cli
 from evener.errors import AuthError, ConfigError, PeerGone, SecurityError, Unavailable
 from evener.transport import keys, zeromq, zeromq_curve
 from evener.transport.channel import Arrived, Closed, Opened, wait

@@ -13,17 +13,17 @@ from cluster_in_one_process import one_process, row_recipe, same_bits
 from towers_in_one_process import Meeting, Member, named, run, state_of, towers
 
 from evener import errors
-from evener.checkpoint import Store
+from evener.commands.account import account
 from evener.data.dataset import Data, Tensors
-from evener.launch.account import account
 from evener.ledger.lines import Update, parse
-from evener.recipe import Recipe
+from evener.recipes.recipe import Recipe
 from evener.report import Finished, Progress
 from evener.session.hooks import Hook, StopAtStep
-from evener.tensors import Slot, specs_of
+from evener.state.checkpoint import Store
+from evener.state.tensors import Slot, specs_of
 from evener.wire.layout import Layout
-from evener.worker.allreduce import AllReduce, Travelling, agree
-from evener.worker.exchange import Computed
+from evener.worker.allreduce.allreduce import AllReduce, Travelling, agree
+from evener.worker.exchange.exchange import Computed
 
 
 def net():

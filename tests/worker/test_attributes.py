@@ -9,9 +9,9 @@ import torch
 from torch import nn
 
 from evener.report import Line
-from evener.tensors import specs_of
+from evener.state.tensors import specs_of
 from evener.wire.layout import Layout
-from evener.worker.constants import Constants, attributes_of
+from evener.worker.compute.constants import Constants, attributes_of
 
 sys.path += [str(Path(__file__).parents[1] / name) for name in ("server", "system")]
 import towers_in_one_process as in_threads

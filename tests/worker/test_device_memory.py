@@ -11,15 +11,15 @@ import pytest
 import torch
 from torch import nn
 
-from evener.launch import alone, owner
-from evener.recipe import Recipe
+from evener.recipes.recipe import Recipe
 from evener.report import Finished
 from evener.settings import Settings
-from evener.tensors import CPU, spans, specs_of, whole_views
+from evener.state.tensors import CPU, spans, specs_of, whole_views
+from evener.task import alone, owner
 from evener.wire.layout import Layout
-from evener.worker.device_memory import DeviceMemory, Fetching, generators_of, runs_of
-from evener.worker.exchange import Computed, Turn
-from evener.worker.towers import Towers
+from evener.worker.compute.device_memory import DeviceMemory, Fetching, generators_of, runs_of
+from evener.worker.compute.towers import Towers
+from evener.worker.exchange.exchange import Computed, Turn
 
 META = torch.device("meta")
 

@@ -12,8 +12,8 @@ import pytest
 from meeting_threads import DEADLINE, descriptors, together
 
 from evener.errors import PeerGone
-from evener.worker import doorbell
-from evener.worker.doorbell import Doorbell
+from evener.worker.allreduce import doorbell
+from evener.worker.allreduce.doorbell import Doorbell
 
 
 def nobody(missing):

@@ -37,8 +37,8 @@ from torch import nn
 
 from evener.data import digits
 from evener.data.dataset import Data, Tensors
-from evener.recipe import Recipe
 from evener.recipes.mnist import OPTIMIZERS, l2_loss, mnist, network
+from evener.recipes.recipe import Recipe
 
 sys.path.append(str(Path(__file__).parents[1] / "server"))
 import towers_in_one_process as in_threads

@@ -9,11 +9,11 @@ import torch
 from torch import nn
 
 from evener import errors
-from evener.checkpoint import Store
 from evener.data.dataset import Data, Tensors
-from evener.recipe import Recipe
+from evener.recipes.recipe import Recipe
 from evener.report import Finished, Progress
-from evener.worker.exchange import Computed
+from evener.state.checkpoint import Store
+from evener.worker.exchange.exchange import Computed
 
 sys.path.append(str(Path(__file__).parents[1] / "server"))
 from cluster_in_one_process import one_process, row_recipe

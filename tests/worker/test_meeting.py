@@ -7,7 +7,7 @@ from datetime import timedelta
 
 import pytest
 
-from evener.worker.meeting import listening_store, store_at
+from evener.worker.allreduce.meeting import listening_store, store_at
 
 
 def test_what_one_says_the_other_hears():

@@ -7,8 +7,8 @@ import torch
 from torch import nn
 from ways import EVERY_WAY, WAYS, recipe_of, run, went_well
 
-from evener.checkpoint import Store
 from evener.errors import NonFinite
+from evener.state.checkpoint import Store
 
 TWO = pytest.mark.parametrize("way", [way for way in WAYS if WAYS[way][1] == 2])
 ONE = pytest.mark.parametrize("way", [way for way in WAYS if WAYS[way][1] == 1])

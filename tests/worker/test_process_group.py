@@ -18,9 +18,9 @@ pytestmark = pytest.mark.slow
 TOWER = """
 import sys, time, os, signal, hashlib
 import torch
-from evener.tensors import CPU
-from evener.worker.meeting import listening_store, store_at
-from evener.worker.process_group import ProcessGroup
+from evener.state.tensors import CPU
+from evener.worker.allreduce.meeting import listening_store, store_at
+from evener.worker.allreduce.process_group import ProcessGroup
 
 rank, size, patience, what = int(sys.argv[1]), int(sys.argv[2]), float(sys.argv[3]), sys.argv[4]
 way = sys.argv[5]

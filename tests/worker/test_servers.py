@@ -11,10 +11,10 @@ from torch import nn
 
 from evener import errors, transport
 from evener.data.dataset import Data, Tensors
-from evener.recipe import Recipe
+from evener.recipes.recipe import Recipe
 from evener.report import Line, Status
 from evener.server.serve import serve
-from evener.tensors import whole_views
+from evener.state.tensors import whole_views
 from evener.transport.channel import MAX_HEADER, Memory
 from evener.wire import codec
 from evener.wire.layout import Layout, Spec
@@ -31,9 +31,9 @@ from evener.wire.messages import (
     Refused,
     Release,
 )
-from evener.worker.exchange import Computed
-from evener.worker.server_links import ServerLinks
-from evener.worker.servers import Servers
+from evener.worker.exchange.exchange import Computed
+from evener.worker.exchange.server_links import ServerLinks
+from evener.worker.exchange.servers import Servers
 
 sys.path.append(str(Path(__file__).parents[1] / "server"))
 from cluster_in_one_process import EVENER, RUN, Clock, Cluster, row_recipe

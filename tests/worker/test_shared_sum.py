@@ -9,9 +9,9 @@ import torch
 from meeting_threads import descriptors, together
 
 from evener.transport import channel
-from evener.worker import shared_sum
-from evener.worker.doorbell import Doorbell
-from evener.worker.shared_sum import SharedSum
+from evener.worker.allreduce import shared_sum
+from evener.worker.allreduce.doorbell import Doorbell
+from evener.worker.allreduce.shared_sum import SharedSum
 
 
 def given(rank, update):

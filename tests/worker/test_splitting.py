@@ -7,8 +7,8 @@ import torch
 from torch import Tensor, nn
 
 from evener.errors import ConfigError
-from evener.recipe import Recipe
-from evener.worker.splitting import Foreign, cut, points_of
+from evener.recipes.recipe import Recipe
+from evener.worker.pipeline.splitting import Foreign, cut, points_of
 
 
 def chain(layers: int = 5) -> nn.Sequential:

@@ -14,8 +14,8 @@ pytestmark = pytest.mark.slow
 STAGE = """
 import os, signal, sys
 from evener.errors import Unavailable
-from evener.worker.meeting import listening_store, store_at
-from evener.worker.stage_group import Ask, StageGroup
+from evener.worker.allreduce.meeting import listening_store, store_at
+from evener.worker.pipeline.stage_group import Ask, StageGroup
 
 stage = int(sys.argv[1])
 if stage == 0:

@@ -5,10 +5,10 @@ import torch
 from torch import nn
 
 from evener.errors import ConfigError
-from evener.recipe import Recipe
-from evener.tensors import specs_of, whole_views
+from evener.recipes.recipe import Recipe
+from evener.state.tensors import specs_of, whole_views
 from evener.wire.layout import Layout
-from evener.worker.towers import Towers
+from evener.worker.compute.towers import Towers
 
 TARGET = torch.zeros(4)
 

@@ -14,22 +14,22 @@ from unittest.mock import patch
 import torch
 from cluster_in_one_process import EVENER, Clock, Disk
 
-from evener.checkpoint import Store
 from evener.data.batches import Batches
 from evener.data.dataset import as_data
 from evener.errors import PeerGone
-from evener.launch.build import build
 from evener.ledger import Begin, Ledger, path_of
-from evener.recipe import Recipe
-from evener.saver import NoSaver, Saver, Schedule
+from evener.recipes.recipe import Recipe
 from evener.session.hooks import Hook
 from evener.session.session import Session
 from evener.settings import Settings
-from evener.state import State
-from evener.tensors import Slot
-from evener.worker.allreduce import AllReduce, Travelling, share_restored
-from evener.worker.local import Local
-from evener.worker.towers import Towers
+from evener.state.checkpoint import Store
+from evener.state.saver import NoSaver, Saver, Schedule
+from evener.state.state import State
+from evener.state.tensors import Slot
+from evener.task.build import build
+from evener.worker.allreduce.allreduce import AllReduce, Travelling, share_restored
+from evener.worker.compute.towers import Towers
+from evener.worker.exchange.local import Local
 
 
 class Meeting:
@@ -130,7 +130,7 @@ def _tower(recipe, settings, group, store, restored, hooks, reports) -> Session:
     ledger = Ledger()
     if rank == 0:
         schedule = Schedule(every_seconds=None, every_steps=settings.save_checkpoint_steps, keep=settings.keep)
-        with patch("evener.saver.ThreadPoolExecutor", Disk()):
+        with patch("evener.state.saver.ThreadPoolExecutor", Disk()):
             saver = Saver(store, schedule, shards=1, clock=clock)
         if restored:
             saver.resumed(restored[0].step, str(store.path(restored[0].step)))

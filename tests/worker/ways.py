@@ -19,7 +19,7 @@ from tasks_in_one_process import Tasks
 from torch import Tensor, nn
 
 from evener.errors import EvenerError
-from evener.recipe import Recipe
+from evener.recipes.recipe import Recipe
 from evener.session.hooks import Hook
 from evener.session.session import Session
 

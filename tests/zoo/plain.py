@@ -18,8 +18,8 @@ from torch import Tensor, nn
 
 from evener.data.batches import Batches
 from evener.data.dataset import as_data
-from evener.recipe import Recipe
-from evener.tensors import named_tensors
+from evener.recipes.recipe import Recipe
+from evener.state.tensors import named_tensors
 
 
 @dataclass(frozen=True)

@@ -9,10 +9,10 @@ from test_zoo import recipe_of
 
 from evener.data.batches import Batches
 from evener.data.dataset import as_data
-from evener.tensors import CPU, named_tensors, spans, specs_of, whole_views
+from evener.state.tensors import CPU, named_tensors, spans, specs_of, whole_views
 from evener.wire.layout import Layout
-from evener.worker.device_memory import DeviceMemory
-from evener.worker.towers import Towers
+from evener.worker.compute.device_memory import DeviceMemory
+from evener.worker.compute.towers import Towers
 
 
 @pytest.mark.parametrize("kind", MODELS)

@@ -22,7 +22,7 @@ from cluster_in_one_process import Cluster, Trainer, finished, one_process, trai
 
 from evener.data import digits
 from evener.data.dataset import Data, Tensors
-from evener.recipe import Recipe, options_of, resolve
+from evener.recipes.recipe import Recipe, options_of, resolve
 
 STEPS, BATCH, SAMPLES = 4, 8, 20
 

@@ -19,7 +19,7 @@ import towers_in_one_process as in_threads
 from cluster_in_one_process import Cluster, Trainer, finished, one_process, train
 
 from evener.api import audit
-from evener.recipe import Recipe
+from evener.recipes.recipe import Recipe
 
 STEPS, BATCH = 5, 6
 #: They change parameters in forward, which ps tasks own; that this is refused is tested where it is.

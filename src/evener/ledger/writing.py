@@ -10,9 +10,9 @@ from pathlib import Path
 
 import msgspec
 
-from evener.atomic import LACKING
 from evener.ledger.lines import Begin, Complete, Cut, Dropped, End, Entry, Gap, Line, Returned, Update, encode
 from evener.policy.leases import LeaseState
+from evener.state.atomic import LACKING
 
 log = logging.getLogger(__name__)
 

@@ -17,10 +17,10 @@ from torch.optim.lr_scheduler import LambdaLR
 from evener.data import cifar10 as files, distort
 from evener.data.dataset import Data
 from evener.errors import ConfigError
-from evener.recipe import Recipe
 from evener.recipes import cifar10_networks as networks
 from evener.recipes.checks import Ranges, check, check_ranges
 from evener.recipes.mnist import l2_loss
+from evener.recipes.recipe import Recipe
 
 #: The options of each network, and their defaults.
 DEFAULTS: Mapping[str, Mapping[str, float]] = {

@@ -19,8 +19,8 @@ from torch.optim.lr_scheduler import LambdaLR
 from evener.data import digits as digits_data, mnist as mnist_data
 from evener.data.dataset import Data
 from evener.errors import ConfigError
-from evener.recipe import Recipe
 from evener.recipes.checks import Ranges, check, check_ranges
+from evener.recipes.recipe import Recipe
 from evener.tensorflow import Adam
 
 Begun = TypeVar("Begun", nn.Linear, nn.Conv2d)

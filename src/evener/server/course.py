@@ -6,12 +6,12 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 from evener import errors
-from evener.checkpoint import Manifest
 from evener.ledger import Ledger
 from evener.report import Finished, Progress, Reporter
-from evener.saver import Saver
 from evener.settings import Settings
-from evener.state import Contents
+from evener.state.checkpoint import Manifest
+from evener.state.saver import Saver
+from evener.state.state import Contents
 from evener.tally import Tally
 
 #: Seconds that workers have to say goodbye once the run has ended.

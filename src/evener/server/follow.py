@@ -9,13 +9,13 @@ from concurrent.futures import Future, ThreadPoolExecutor
 import msgspec
 
 from evener import errors
-from evener.atomic import Record
-from evener.checkpoint import Store
 from evener.report import Reporter, Status
 from evener.server.links import Link, Links, Seat
 from evener.server.shard import Shard
 from evener.settings import Settings
-from evener.state import Contents
+from evener.state.atomic import Record
+from evener.state.checkpoint import Store
+from evener.state.state import Contents
 from evener.transport.channel import Channel
 from evener.wire import codec
 from evener.wire.messages import (

@@ -7,18 +7,18 @@ import logging
 from collections.abc import Sequence
 
 from evener import chaos, errors
-from evener.atomic import Record
 from evener.policy.events import Event, Joined, Left, Pushed
 from evener.policy.follow import Whole
 from evener.policy.leases import Leases
 from evener.policy.members import Members, Verdict
 from evener.report import Line
-from evener.saver import begin
 from evener.server.course import Course, Setup
 from evener.server.links import Link, Links, Seat
 from evener.server.rounds import Rounds
 from evener.server.saves import Saves
 from evener.server.shard import Shard
+from evener.state.atomic import Record
+from evener.state.saver import begin
 from evener.wire import codec
 from evener.wire.messages import (
     AnyMessage,

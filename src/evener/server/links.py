@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 from evener import errors
 from evener.policy.members import Members
 from evener.server.agreement import Expected, compare
-from evener.tensors import Slot
+from evener.state.tensors import Slot
 from evener.transport import user
 from evener.transport.channel import Arrived, Closed, Complaints, Incoming, Listener, Opened, Source, wait
 from evener.wire import codec

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 
-from evener import rules
 from evener.policy import policy_for
 from evener.policy.events import Apply, Drop, Event, Release as ReleaseDecision
 from evener.policy.leases import Leases
 from evener.server.course import Course
 from evener.server.links import Links, Seat
 from evener.server.shard import Shard
+from evener.state import rules
 from evener.wire.messages import Decided, Key, Release
 
 

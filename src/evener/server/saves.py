@@ -7,10 +7,10 @@ import logging
 from evener import errors
 from evener.policy.leases import Leases
 from evener.policy.members import Members
-from evener.saver import manifest_of
 from evener.server.course import Course
 from evener.server.links import Links
 from evener.server.shard import Shard
+from evener.state.saver import manifest_of
 from evener.wire.messages import Save
 
 log = logging.getLogger(__name__)

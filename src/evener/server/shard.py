@@ -6,10 +6,11 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import count
 
-from evener import chaos, rules
+from evener import chaos
 from evener.errors import not_finite
-from evener.state import State
-from evener.tensors import Slot
+from evener.state import rules
+from evener.state.state import State
+from evener.state.tensors import Slot
 from evener.wire.messages import Key, Push
 
 

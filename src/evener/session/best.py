@@ -9,17 +9,17 @@ from pathlib import Path
 import msgspec
 from torch import nn
 
-from evener.atomic import atomic_write
-from evener.checkpoint import Manifest, Store
 from evener.errors import ConfigError, EvenerError
 from evener.figures import EarlyStopping, Figure
-from evener.recipe import Recipe
+from evener.recipes.recipe import Recipe
 from evener.session.hooks import Hook, StepResult
 from evener.session.session import Session
 from evener.settings import Settings
-from evener.state import Contents
-from evener.tensors import copied, named_tensors
-from evener.values import plain
+from evener.state.atomic import atomic_write
+from evener.state.checkpoint import Manifest, Store
+from evener.state.state import Contents
+from evener.state.tensors import copied, named_tensors
+from evener.state.values import plain
 
 #: The directory in a logdir, and the file in it that says how good it is.
 BEST, NOTE = "best", "best.json"

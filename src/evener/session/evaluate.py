@@ -14,7 +14,7 @@ from evener.data.chance import seed_all
 from evener.data.dataset import Batch, Dataset
 from evener.devices.modules import joined, to_match
 from evener.errors import ConfigError
-from evener.recipe import Recipe
+from evener.recipes.recipe import Recipe
 from evener.report import Evaluated, Status
 from evener.session.best import Best, check_figures
 from evener.session.hooks import Hook, StepResult

@@ -14,8 +14,8 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from evener.errors import ConfigError, NonFinite
-from evener.recipe import Recipe
-from evener.references import kind_of, place_of
+from evener.recipes.recipe import Recipe
+from evener.recipes.references import kind_of, place_of
 from evener.report import Line, Status
 from evener.tally import Window
 

@@ -10,12 +10,12 @@ from evener import chaos
 from evener.data.batches import Batches
 from evener.data.prefetch import Feed, Prefetch
 from evener.errors import CONTEXT, EvenerError, SessionError, TaskFailed
-from evener.recipe import Recipe
+from evener.recipes.recipe import Recipe
 from evener.report import Evaluated, Line, Reporter
 from evener.session.hooks import Hook, StepResult
 from evener.session.watch import Watch
 from evener.settings import Settings
-from evener.worker.exchange import Computed, Computes, Exchange, Turn
+from evener.worker.exchange.exchange import Computed, Computes, Exchange, Turn
 
 log = logging.getLogger(__name__)
 

@@ -13,7 +13,7 @@ import torch
 
 from evener.devices.modules import joined
 from evener.errors import EvenerError
-from evener.recipe import Recipe, options_of
+from evener.recipes.recipe import Recipe, options_of
 from evener.report import Line
 from evener.session.hooks import Hook, StepResult
 from evener.settings import Settings

@@ -265,7 +265,7 @@ class Reserved(Message, frozen=True):
 
 
 class Relay(Message, frozen=True):
-    """A piece of the stream between a launcher and its task (`launch.control`): orders one way, reports the other."""
+    """A piece of the stream between a launcher and its task (`control.control`): orders one way, reports the other."""
 
     data: bytes
 

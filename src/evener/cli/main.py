@@ -1,0 +1,292 @@
+"""The command line: declares, calls, prints; no logic."""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import difflib
+import io
+import json
+import os
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NoReturn
+
+from evener import errors
+from evener.cli.cluster import add_doctor, add_existing_servers, add_explain, add_keys, add_server, flags, old_flags
+from evener.cli.data import add_data
+from evener.cli.devices import add_device_options, add_devices
+from evener.cli.endings import FAILED, OK, USAGE, ending
+from evener.cli.export import add_export
+from evener.cli.options import (
+    add_cluster_options,
+    add_link_options,
+    add_pipeline_options,
+    add_recipe_options,
+    add_training_options,
+    truth,
+)
+from evener.leaving import leave
+from evener.settings import Settings
+
+if TYPE_CHECKING:
+    from evener.result import Result
+
+#: Flags that are options of the shipped recipes: --hidden-units 100 is --set hidden=100.
+RECIPE_FLAGS = ("data", "data_dir", "download", "skip_bad_records", "optimizer", "learning_rate", "hidden")
+
+
+class Commands(argparse.ArgumentParser):
+    """Wrong usage ends with the same three lines as every other error."""
+
+    def error(self, message: str) -> Any:
+        raise errors.ConfigError(f"{message}.", fix=f"see {self.prog} --help.")
+
+    def options(self) -> list[str]:
+        return list(self._option_string_actions)
+
+
+def parser() -> argparse.ArgumentParser:
+    top = Commands(prog="evener", description="Train one PyTorch model on many workers of unequal speed.")
+    top.add_argument("--version", action="store_true", help="print the version")
+    commands = top.add_subparsers(dest="command", metavar="COMMAND")
+    add_train(commands)
+    add_task(commands)
+    add_eval(commands)
+    add_export(commands, add_recipe_options, recipe_options)
+    add_audit(commands)
+    add_explain(commands)
+    add_server(commands)
+    add_doctor(commands)
+    add_keys(commands)
+    add_data(commands, add_recipe_options, recipe_options)
+    add_devices(commands)
+    return top
+
+
+def add_train(commands: Any) -> None:
+    train = commands.add_parser("train", help="train a recipe: in one process, or with ps and worker tasks")
+    train.add_argument("recipe", help='"mnist", "package.module:recipe" or "path/to/file.py:recipe"')
+    cluster = train.add_argument_group("who trains")
+    add = cluster.add_argument
+    add("--ps", type=int, help="parameter server tasks; 0 (default): one process, no cluster")
+    add("--workers", "--num-workers", type=int, help="worker tasks; default 1")
+    add(
+        "--towers",
+        type=int,
+        metavar="N",
+        help="instead: N processes that average their gradients (torchrun's by itself)",
+    )
+    add("--ps-hosts", "--ps-host", metavar="HOST:PORT,...", help="fixed addresses of the ps tasks")
+    add("--worker-hosts", "--worker-host", metavar="HOST:PORT,...", help="standing servers: those of the workers")
+    add_existing_servers(train)
+    add_pipeline_options(train)
+    add_link_options(train)
+    add_training_options(train)
+    add_device_options(train)
+    add = train.add_argument
+    add("--json", action="store_true", help="print one JSON object as the last line of standard output")
+    add("--quiet", action="store_true", help="show no progress")
+    add("--max-restarts", type=int, metavar="N", help="of each task that was killed; default 3")
+    train.set_defaults(run=run_train, options=train.options())
+
+
+def add_task(commands: Any) -> None:
+    task = commands.add_parser("task", help="be one task of a cluster: one such command per machine")
+    task.add_argument("recipe", help="as for train")
+    add_cluster_options(task)
+    text = "a directory that all tasks share: ps tasks with port 0 tell there which one they got"
+    task.add_argument("--rendezvous", default="", metavar="DIR", help=text)
+    add_existing_servers(task)
+    add_link_options(task)
+    add_training_options(task)
+    add_device_options(task)
+    add = task.add_argument
+    add("--sync-replicas", type=truth, nargs="?", const=True, default=False, help="the same as --mode sync")
+    add("--download-only", type=truth, nargs="?", const=True, default=False, help="load the data, train nothing")
+    task.set_defaults(run=run_task, options=task.options())
+
+
+def add_eval(commands: Any) -> None:
+    command = commands.add_parser("eval", help="validate a checkpoint")
+    command.add_argument("recipe", help="as for train")
+    command.add_argument("--checkpoint", required=True, metavar="DIR", help="a checkpoint, or a logdir: its newest")
+    add_recipe_options(command)
+    command.add_argument("--place", metavar="MODULE=DEVICE,...", help="as for train; one DEVICE: all of it there")
+    text = "samples validated at once; default: the batch size that it was trained with"
+    command.add_argument("--eval-batch-size", type=int, metavar="B", help=text)
+    command.add_argument("--json", action="store_true", help="print one JSON object")
+    command.set_defaults(run=run_eval, options=command.options())
+
+
+def add_audit(commands: Any) -> None:
+    command = commands.add_parser("audit", help="check that every sample of a run was applied exactly once")
+    command.add_argument("logdir", metavar="LOGDIR", help="of a run that ended, or still trains")
+    command.add_argument("--json", action="store_true", help="print one JSON object")
+    command.set_defaults(run=run_audit, options=command.options())
+
+
+def recipe_options(args: argparse.Namespace) -> dict[str, Any]:
+    options = {name: getattr(args, name) for name in RECIPE_FLAGS if getattr(args, name) is not None}
+    for assignment in args.assignments:
+        name, equals, value = assignment.partition("=")
+        if not equals or not name:
+            raise errors.ConfigError(f"--set {assignment} assigns nothing.", fix="write --set NAME=VALUE.")
+        options[name.replace("-", "_")] = value
+    return options
+
+
+def settings_options(args: argparse.Namespace) -> dict[str, Any]:
+    known = Settings.__dataclass_fields__
+    options = {name: value for name, value in vars(args).items() if name in known and value is not None}
+    del options["recipe"]
+    return {**options, "recipe_options": recipe_options(args)}
+
+
+def run_train(args: argparse.Namespace) -> int:
+    from evener.api import run
+    from evener.cluster.environment import Flags, find_cluster, hosts
+
+    start = Path.cwd()
+    options = settings_options(args)
+    if args.existing_servers:
+        named = Flags(ps_hosts=args.ps_hosts or "", worker_hosts=args.worker_hosts or "")
+        options["existing_servers"] = find_cluster(named)
+        options.pop("ps_hosts", None)
+    elif args.worker_hosts:
+        raise errors.ConfigError("--worker-hosts is for --existing-servers.", fix="use --workers W, or `evener task`.")
+    elif "ps_hosts" in options:
+        options["ps_hosts"] = tuple(hosts(options["ps_hosts"]))
+    result = run(args.recipe, stream=sys.stderr if args.json else sys.stdout, quiet=args.quiet, **options)
+    if not result.leads:
+        return OK  # tower 0 of torchrun's tells
+    if args.json:
+        print(json.dumps(result.as_dict()))
+    else:
+        tell(result, start)
+    return OK
+
+
+def tell(result: Result, start: Path) -> None:
+    """`start`: where the person is, wherever the recipe's code has gone."""
+    from evener.view.plain import installed, summary
+
+    print(summary(result, lambda name: installed(name, start), start))
+
+
+def run_task(args: argparse.Namespace) -> int:
+    from evener.api import be_task
+
+    start = Path.cwd()
+    old_flags(args)
+    if args.existing_servers and not args.download_only:
+        return run_client(args)
+    options = settings_options(args)
+    options.pop("ps_hosts", None)
+    options.pop("ps", None)
+    result = be_task(
+        args.recipe, flags(args), download_only=args.download_only, rendezvous=args.rendezvous, stream=sys.stdout,
+        **options,
+    )  # fmt: skip
+    if result is not None:
+        tell(result, start)
+    return OK
+
+
+def run_client(args: argparse.Namespace) -> int:
+    """`--existing_servers=True` of the old programs: worker 0 is the client of all servers, the others have none."""
+    if (args.job_name, args.task_index) == ("worker", 0):
+        args.ps = args.json = args.quiet = None
+        return run_train(args)
+    print(f"{args.job_name}:{args.task_index} has nothing to do: its standing server works for the client, worker:0.")
+    return OK
+
+
+def run_eval(args: argparse.Namespace) -> int:
+    from evener.api import evaluate
+
+    values = evaluate(
+        args.recipe, args.checkpoint, recipe_options=recipe_options(args), place=args.place,
+        batch_size=args.eval_batch_size,
+    )  # fmt: skip
+    if args.json:
+        print(json.dumps(values))
+    else:
+        for name, value in values.items():
+            print(f"{name:28} {value:.4f}" if isinstance(value, float) else f"{name:28} {value}")
+    return OK
+
+
+def run_audit(args: argparse.Namespace) -> int:
+    from evener.api import audit
+
+    account = audit(args.logdir)
+    print(json.dumps(account.as_dict()) if args.json else account)
+    return OK if account.clean else FAILED
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Run one command; the exit code says how it ended.
+
+    0 finished, 1 failed, 2 wrong usage, 3 replaced by a newer process of the same task, 130 interrupted.
+    """
+    argv = sys.argv[1:] if argv is None else argv
+    try:
+        return piped(argv)
+    except (KeyboardInterrupt, Exception) as error:
+        end = ending(error)
+    print(end.text, file=sys.stderr)
+    if "--json" in argv:
+        with contextlib.suppress(BrokenPipeError):
+            print(json.dumps(end.as_dict()), flush=True)
+    return end.status
+
+
+def piped(argv: list[str]) -> int:
+    """`evener ... | head`: whoever read has enough, which is no error; nor may Python's own flush at exit fail."""
+    try:
+        status = command(argv)
+        sys.stdout.flush()
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return OK
+    return status
+
+
+def command(argv: list[str]) -> int:
+    args, unknown = parser().parse_known_args([dashed(word) for word in argv])
+    if unknown:
+        raise unknown_option(unknown[0], args)
+    if args.version:
+        from importlib.metadata import version
+
+        print(f"evener {version('evener')}")
+        return OK
+    if args.command is None:
+        parser().print_help()
+        return USAGE
+    return int(args.run(args))
+
+
+def dashed(word: str) -> str:
+    """The old programs wrote --ps_hosts; both are the same here."""
+    name, equals, value = word.partition("=")
+    return name.replace("_", "-") + equals + value if word.startswith("--") else word
+
+
+def unknown_option(given: str, args: argparse.Namespace) -> errors.ConfigError:
+    known = args.options if args.command else ["--version"]
+    near = difflib.get_close_matches(given.partition("=")[0], known, n=1, cutoff=0.75)
+    see = f"see {' '.join(['evener', args.command or '']).strip()} --help."
+    return errors.ConfigError(f"unknown option {given!r}.", fix=f"did you mean {near[0]!r}?" if near else see)
+
+
+def enter() -> NoReturn:
+    """The command `evener`."""
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        sys.stdout.reconfigure(errors="backslashreplace")  # the name of a file must not fail a run that went well
+    leave(main())
+
+
+if __name__ == "__main__":
+    enter()

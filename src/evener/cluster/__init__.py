@@ -1,0 +1,1 @@
+"""Which tasks there are and where: host lists, TF_CONFIG, torchrun, Slurm."""

@@ -1,0 +1,1 @@
+"""Subcommands that are more than options: doctor, preparation, accounts, export."""

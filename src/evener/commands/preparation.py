@@ -1,0 +1,139 @@
+"""From what a caller of `evener.run` says to settings, and to a logdir that can be written."""
+
+from __future__ import annotations
+
+import contextlib
+import secrets
+import time
+from collections.abc import Mapping
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from evener import settings as settings_module
+from evener.cluster.environment import Rank
+from evener.errors import ConfigError
+from evener.settings import Settings
+
+if TYPE_CHECKING:
+    from evener.cluster.cluster import Cluster
+    from evener.recipes.recipe import Recipe
+
+
+def how(settings: Settings) -> str:
+    """How gradients become updates, for a title."""
+    ways = {
+        "single": "one process",
+        "towers": f"{settings.towers} towers",
+        "pipeline": f"{settings.pipeline_stages} stages ({settings.pipeline_schedule}, {settings.chunks} microbatches)",
+    }
+    return ways.get(settings.way, settings.way)
+
+
+def settings_of(
+    recipe: object, options: Mapping[str, Any], *, elsewhere: bool = True, fresh_logdir: bool = True, here: bool = True
+) -> tuple[Settings, Recipe | None]:
+    """Directories of this machine are absolute from here on: the recipe's code may change the current one.
+
+    Args:
+        elsewhere: ps tasks and towers are other processes than this one.
+        here: the logdir is on this machine.
+    """
+    start = Path.cwd()
+    mine = [name for name in ("keys", "init_from", *["logdir"] * here) if options.get(name)]
+    given = {**options, **{name: str(start / options[name]) for name in mine}}
+    made: Recipe | None = None
+    if isinstance(recipe, str):
+        given["recipe"] = recipe
+    elif elsewhere and (
+        given.get("ps") or given.get("pipeline_stages", 1) != 1 or (given.get("towers") or 0) > 1
+    ):  # fmt: skip
+        from evener.recipes.recipe import reference_of
+
+        reference = reference_of(recipe)
+        if reference is None:
+            raise ConfigError(
+                f"other processes cannot find the recipe {recipe!r}.",
+                why="every task imports it by name.",
+                fix="assign it to a name at the top level of a module, and pass that.",
+            )
+        given["recipe"] = reference
+    else:
+        from evener.recipes.recipe import from_object, reference_of
+
+        made = from_object(recipe, given.get("recipe_options") or {})
+        given["recipe"] = reference_of(recipe) or made.name
+    settings = settings_module.make(given)
+    named = settings.logdir or not fresh_logdir
+    return (settings if named else replace(settings, logdir=new_logdir(settings.recipe, start))), made
+
+
+def new_logdir(recipe: str, start: Path) -> str:
+    """A directory of a name that no other run has. It is made here, so that two runs of one second get two."""
+    base = start / "evener-runs" / f"{run_name(recipe)}-{time.strftime('%Y%m%d-%H%M%S')}"
+    for attempt in range(1000):
+        path = base.with_name(f"{base.name}-{attempt}") if attempt else base
+        try:
+            path.mkdir(parents=True)
+        except FileExistsError:
+            continue
+        except OSError:
+            pass  # `make_logdir` meets it again, and says what is wrong
+        return str(path)
+    raise ConfigError(f"there are 1000 runs named {base} already.", fix="choose a --logdir.")
+
+
+def run_name(recipe: str) -> str:
+    """What a run is called after its recipe: by its file or module, and by its function unless that is `recipe`.
+
+    >>> [run_name(recipe) for recipe in ("mnist", "my_train.py:recipe", "a/b.py:small", "package.module:recipe")]
+    ['mnist', 'my_train', 'b-small', 'module']
+    """
+    place, _, attribute = recipe.rpartition(":")
+    name = Path(place).stem if place.endswith(".py") else place.rpartition(".")[2]
+    parts = [part for part in (name, attribute) if part]
+    return "-".join(parts[:1] if parts[1:] == ["recipe"] else parts).replace("/", "-") or "run"
+
+
+def make_logdir(logdir: Path) -> None:
+    try:
+        (logdir / "logs").mkdir(parents=True, exist_ok=True)
+        probe = logdir / "logs" / ".probe"
+        probe.touch()
+        probe.unlink()
+    except OSError as error:
+        raise ConfigError(
+            f"the logdir {logdir} cannot be written ({error.strerror}).", fix="choose another --logdir."
+        ) from error
+
+
+def download(settings: Settings) -> None:
+    """Once, here, where its progress can be seen: tasks would wait for each other and write bars into logs."""
+    from evener.recipes.recipe import resolve
+
+    with contextlib.chdir("."):  # tasks begin where this process began, wherever the recipe's code goes
+        resolve(settings.recipe, settings.recipe_options).data()
+
+
+def as_rank(options: Mapping[str, Any], rank: Rank | None) -> dict[str, Any]:
+    """Under torchrun its processes are the towers."""
+    if rank is None:
+        return dict(options)
+    for name in ("towers", "workers"):
+        if options.get(name) not in (None, rank.size):
+            raise ConfigError(
+                f"{name}={options[name]}, but torchrun has started {rank.size} processes.",
+                why="each of them is one tower.",
+                fix=f"leave it out, or start {options[name]} processes.",
+            )
+    return {**options, "towers": rank.size}
+
+
+def options_there(recipe: object, servers: Cluster, options: Mapping[str, Any]) -> dict[str, Any]:
+    """A run's options on standing servers. The logdir is theirs: no directory is made here."""
+    from evener.launch.starters.remote import check_recipe, options_for
+
+    name = recipe if isinstance(recipe, str) else repr(recipe)
+    check_recipe(name)
+    fresh = Path("evener-runs") / f"{run_name(name)}-{time.strftime('%Y%m%d-%H%M%S')}-{secrets.token_hex(2)}"
+    return {"logdir": str(fresh), **options_for(servers, options)}

@@ -1,0 +1,1 @@
+"""Standing servers: one run after the other on machines that are there."""

@@ -1,0 +1,42 @@
+"""The process of a standing server: `evener server`."""
+
+from __future__ import annotations
+
+import signal
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from evener import transport
+from evener.cluster.environment import Found, explain
+from evener.control.interrupts import STOPPING
+from evener.launch.standing.server import Own, StandingServer
+from evener.settings import Settings
+from evener.transport import keys
+
+
+def stand(found: Found, settings: Settings, say: Callable[[str], None]) -> None:
+    """Be a standing server in this process, until SIGTERM or Ctrl-C.
+
+    Raises:
+        BindError: the address of this task is taken, or not of this machine.
+        SecurityError: other machines would reach it, and there are no keys.
+    """
+    task, address = found.task, found.cluster.address(found.task)
+    mine = keys.load(settings.keys, str(task)) if settings.keys else None
+    listener = transport.listen(
+        "zeromq", f"tcp://{address}", keys=mine, insecure=settings.insecure, heartbeat=settings.heartbeat_timeout
+    )
+    given: dict[str, Any] = {"insecure": settings.insecure, "heartbeat_timeout": settings.heartbeat_timeout}
+    given["keys"] = str(Path(settings.keys).resolve()) if settings.keys else ""
+    asked: list[str] = []
+
+    def ask(number: int, _frame: object) -> None:
+        asked.append(signal.Signals(number).name)
+
+    for number in STOPPING:
+        if number != signal.SIGHUP or signal.getsignal(number) is not signal.SIG_IGN:  # nohup has its way
+            signal.signal(number, ask)
+    for line in explain(found).splitlines():
+        say(line)
+    StandingServer(Own(task, address, given), listener, say=say).serve(lambda: asked)

@@ -1,0 +1,1 @@
+"""What a server owns and saves: parameters, optimizers, averages, checkpoints."""

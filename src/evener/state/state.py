@@ -1,0 +1,300 @@
+"""What is trained: a shard's parameters, its optimizer, its schedule and its moving averages."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass, field
+from fractions import Fraction
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.optim import Optimizer
+
+from evener.errors import CheckpointError, NonFinite
+from evener.recipes.recipe import Recipe
+from evener.state import rules
+from evener.state.hyperparameters import Groups, beside_the_recipes, kept, schedule_differences, told
+from evener.state.optimizers import check_apart, cut_like, known_as, names_of_groups, optimizer_of, over_pieces
+from evener.state.schedules import Schedule
+from evener.state.tensors import Slot, beside, copied, frozen, named_tensors
+from evener.state.values import plain, unpack
+from evener.wire.layout import Layout, Piece, Spec
+
+
+@dataclass(frozen=True, slots=True)
+class Contents:
+    """A state at one step, as named tensors and plain values: what a checkpoint keeps.
+
+    Names are those of the model; a part of a split tensor carries its range, ``fc.weight[0:1024]``.
+    """
+
+    step: int
+    parameters: dict[str, Tensor]
+    averages: dict[str, Tensor]
+    optimizer: dict[str, Tensor]  # "fc.weight/exp_avg"
+    values: dict[str, Any] = field(default_factory=dict)  # plain: groups, schedule, optimizer numbers
+
+
+class State:
+    """One shard of the model in training. Shard 0 of 1 is the whole model.
+
+    The optimizer is a real `torch.optim` optimizer over views of the shard's flat buffer, with the recipe's own
+    parameter groups; the schedule's clock is the global step.
+
+    Args:
+        model: built from the run's seed; its values are where training starts. It is read, not kept.
+        slot: the memory of the parameters; fresh if None.
+    """
+
+    def __init__(self, model: nn.Module, recipe: Recipe, layout: Layout, *, shard: int = 0, slot: Slot | None = None):
+        self.recipe = recipe
+        self.step = 0
+        self.parameters = slot or Slot(layout, shard)
+        source = {name: tensor.detach().clone() for name, tensor in named_tensors(model).items()}
+        for piece, view in self.parameters.named():
+            view.copy_(_cut(source[piece.spec.name], piece))
+        stay = frozen(model, layout)
+        self._stay = frozenset(stay)
+        self.frozen = {name: copied(tensor) for name, tensor in stay.items()} if shard == 0 else {}
+        self._trained = [nn.Parameter(view) for piece, view in self.parameters.named() if piece.spec.trained]
+        self._indices = [index for index, piece in enumerate(self.parameters.pieces) if piece.spec.trained]
+        self._mine: dict[str, list[tuple[Piece, nn.Parameter]]] = {}
+        for index, parameter in zip(self._indices, self._trained, strict=True):
+            piece = self.parameters.pieces[index]
+            self._mine.setdefault(piece.spec.name, []).append((piece, parameter))
+        self.optimizer, self._names = self._moved(model)
+        self.schedule: Schedule | None = None
+        self._averages: Slot | None = None
+        self._owed = False  # the averages lack the last update
+        if recipe.ema_decay is not None:
+            self._averages = Slot(layout, shard, device=self.parameters.device)
+            for average, value in zip(self._averages.views, self.parameters.views, strict=True):
+                average.copy_(value)
+        #: Where gradients of several workers are averaged.
+        self.averaged = Slot(layout, shard, device=self.parameters.device)
+
+    def _moved(self, model: nn.Module) -> tuple[Optimizer, list[list[str]]]:
+        """The recipe's optimizer over this shard's pieces, and the names of each group's parameters."""
+        optimizer = optimizer_of(self.recipe, model)
+        if self.parameters.layout.shards > 1:
+            check_apart(self.recipe, optimizer, model, self.parameters.pieces)
+        names: dict[Tensor, str] = {parameter: name for name, parameter in model.named_parameters()}
+        groups = names_of_groups(optimizer, model)
+        over_pieces(optimizer, names, self._mine)
+        return optimizer, groups
+
+    def begin(
+        self, pace: Fraction | float, contents: Contents | None = None, *, hyperparameters: str = "checkpoint"
+    ) -> list[str]:
+        """Attach the schedule and go on from a checkpoint, if there is one: its whole tensors, on any placement. Once.
+
+        Args:
+            pace: updates in one pass over the data.
+            hyperparameters: whose count where they differ: the "checkpoint"'s, or those of the "recipe".
+
+        Returns:
+            A sentence for each hyperparameter that the recipe gives otherwise than the checkpoint.
+
+        Raises:
+            CheckpointError: the contents are of another model or optimizer; nothing was changed.
+            ConfigError: the schedule cannot be made.
+        """
+        if contents is not None:
+            self._check(contents)
+        groups = Groups(
+            self.optimizer, self._names, {name: [p for _, p in pieces] for name, pieces in self._mine.items()},
+            contents.values.get("groups", []) if contents is not None and hyperparameters == "checkpoint" else [],
+        )  # fmt: skip
+        sentences = groups.regroup()
+        if self.recipe.lr_scheduler is not None:
+            self.schedule = Schedule(self.recipe, self.optimizer, Fraction(pace))
+        if contents is None:
+            return []
+        self.step = contents.step
+        self._fill(contents)
+        if hyperparameters == "recipe":
+            return [*self._forward(contents), *sentences]
+        return [*sentences, *self._go_on(groups, contents)]
+
+    def _go_on(self, groups: Groups, contents: Contents) -> list[str]:
+        """The checkpoint's settings and schedule."""
+        saved = groups.reordered(contents.values.get("schedule") or {})
+        found = groups.differences(
+            scheduled=self.schedule is not None,
+            cycling=bool(getattr(self.schedule and self.schedule.scheduler, "cycle_momentum", False)),
+        )
+        groups.load()
+        if self.schedule is not None and saved:
+            found += schedule_differences(saved, self.schedule.state())
+            self.schedule.load(saved, self.step)
+        return told(found, "checkpoint")
+
+    def _forward(self, contents: Contents) -> list[str]:
+        """The recipe's settings, and its schedule as far as the run is."""
+        regrouped, found = beside_the_recipes(
+            self.optimizer, self._names, contents.values.get("groups", []), scheduled=self.schedule is not None
+        )
+        if self.schedule is not None:
+            found += schedule_differences(contents.values.get("schedule") or {}, self.schedule.state())
+            self.schedule.forward(self.step)
+        return regrouped + told(found, "recipe")
+
+    @property
+    def learning_rate(self) -> float:
+        """Of the first parameter group, for the next update."""
+        return float(self.optimizer.param_groups[0]["lr"])
+
+    def mean(self, gradients: Sequence[Slot]) -> Slot:
+        """The average of some gradients, summed in the order given; buffers are those of the last one."""
+        return rules.mean(gradients, self.averaged)
+
+    def clipped(self, gradient: Slot, factor: float | None = None) -> Slot:
+        """The gradient as the recipe wants it clipped.
+
+        Args:
+            factor: what clipping by norm multiplies it by, where its norm is that of several shards; None: this one
+                holds all of it.
+        """
+        if (limit := self.recipe.clip_norm) is not None:
+            factor = rules.clip_factor(rules.norm(gradient), limit) if factor is None else factor
+            return rules.scaled(gradient, factor, self.averaged) if factor < 1 else gradient
+        if (limit := self.recipe.clip_value) is not None:
+            return rules.clamped(gradient, limit, self.averaged)
+        return gradient
+
+    def apply(self, gradient: Slot, unused: Collection[str] = (), factor: float | None = None) -> Slot:
+        """One update: clipping, optimizer step, schedule, buffers. The gradient's buffers replace the state's.
+
+        The moving averages follow with `settle`, at the latest when somebody looks at them: a server sends the new
+        parameters first.
+
+        Args:
+            unused: parameters whose gradient is None, not zero: the optimizer leaves them alone, as in PyTorch.
+            factor: see `clipped`.
+
+        Returns:
+            The gradient that was applied.
+
+        Raises:
+            NonFinite: the update has made a parameter NaN or infinite.
+        """
+        self.settle()
+        gradient = self.clipped(gradient, factor)
+        for index, parameter in zip(self._indices, self._trained, strict=True):
+            used = not unused or self.parameters.pieces[index].spec.name not in unused
+            parameter.grad = gradient.views[index] if used else None
+        self.optimizer.step()
+        if bad := self.parameters.first_non_finite():
+            raise NonFinite(
+                f"the update to global step {self.step + 1} has made {bad!r} NaN or infinite, though its gradient was "
+                f"finite (of norm {rules.norm(gradient):.6g} on this shard; learning rate {self.learning_rate:.6g}).",
+                why="the step was too large for the numbers; the checkpoints before it are whole.",
+                fix="lower the learning rate, or clip the gradient: --clip-norm 1.0.",
+            )
+        self.step += 1
+        if self.schedule is not None:
+            self.schedule.updated(self.step)
+        for mine, new in zip(self.parameters.buffers, gradient.buffers, strict=True):
+            mine.copy_(new)
+        self._owed = self._averages is not None
+        return gradient
+
+    def judged(self, figures: Mapping[str, float]) -> None:
+        """A validation was made: a schedule that is driven by it takes a step."""
+        if self.schedule is not None:
+            self.schedule.judged(figures, self.step)
+
+    def settle(self) -> None:
+        """Let the averages follow the last update.
+
+        TensorFlow's rule (SEMANTICS E1, E2, S18): shadow -= (1-d)(shadow - value), d = min(decay, (1+n)/(10+n)).
+        """
+        if not self._owed or self._averages is None or self.recipe.ema_decay is None:
+            return
+        self._owed = False
+        decay = min(self.recipe.ema_decay, (1 + self.step) / (10 + self.step))
+        for average, value in zip(self._averages.trained, self.parameters.trained, strict=True):
+            average.lerp_(value, 1 - decay)
+        for average, value in zip(self._averages.buffers, self.parameters.buffers, strict=True):
+            average.copy_(value)
+
+    @property
+    def averages(self) -> Slot | None:
+        """The moving averages of the parameters; None if the recipe keeps none."""
+        self.settle()
+        return self._averages
+
+    def contents(self) -> Contents:
+        """A copy of everything, to be written while training goes on."""
+        tensors: dict[str, Tensor] = {}
+        numbers: dict[str, Any] = {}
+        keys = self.parameters.layout.keys
+        for index, parameter in zip(self._indices, self._trained, strict=True):
+            for key, value in self.optimizer.state.get(parameter, {}).items():
+                name = f"{keys[self.parameters.pieces[index]]}/{key}"
+                if isinstance(value, Tensor):
+                    tensors[name] = copied(value)
+                else:
+                    numbers[name] = value
+        schedule = self.schedule
+        values = {
+            "optimizer": known_as(self.optimizer),
+            "groups": kept(self.optimizer, self._names),
+            "schedule": schedule.state() if schedule is not None else {},
+            "scheduler": type(schedule.scheduler).__name__ if schedule is not None else "",
+            "numbers": plain(numbers),
+        }
+        parameters = {keys[piece]: copied(view) for piece, view in self.parameters.named()}
+        shadow = self.averages
+        averages = {keys[piece]: copied(view) for piece, view in shadow.named()} if shadow is not None else {}
+        return Contents(self.step, parameters | self.frozen, averages, tensors, values)
+
+    def _fill(self, contents: Contents) -> None:
+        """Parameters, averages and what the optimizer keeps of each, as this shard needs them."""
+        for slot, source in ((self.parameters, contents.parameters), (self.averages, contents.averages)):
+            for piece, view in slot.named() if slot is not None else ():
+                view.copy_(_cut(source.get(piece.spec.name, contents.parameters[piece.spec.name]), piece))
+        numbers = {name: unpack(value) for name, value in contents.values.get("numbers", {}).items()}
+        states: dict[str, dict[str, Any]] = {}
+        for name, value in {**contents.optimizer, **numbers}.items():
+            owner, _, key = name.rpartition("/")
+            states.setdefault(owner, {})[key] = value
+        self.optimizer.state.clear()
+        for index, parameter in zip(self._indices, self._trained, strict=True):
+            piece = self.parameters.pieces[index]
+            if state := states.get(piece.spec.name):
+                self.optimizer.state[parameter] = {
+                    key: beside(parameter, key, cut_like(value, piece, piece.spec.numel))
+                    for key, value in state.items()
+                }
+
+    def _check(self, contents: Contents) -> None:
+        if difference := self._difference(contents):
+            raise CheckpointError(
+                f"the checkpoint of step {contents.step} cannot be continued here: {difference}.",
+                why="a checkpoint fits the recipe and the options it was made with.",
+                fix="give the same recipe, options and --init-from, or choose another --logdir to start afresh.",
+            )
+
+    def _difference(self, contents: Contents) -> str:
+        """What makes a checkpoint foreign, as part of a sentence; empty if nothing does."""
+        layout = self.parameters.layout
+        trained = {spec.name: spec.trained for spec in layout.specs}
+        theirs = [
+            Spec(name, tuple(tensor.shape), str(tensor.dtype).removeprefix("torch."), trained.get(name, True))
+            for name, tensor in contents.parameters.items()
+            if name not in self._stay
+        ]
+        if difference := layout.difference(theirs, here="this run", there="the checkpoint"):
+            return difference
+        for name, tensor in self.frozen.items():
+            kept = contents.parameters.get(name)
+            if kept is not None and not torch.equal(kept, tensor):
+                return f"frozen {name!r} has other values than the recipe gives now"
+        mine, kind = known_as(self.optimizer), contents.values.get("optimizer")
+        return f"it was trained with {kind}, this run trains with {mine}" if kind not in (None, mine) else ""
+
+
+def _cut(tensor: Tensor, piece: Piece) -> Tensor:
+    return tensor if piece.whole else tensor.reshape(-1)[piece.start : piece.stop]

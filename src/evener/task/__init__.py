@@ -1,0 +1,1 @@
+"""One task of a run, from its first message to its last: ps, worker, tower, stage."""

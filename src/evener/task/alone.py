@@ -1,0 +1,70 @@
+"""A run in this very process: no cluster, no other task."""
+
+from __future__ import annotations
+
+import logging
+import signal
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import torch
+
+from evener.control.interrupts import STOPPING
+from evener.devices import prepare_process
+from evener.recipes.recipe import Recipe
+from evener.report import AnyReport
+from evener.session.session import Session
+from evener.settings import Settings
+from evener.task.build import build
+from evener.task.owner import Tower, session_of
+
+
+def run_alone(
+    settings: Settings, recipe: Recipe | None, report: Callable[[AnyReport], None], tower: Tower | None = None
+) -> str:
+    """Train in this process to the end; returns why it ended ("interrupted" after Ctrl-C or SIGTERM).
+
+    `tower`: together with other processes that do the same.
+    """
+    threads = torch.get_num_threads()
+    prepare_process(settings.threads)
+    logs = Path(settings.logdir) / "logs"
+    handler = _log_to(logs / f"worker-{tower.rank if tower else 0}.log") if logs.is_dir() else logging.NullHandler()
+    try:
+        session = session_of(build(settings, recipe), settings, report, tower)
+        with stopping(session):
+            return session.run()
+    finally:
+        torch.set_num_threads(threads)
+        logging.getLogger("evener").removeHandler(handler)
+        handler.close()
+
+
+def _log_to(path: Path) -> logging.Handler:
+    handler = logging.FileHandler(path)
+    handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(name)s: %(message)s"))
+    logger = logging.getLogger("evener")
+    logger.addHandler(handler)
+    logger.setLevel(logging.INFO)
+    return handler
+
+
+@contextmanager
+def stopping(session: Session) -> Iterator[None]:
+    """The first Ctrl-C or SIGTERM ends the run after its step and saves; the second ends it at once."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+
+    def stop(number: int, _frame: object) -> None:
+        signal.signal(number, signal.default_int_handler)
+        session.stop("interrupted", complete=False)
+
+    before = {number: signal.signal(number, stop) for number in STOPPING}
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)

@@ -1,0 +1,197 @@
+"""From a recipe and settings to the parts that every way of running needs: the same on every task."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import logging
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from functools import partial
+from importlib.metadata import version
+from pathlib import Path
+
+from torch import nn
+
+from evener import errors
+from evener.data.batches import Batches
+from evener.data.chance import seed_all
+from evener.data.dataset import Data, as_data
+from evener.data.look import look_at
+from evener.ledger import Begin, Ledger, lost, path_of
+from evener.models import check_inputs, check_model
+from evener.recipes.recipe import Recipe, resolve
+from evener.recipes.references import place_of, sources_of
+from evener.report import Line, Reporter
+from evener.session.session import LONG_DATA
+from evener.session.watch import Watch
+from evener.settings import Settings
+from evener.state.checkpoint import Manifest, Store
+from evener.state.saver import Saver
+from evener.state.state import Contents
+from evener.state.tensors import digest_of, frozen, named_tensors, specs_of
+from evener.task.warm_start import warm_start
+from evener.wire.layout import Layout
+
+VERSION = version("evener")
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, slots=True)
+class Built:
+    """A recipe made concrete."""
+
+    recipe: Recipe
+    model: nn.Module
+    layout: Layout
+    fingerprint: str  # of everything that must agree besides the layout
+    sources: str  # the files of the recipe, with digests
+    note: str = ""  # what people should know of how it was built
+    warm: tuple[str, ...] = ()  # what --init-from has changed, in sentences
+
+
+def build(settings: Settings, recipe: Recipe | None = None) -> Built:
+    """Make the model from the run's seed, so that every task makes the same one without talking."""
+    found = recipe is None
+    recipe = recipe or resolve(settings.recipe, settings.recipe_options)
+    recipe = _clipping(recipe, settings)
+    seed_all(settings.seed)
+    model = recipe.model()
+    with _made_by("model", recipe.model):
+        check_model(model, place_of(recipe.model))
+        check_inputs(model, place_of(recipe.model))
+        specs = specs_of(model, recipe.changing)
+        layout = Layout(specs, shards=max(1, settings.ps), placement=settings.placement)
+    # Also where the run goes on: frozen parameters must be the same on every task, and not every task sees the logdir.
+    warm = warm_start(model, Path(settings.init_from)) if settings.init_from else ()
+    note = begin_training(model)
+    options = json.dumps(dict(settings.recipe_options), sort_keys=True, default=str)
+    stay = digest_of(frozen(model, layout))
+    text = f"{options} seed={settings.seed} batch_size={settings.batch_size} frozen={stay}"
+    text += f" clip={recipe.clip_norm}/{recipe.clip_value}"
+    if warm:  # a file of this name may be another one elsewhere, and each ps task begins with its own
+        text += f" init={digest_of(named_tensors(model))}"
+    fingerprint = f"{recipe.name} {hashlib.sha256(text.encode()).hexdigest()[:12]}"
+    return Built(recipe, model, layout, fingerprint, sources_of(settings.recipe) if found else "", note, warm)
+
+
+def _clipping(recipe: Recipe, settings: Settings) -> Recipe:
+    """What the command line says of clipping counts."""
+    if settings.clip_norm is None and settings.clip_value is None:
+        return recipe
+    return replace(recipe, clip_norm=settings.clip_norm, clip_value=settings.clip_value)
+
+
+def begin_training(model: nn.Module) -> str:
+    """Call `train()`, as every training loop does, and leave alone what model() has put into `eval()`.
+
+    A model that is in `eval()` as a whole, as pretrained ones are handed out, is put into `train()` as a whole; then a
+    sentence says so.
+    """
+    still = [module for module in model.modules() if not module.training] if model.training else []
+    whole = not model.training
+    model.train()
+    for module in still:
+        module.training = False
+    return "model() returned its model in eval(); as a whole it is trained in train()" if whole else ""
+
+
+def data_of(recipe: Recipe, seed: int) -> tuple[Data, str]:
+    """The recipe's data, and its first samples in a few words. Raises InputError when they cannot be used.
+
+    What is random in `data()`, such as a split, follows from the run's seed alone: `evener eval` finds the same one.
+    """
+    seed_all(seed)
+    with _made_by("data", recipe.data):
+        data = as_data(recipe.data())
+        return data, look_at(data)
+
+
+def loaded(built: Built, settings: Settings, task: str, report: Reporter) -> tuple[Data, Batches, str]:
+    """A task's data, the training set as leases, and its first samples in a few words; a long wait for them is told."""
+    watch = Watch(task, report, time.monotonic)
+    watch.start()
+    try:
+        watch.busy("its data: the first samples", LONG_DATA)
+        data, words = data_of(built.recipe, settings.seed)
+    finally:
+        watch.stop()
+    return data, batches_of(data, settings), words
+
+
+@contextmanager
+def _made_by(part: str, function: object) -> Iterator[None]:
+    """What is wrong with what a user's function made is told with the place of the function."""
+    try:
+        yield
+    except (errors.ConfigError, errors.InputError) as error:
+        place = place_of(function)
+        if not place or place in error.what or str(getattr(function, "__module__", "")).startswith("evener."):
+            raise
+        raise type(error)(f"{part}(){place}: {error.what}", why=error.why, fix=error.fix) from error
+
+
+def batches_of(data: Data, settings: Settings) -> Batches:
+    """The training data as leases. Raises InputError when they are fewer samples than one batch."""
+    if len(data.train) < settings.batch_size:
+        raise errors.InputError(
+            f"{len(data.train)} training samples are fewer than one batch of {settings.batch_size}.",
+            why="a sample would come twice in one batch.",
+            fix="lower --batch-size, or give more data.",
+        )
+    return Batches(data.train, batch_size=settings.batch_size, seed=settings.seed)
+
+
+def checkpoints(settings: Settings) -> Path:
+    return Path(settings.logdir) / "checkpoints"
+
+
+def tell_and_log(task: str, report: Reporter, text: str) -> None:
+    """For the person who watches, and for the log file that is read later."""
+    log.warning("%s", text)
+    report(Line(task, text))
+
+
+def tell_start(built: Built, settings: Settings, task: str, report: Reporter) -> None:
+    """What --init-from has done, for the one task of a run that owns the parameters, or all of them first."""
+    if not built.warm:
+        return
+    if open_store(settings, writable=False).steps():
+        tell_and_log(task, report, f"--init-from {settings.init_from} is not used: the logdir has a checkpoint")
+        return
+    for sentence in built.warm:
+        tell_and_log(task, report, sentence)
+
+
+def beginning(
+    store: Store, saver: Saver, settings: Settings, task: str, report: Reporter
+) -> tuple[Manifest, Contents] | None:
+    """The newest good checkpoint, said aloud; None when there is nothing to continue."""
+    tell = partial(tell_and_log, task, report)
+    restored = store.newest(tell)
+    if undone := lost(path_of(Path(settings.logdir)), restored[0].step if restored else 0):
+        since = f"the checkpoint of step {restored[0].step}" if restored else "the start, before any checkpoint"
+        tell(f"{undone} updates since {since} are lost")
+    if restored is not None:
+        step = restored[0].step
+        path = str(store.path(step))
+        saver.resumed(step, path)
+        log.info("continues from step %d (%s)", step, path)
+        report(Line(task, f"continues from step {step} ({path})"))
+    return restored
+
+
+def open_ledger(settings: Settings, *, generation: int, run: str, report: Reporter, task: str = "ps:0") -> Ledger:
+    """The logdir's ledger, for the owner of the global step; generation 0 is a run without ps tasks."""
+    about = Begin(
+        generation=generation, run=run, mode=settings.way,
+        batch_size=settings.batch_size, seed=settings.seed, evener=VERSION,
+    )  # fmt: skip
+    tell = partial(tell_and_log, task, report)
+    return Ledger(path_of(Path(settings.logdir)), about, clock=time.time, tell=tell)
+
+
+def open_store(settings: Settings, *, writable: bool = True, tell: Callable[[str], None] = log.warning) -> Store:
+    return Store(checkpoints(settings), writable=writable, tell=tell)

@@ -1,0 +1,95 @@
+"""One task of a run: told by its launcher who it is, over the socket it inherited.
+
+Forked by `fork_server`; or, where that is not possible, started as ``python -m evener.task.main FD JOB:INDEX``, the
+second argument for people who look at `ps`.
+"""
+
+from __future__ import annotations
+
+import logging
+import signal
+import sys
+import time
+import traceback
+
+from evener import chaos, errors
+from evener.cluster.environment import chaos_plan
+from evener.control.control import Assignment, TaskEnd, log_of
+from evener.control.proc import die_with_parent
+from evener.leaving import leave
+from evener.report import Failed, Line
+from evener.task.rendezvous import START, LauncherLine
+from evener.view.printed import passed_on
+
+
+def main(line: int) -> int:
+    """The whole life of a task. `line`: a descriptor, of the socket to its launcher."""
+    control = TaskEnd(line)
+    die_with_parent()
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches the launcher, which ends the run in order
+    logging.basicConfig(stream=sys.stderr, level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s: %(message)s")
+    assignment = control.next(START)
+    assert isinstance(assignment, Assignment)
+    task = f"{assignment.job}:{assignment.index}"
+    try:
+        chaos.arm(chaos_plan(), task, assignment.life)
+        tell, log = (lambda text: control.offer(Line(task, text))), str(log_of(assignment))
+        with passed_on(tell, clock=time.monotonic, rest=log):
+            run(assignment, control)
+    except BaseException as error:
+        control.report(failure(task, error))
+        traceback.print_exc()
+        return 1
+    return 0
+
+
+def run(assignment: Assignment, control: TaskEnd) -> None:
+    """Do what was assigned. The heavy imports happen here, after the launcher's line is up."""
+    from evener.devices import prepare_process
+    from evener.settings import make
+    from evener.task.build import build
+
+    settings = make(assignment.settings)
+    prepare_process(settings.threads, serves=assignment.job == "ps")
+    built = build(settings)
+    rendezvous = LauncherLine(control)
+    if settings.way == "towers":
+        from evener.task.tower import run_tower
+
+        run_tower(
+            assignment.index, built, settings, addresses=rendezvous.addresses, stop_asked=control.stop_asked,
+            report=control.report,
+        )  # fmt: skip
+    elif assignment.job == "ps":
+        from evener.task.server import run_server
+
+        run_server(
+            assignment.index, built, settings, run=assignment.run, rendezvous=rendezvous,
+            stop_asked=control.stop_asked, report=control.report,
+        )  # fmt: skip
+    elif settings.pipeline_stages > 1:
+        from evener.task.stage import run_stage
+
+        run_stage(
+            assignment.index, built, settings,
+            addresses=lambda: control.addresses(START), stop_asked=control.stop_asked, report=control.report,
+        )  # fmt: skip
+    else:
+        from evener.task.worker import run_worker
+
+        run_worker(assignment.index, built, settings, run=assignment.run, rendezvous=rendezvous, report=control.report)
+
+
+def failure(task: str, error: BaseException) -> Failed:
+    """An error as a report: one of ours says what, why and fix; another's is shown with its traceback."""
+    kind = type(error).__name__
+    context = errors.take_context(error)
+    if isinstance(error, errors.EvenerError):
+        cause = error.__cause__
+        shown = "".join(traceback.format_exception(cause)) if isinstance(error, errors.SessionError) and cause else ""
+        return Failed(task, kind, error.what, error.why, error.fix, shown, context)
+    return Failed(task, kind, str(error), traceback="".join(traceback.format_exception(error)), context=context)
+
+
+if __name__ == "__main__":
+    leave(main(int(sys.argv[1])))

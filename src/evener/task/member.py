@@ -1,0 +1,100 @@
+"""One task of a cluster that somebody else starts: one command per machine, in any order."""
+
+from __future__ import annotations
+
+import logging
+import signal
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+from evener import chaos
+from evener.cluster.cluster import Cluster
+from evener.cluster.environment import Found, chaos_plan, explain, seeing_devices
+from evener.control.interrupts import STOPPING
+from evener.devices import prepare_process
+from evener.errors import ConfigError
+from evener.report import AnyReport, Line
+from evener.settings import Settings, check_gpus
+from evener.task.build import build
+from evener.task.rendezvous import Directory, Fixed, for_cluster
+from evener.task.server import run_server
+from evener.task.worker import run_worker
+
+
+def options_in(cluster: Cluster, options: Mapping[str, Any]) -> dict[str, Any]:
+    """The options of a task: how many there are, and where, is said by the cluster."""
+    if not cluster.ps:
+        raise ConfigError("the cluster has no job 'ps'.", fix="name at least one: --ps-hosts HOST:PORT.")
+    hosts = tuple(str(address) for address in cluster.ps)
+    return {**options, "ps": len(cluster.ps), "workers": len(cluster.worker), "ps_hosts": hosts}
+
+
+def local_rank(cluster: Cluster, index: int) -> tuple[int, int]:
+    """The number of a worker among those of its machine, and how many these are."""
+    host = cluster.worker[index].host
+    mine = [number for number, address in enumerate(cluster.worker) if address.host == host]
+    return mine.index(index), len(mine)
+
+
+def run_member(found: Found, settings: Settings, report: Callable[[AnyReport], None], *, rendezvous: str = "") -> None:
+    """Be one task until the run is over; a ps task sees no GPU. See `_run`."""
+    with seeing_devices(settings, found.task.job):
+        _run(found, settings, report, rendezvous)
+
+
+def _run(found: Found, settings: Settings, report: Callable[[AnyReport], None], rendezvous: str) -> None:
+    """Be one task until the run is over.
+
+    A ps task ends when the run is over; Ctrl-C (SIGINT) or SIGTERM makes ps:0 save and end the run, and makes a worker
+    leave it.
+
+    Args:
+        rendezvous: a directory that all tasks share, where ps tasks with port 0 say which they got.
+
+    Raises:
+        EvenerError: what went wrong, here or at a peer.
+    """
+    job, index = found.task.job, found.task.index
+    rank = None
+    if job == "worker":
+        rank, local_workers = local_rank(found.cluster, index)
+        check_gpus(settings, local_workers)
+    run, asked = found.cluster.fingerprint, list[str]()
+
+    def stop_asked() -> str:
+        return asked[0] if asked else ""
+
+    meeting = for_cluster(
+        rendezvous,
+        found.cluster,
+        Fixed([f"tcp://{address}" for address in found.cluster.ps]),
+        lambda directory: Directory(
+            directory, run, len(found.cluster.ps), task=str(found.task), patience=settings.stall_timeout,
+            report=report, stop_asked=stop_asked,
+        ),
+    )  # fmt: skip
+    prepare_process(settings.threads, serves=job == "ps")
+    logging.basicConfig(
+        filename=Path(settings.logdir) / "logs" / f"{job}-{index}.log",
+        level=logging.INFO,
+        format="%(asctime)s %(levelname)s %(name)s: %(message)s",
+    )
+    chaos.arm(chaos_plan(), str(found.task))
+    for line in explain(found).splitlines():
+        report(Line(str(found.task), line))
+    built = build(settings)
+    if job == "worker":
+        run_worker(index, built, settings, run=run, rendezvous=meeting, report=report, rank=rank)
+        return
+
+    def stop(number: int, _frame: object) -> None:
+        signal.signal(number, signal.default_int_handler)  # the second one ends it at once
+        asked.append("interrupted")
+
+    before = {number: signal.signal(number, stop) for number in STOPPING}
+    try:
+        run_server(index, built, settings, run=run, rendezvous=meeting, stop_asked=stop_asked, report=report)
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)

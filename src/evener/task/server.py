@@ -1,0 +1,147 @@
+"""One ps task: its parts put together."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from functools import partial
+from pathlib import Path
+
+import msgspec
+
+from evener import chaos, errors
+from evener.report import Reporter
+from evener.server.agreement import Expected
+from evener.server.course import Setup
+from evener.server.lead import Leader
+from evener.server.links import Links
+from evener.server.serve import serve
+from evener.server.shard import Shard
+from evener.settings import Settings
+from evener.state.atomic import atomic_write
+from evener.state.saver import Saver, Schedule
+from evener.state.state import State
+from evener.task.build import (
+    VERSION,
+    Built,
+    beginning,
+    build,
+    checkpoints,
+    open_ledger,
+    open_store,
+    tell_and_log,
+    tell_start,
+)
+from evener.task.follower import LeaderLine, follower
+from evener.task.rendezvous import Rendezvous
+from evener.task.wiring import listen, public_address
+
+
+class Grants(msgspec.Struct):
+    """Which lives were granted, over all runs of a logdir. Never rolls back, unlike parameters (RELIABILITY P4)."""
+
+    generation: int = 0
+    epochs: dict[int, int] = {}
+    holders: dict[int, str] = {}  # worker -> the process that has its newest epoch
+
+
+def schedule_of(settings: Settings) -> Schedule:
+    return Schedule(
+        every_seconds=settings.save_checkpoint_secs,
+        every_steps=settings.save_checkpoint_steps,
+        keep=settings.keep,
+    )
+
+
+def run_server(  # noqa: PLR0913 - what a task is told, each once
+    index: int,
+    built: Built,
+    settings: Settings,
+    *,
+    run: str,
+    rendezvous: Rendezvous,
+    stop_asked: Callable[[], str],
+    report: Reporter,
+) -> None:
+    """Serve shard `index` until the run is over. ps:0 is where `rendezvous` says; that may change.
+
+    When another ps task is lost, this one begins a new generation: from the newest checkpoint, with workers that come
+    back by themselves.
+    """
+    chaos.point("server.starting")
+    listeners = listen(settings, index, run)
+
+    def leader_address() -> str:
+        return rendezvous.addresses()[0]
+
+    task = f"ps:{index}"
+    try:
+        chaos.point("server.bound")
+        # Told before the state is made: PyTorch's first optimizer imports for a second, in which workers can come.
+        rendezvous.publish(task, public_address(settings, index, listeners[0]))
+        if index == 0:
+            tell_start(built, settings, task, report)
+        while True:
+            shard = Shard(State(built.model, built.recipe, built.layout, shard=index))
+            links = Links(listeners, built.layout, index, _expected(built, settings, run))
+            try:
+                if index == 0:
+                    server = _leader(links, shard, settings, run=run, report=report)
+                    serve(server, stop_asked)
+                    if server.course.failed:
+                        raise errors.TaskFailed(f"the run ended: {server.course.stopping}.")
+                else:
+                    line = LeaderLine(
+                        index, settings, run=run, address=leader_address, stop_asked=stop_asked, report=report
+                    )
+                    serve(follower(line, links, shard, settings, report), stop_asked)
+                return
+            except errors.ServerLost as loss:
+                if stop_asked():
+                    raise
+                tell_and_log(task, report, f"{loss.what} All go on from the newest checkpoint once it is back.")
+                built = build(settings)  # parameters as at the start: there may be no checkpoint yet
+    finally:
+        for listener in listeners:
+            listener.close()
+
+
+def _expected(built: Built, settings: Settings, run: str) -> Expected:
+    """What a worker must agree on."""
+    return Expected(
+        run=run, recipe=built.fingerprint, evener=VERSION, sources=built.sources,
+        allow_difference=settings.allow_difference,
+    )  # fmt: skip
+
+
+def _leader(links: Links, shard: Shard, settings: Settings, *, run: str, report: Reporter) -> Leader:
+    tell = partial(tell_and_log, "ps:0", report)
+    store = open_store(settings, tell=tell)
+    saver = Saver(store, schedule_of(settings), shards=settings.ps, clock=time.monotonic, tell=tell)
+    chaos.point("server.restoring")
+    restored = beginning(store, saver, settings, "ps:0", report)
+    path = checkpoints(settings) / "grants.json"
+    grants = _grants(path)
+    grants.generation += 1
+
+    def keep_grants(epochs: dict[int, int], holders: dict[int, str]) -> None:
+        grants.epochs, grants.holders = epochs, holders
+        atomic_write(path, [msgspec.json.encode(grants)])
+
+    keep_grants(grants.epochs, grants.holders)
+    ledger = open_ledger(settings, generation=grants.generation, run=run, report=report)
+    setup = Setup(
+        settings=settings, saver=saver, ledger=ledger, report=report, clock=time.monotonic, restored=restored,
+        generation=grants.generation, epochs=dict(grants.epochs), holders=dict(grants.holders),
+        keep_grants=keep_grants, evener=VERSION,
+    )  # fmt: skip
+    return Leader(links, shard, setup)
+
+
+def _grants(path: Path) -> Grants:
+    try:
+        return msgspec.json.decode(path.read_bytes(), type=Grants)
+    except FileNotFoundError:
+        return Grants()
+    except (msgspec.MsgspecError, UnicodeDecodeError) as error:
+        raise errors.CheckpointError(f"{path} is damaged: {error}.", fix="remove it if no task is running.") from error

@@ -1,0 +1,1 @@
+"""Towers that average among themselves: who meets, sums, and rings."""

@@ -1,0 +1,1 @@
+"""Forward and backward on each device, and what feeds it."""

@@ -1,0 +1,210 @@
+"""What may not change in a worker's model, because no update, checkpoint or other task would know of it."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Iterable
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from evener.errors import ConfigError
+from evener.state.tensors import frozen, persistent_buffers
+from evener.wire.layout import Layout
+
+_INTEGERS = {1: torch.uint8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
+
+
+class Constants:
+    """The parts of a model that are outside what travels: as they were when training began.
+
+    What costs nothing is looked at in every step: whether a frozen parameter is to be trained now, and PyTorch's own
+    version counters. Values are compared after steps 1, 2, 4, 8, ...: a teacher that follows its student by `.data` is
+    seen in the first step.
+
+    Args:
+        model: bound to the memory that travels.
+        elsewhere: tensors of other stages of a pipeline, whose memory comes and goes here.
+    """
+
+    def __init__(self, model: nn.Module, layout: Layout, elsewhere: Collection[str] = ()) -> None:
+        self._model = model
+        self._known = {name: p for name, p in model.named_parameters()}
+        self._buffers = {name for name, _ in persistent_buffers(model)}
+        self._frozen = {name: self._known[name] for name in frozen(model, layout) if name not in elsewhere}
+        self._trained = [self._known[name] for name in layout.trained]
+        self._untrained = {name: p for name, p in self._known.items() if not p.requires_grad}
+        self._versions = self._counted()
+        self._values = {name: checksum([p]) for name, p in self._frozen.items()}
+        self._extra = extra_states(model)
+        self._looks = 0
+        self._attributes: dict[str, str] | None = None  # what modules hold besides tensors of theirs, after a batch
+        #: What is not refused, since a run may do without it, but should be known; whoever tells it empties the list.
+        self.notes: list[str] = []
+        self._arrived: tuple[int, int, int | None] | None = None  # which arrival, its version counters, its checksum
+        self._rewritten = False  # a step has written parameters with what was there: so may the next ones
+
+    def _counted(self) -> int:
+        return sum(p._version for p in self._frozen.values())
+
+    def arrived(self, arrival: int) -> None:
+        """Other processes have just filled the parameters; until the next gradient they stay so."""
+        deep = self._rewritten or _power_of_two(self._looks + 1)
+        values = checksum(self._trained) if deep else None
+        self._arrived = arrival, sum(p._version for p in self._trained), values
+
+    def look(self, arrival: int) -> None:
+        """After a batch was computed and hooks had their say.
+
+        Args:
+            arrival: which filling of the parameters by other processes the model holds; 0: they are this process's own,
+                so what the model and hooks make of them is what is trained.
+
+        Raises:
+            ConfigError: naming what was changed, and what to do instead.
+        """
+        self._looks += 1
+        deep = _power_of_two(self._looks)
+        for name, parameter in self._untrained.items():
+            if parameter.requires_grad:
+                raise _unfrozen(name)
+        if deep or self._counted() != self._versions:
+            self._compare_frozen()
+        if arrival:
+            self._compare_arrived(arrival)
+        if deep:
+            self._compare_parts()
+            self._compare_attributes()
+
+    def _compare_frozen(self) -> None:
+        self._versions = self._counted()
+        for name, parameter in self._frozen.items():
+            if checksum([parameter]) != self._values[name]:
+                raise ConfigError(
+                    f"the model or a hook has changed {name!r}, a parameter with requires_grad=False.",
+                    why="frozen parameters neither travel nor are saved with each step: every task would have its own.",
+                    fix=f"name it, or the module that holds it, in the recipe: changing=[{name.rpartition('.')[0]!r}]; "
+                    "it then travels, is saved and averaged as buffers are.",
+                )
+
+    def _compare_arrived(self, arrival: int) -> None:
+        if self._arrived is None or self._arrived[0] != arrival:
+            return
+        _, versions, values = self._arrived
+        written = sum(p._version for p in self._trained) != versions
+        if values is None and not written:
+            return
+        if values is not None and checksum(self._trained) == values:
+            self._rewritten = self._rewritten or written
+            return
+        raise ConfigError(
+            "the model or a hook has changed trained parameters by itself.",
+            why="they belong to the ps tasks, whose next answer would undo the change.",
+            fix="constrain them where they are updated: in the step() of an optimizer of your own with the class "
+            "attribute elementwise = True, or by torch.nn.utils.parametrize; or train without ps tasks.",
+        )
+
+    def _compare_parts(self) -> None:
+        now = dict(self._model.named_parameters())
+        if other := next((name for name in now if now[name] is not self._known.get(name)), ""):
+            raise ConfigError(
+                f"the model or a hook has put a new parameter in the place of {other!r}.",
+                why="the optimizer and the memory that travels know the parameters that model() returned.",
+                fix="make all parameters in model(), and change their values in place.",
+            )
+        if more := {name for name, _ in persistent_buffers(self._model)} - self._buffers:
+            raise ConfigError(
+                f"the buffer {min(more)!r} is new: model() returned a model without it.",
+                why="what travels and is saved is known before the first batch.",
+                fix="register it with a tensor in model(); or persistent=False, if it need not be kept.",
+            )
+        for name, state in extra_states(self._model).items():
+            if state != self._extra.get(name):
+                raise ConfigError(
+                    f"the extra state of module {name!r} (get_extra_state) has changed.",
+                    why="it is no tensor that could travel: it would neither be saved nor be the same on two tasks.",
+                    fix="keep it in a buffer: self.register_buffer(name, tensor).",
+                )
+
+    def _compare_attributes(self) -> None:
+        """A table that the first batch made stays as it is; what goes on changing is state that nobody keeps."""
+        now = attributes_of(self._model)
+        before, self._attributes = self._attributes, now
+        changed = [name for name in now if before is not None and before.get(name, now[name]) != now[name]]
+        for name in changed:
+            self.notes.append(
+                f"warning: {name} changes while the model trains and is no parameter or buffer: each task has its "
+                "own, no checkpoint keeps it, and a validation elsewhere does not see it. Keep a tensor with "
+                "register_buffer; a module as an attribute of its own, with changing=[...] in the recipe"
+            )
+        if changed:
+            self._attributes = None  # told once; what it becomes is no news
+
+
+def _unfrozen(name: str) -> ConfigError:
+    return ConfigError(
+        f"{name!r} was frozen when model() returned it and is to be trained now.",
+        why="what is trained is known before the first batch: it has its place in memory and in the optimizer.",
+        fix="let model() return it with requires_grad=True and freeze it in a hook's after_create: a parameter without "
+        "gradient is left alone, and may be unfrozen later.",
+    )
+
+
+def checksum(tensors: Iterable[Tensor]) -> int:
+    """A sum of all bits, as integers of the tensors' own size: one pass, on whatever device they are."""
+    total = 0
+    with torch.no_grad():
+        for tensor in tensors:
+            flat = tensor.detach().reshape(-1)
+            total += int(flat.view(_INTEGERS[flat.element_size()]).sum(dtype=torch.int64)) if flat.numel() else 0
+    return total
+
+
+def extra_states(model: nn.Module) -> dict[str, str]:
+    """What modules keep beside tensors (`get_extra_state`), by module, in a form that can be compared."""
+    found = {}
+    for name, module in model.named_modules():
+        if getattr(type(module), "get_extra_state", None) is not nn.Module.get_extra_state:
+            found[name] = _described(module.get_extra_state())
+    return found
+
+
+#: Of what every module has itself.
+_OWN = frozenset(vars(nn.Module())) | {"training"}
+
+
+def attributes_of(model: nn.Module) -> dict[str, str]:
+    """Numbers, tensors and modules that modules hold as plain attributes, or in lists and dictionaries, by name."""
+    known = {id(held) for held in (*model.modules(), *model.parameters(), *model.buffers())}
+    found = {}
+    for path, module in model.named_modules():
+        # What is computed from parameters at each forward: nn.utils.weight_norm, spectral_norm and prune keep it so.
+        made = {name.removesuffix(end) for name in module._parameters for end in ("_orig", "_g", "_v")}
+        for name, value in vars(module).items():
+            if name not in _OWN and name not in made and _is_state(value, known):
+                found[f"{path}.{name}".removeprefix(".")] = _described(value)
+    return found
+
+
+def _is_state(value: Any, known: set[int]) -> bool:
+    if isinstance(value, dict | list | tuple):
+        return any(_is_state(entry, known) for entry in (value.values() if isinstance(value, dict) else value))
+    if isinstance(value, Tensor) and value.grad_fn is not None:
+        return False  # a result of the last forward
+    plain = isinstance(value, Tensor | nn.Module | int | float) and not isinstance(value, bool)
+    return plain and id(value) not in known
+
+
+def _described(state: Any) -> str:
+    """A text that is another one for another state."""
+    if isinstance(state, nn.Module):
+        return str(checksum([*state.parameters(), *state.buffers()]))
+    if isinstance(state, Tensor):
+        return f"{state.dtype}{list(state.shape)}{checksum([state])}"
+    if isinstance(state, dict):
+        return str({repr(key): _described(value) for key, value in state.items()})
+    return str([_described(entry) for entry in state]) if isinstance(state, list | tuple) else repr(state)
+
+
+def _power_of_two(number: int) -> bool:
+    return number & (number - 1) == 0

@@ -1,0 +1,1 @@
+"""Where gradients go and parameters come from: servers, or this process itself."""

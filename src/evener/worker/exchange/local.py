@@ -1,0 +1,213 @@
+"""Exchange with nobody: one process owns all parameters and counts its own leases.
+
+It is also what each of several towers holds (`allreduce.py`): then it counts the leases of all of them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+
+from torch import Tensor
+
+from evener import errors
+from evener.ledger import Ledger
+from evener.policy.leases import LeaseState
+from evener.report import Finished, Line, Progress, Reporter
+from evener.settings import Settings
+from evener.state.checkpoint import Manifest
+from evener.state.saver import NoSaver, Saver, begin, manifest_of
+from evener.state.state import Contents, State
+from evener.state.tensors import Slot
+from evener.tally import Tally
+from evener.worker.exchange.exchange import Computed, Turn
+
+
+class Local:
+    """The owner of the parameters and its only worker.
+
+    Args:
+        state: lives in the model's own memory; an update changes the model.
+        gradients: the memory that `Towers` fills.
+        restored: where to continue, if anywhere.
+        tower, towers: which of how many replicas that take the same updates; each update then applies a lease of each.
+    """
+
+    def __init__(  # noqa: PLR0913 - what a run needs, each once
+        self,
+        state: State,
+        gradients: Slot,
+        *,
+        settings: Settings,
+        samples: int,
+        saver: Saver | NoSaver,
+        ledger: Ledger,
+        restored: tuple[Manifest, Contents] | None,
+        report: Reporter,
+        clock: Callable[[], float],
+        evener: str,
+        tower: int = 0,
+        towers: int = 1,
+    ) -> None:
+        self._tower, self._towers = tower, towers
+        self._state, self._gradients = state, gradients
+        self._settings, self._saver, self._report, self._clock = settings, saver, report, clock
+        self._evener, self._ledger = evener, ledger
+        self._train_steps, self._samples = settings.steps(samples), samples
+        self._tally = Tally(clock)
+        self._stop = ""
+        self._complete = True
+        self._whole = True  # no update is half done: the state may be saved
+        self._kept: Sequence[Tensor] | None = None  # the parameters, while the model shows something else
+        self._applied = gradients  # the last update's, clipped
+        self._last_report = clock()
+        for difference in begin(state, restored, settings, samples):
+            report(Line("worker:0", f"warning: {difference}"))
+        self._first_step = state.step
+        self._next_lease = restored[0].next_lease if restored else 0
+        self._unapplied = sorted(restored[0].unapplied) if restored else []  # of a cluster; they come first
+        ledger.begin(self._first_step, samples, self._book())
+
+    arrivals = 0
+
+    @property
+    def figure(self) -> str:
+        """Of validations, what the schedule waits for; empty if it does not."""
+        schedule = self._state.schedule
+        return schedule.figure if schedule is not None else ""
+
+    def start(self) -> Turn:
+        if self._state.step >= self._train_steps:
+            self._stop = f"already at step {self._state.step} of {self._train_steps}: nothing to do"
+        return self._turn()
+
+    def update(self, computed: Computed, factor: float | None = None) -> Turn:
+        """Apply the gradient. `factor`: see `State.clipped`, where this process holds a part of the model."""
+        if bad := self._gradients.first_non_finite():
+            raise errors.not_finite(
+                f"the gradient of {bad!r} is not finite, at global step {self._state.step}, lease {self._lease} "
+                f"(loss {computed.loss:.6g})."
+            )
+        if not self._tally.updates:  # the first step began so long ago; what was before is no part of a rate
+            self._tally.begin(self._clock() - computed.seconds)
+        self._whole = False
+        self._applied = self._state.apply(self._gradients, computed.unused, factor)
+        step = self._state.step
+        self._ledger.update(step, [(lease, worker, 0, step) for worker, lease in enumerate(self._leases())])
+        again = min(len(self._unapplied), self._towers)
+        del self._unapplied[:again]
+        self._next_lease += self._towers - again
+        self._whole = True
+        self._tally.applied(computed.loss, computed.examples, 0)
+        self._tally.updated()
+        if self._state.step >= self._train_steps:
+            self._stop = self._stop or f"reached step {self._train_steps}"
+        self._poll()
+        if not self._stop and self._saver.due(self._state.step):
+            self._save()
+        now = self._clock()
+        if now - self._last_report >= 0.2 or self._tally.updates == 1:
+            self._last_report = now
+            self.progress()
+        return self._turn()
+
+    @property
+    def _lease(self) -> int:
+        return self._leases()[self._tower]
+
+    def _leases(self) -> list[int]:
+        """Of the next update, one for each tower, ascending."""
+        again = self._unapplied[: self._towers]
+        return again + list(range(self._next_lease, self._next_lease + self._towers - len(again)))
+
+    def _book(self) -> LeaseState:
+        return LeaseState(self._next_lease, tuple(self._unapplied))
+
+    def progress(self) -> None:
+        tally = self._tally
+        self._report(Progress(self._state.step, self._train_steps, tally.examples_window.rate(),
+                              tally.steps_window.rate(), tally.loss, 0, "", tally.updates))  # fmt: skip
+
+    def _turn(self) -> Turn:
+        lease = -1 if self._stop else self._lease
+        upcoming = lease + 1 if lease >= 0 and self._state.step + 1 < self._train_steps else -1
+        return Turn(version=self._state.step, lease=lease, upcoming=upcoming, stop=self._stop, chief=self._complete,
+                    learning_rate=self._state.learning_rate)  # fmt: skip
+
+    def settle(self) -> None:
+        """What an update leaves for later is done: for a moment in which this process would wait."""
+        self._state.settle()
+
+    def show(self, what: str) -> int:
+        parameters = self._state.parameters
+        if self._kept is None:
+            self._state.settle()  # the averages follow the parameters, not what is shown in their place
+            self._kept = [flat.clone() for flat in parameters.flats]
+        source = self._kept
+        if what == "averages" and self._state.averages is not None:
+            source = self._state.averages.flats
+        elif what == "gradients":
+            source = self._applied.flats
+        for flat, values in zip(parameters.flats, source, strict=True):
+            flat.copy_(values)
+        if what == "parameters":
+            self._kept = None
+        return self._state.step
+
+    def judge(self, figures: Mapping[str, float]) -> None:
+        self._state.judged(figures)
+
+    def returned(self) -> Turn | None:
+        return None
+
+    def stop(self, reason: str, *, complete: bool = True) -> Turn:
+        self._stop = self._stop or reason
+        self._complete = self._complete and complete
+        return self._turn()
+
+    def conclude(self) -> None:
+        """Save the last step before it is validated: that takes long, and may fail or be killed."""
+        if self._tally.updates:
+            self._save_final()
+
+    def close(self, reason: str = "") -> None:
+        """Save what is not saved, also after an error elsewhere; report the figures of a run that ended well."""
+        try:
+            if self._kept is not None:
+                self.show("parameters")
+            if self._whole and (not reason or self._tally.updates):
+                self._save_final()
+            if not reason:
+                self._ledger.end(self._state.step, self._stop, self._book())
+                tally = self._tally
+                self._report(
+                    Finished(self._state.step, self._first_step, tally.examples, tally.seconds, tally.loss, 0, 0.0, 0,
+                             self._saver.newest, self._stop)
+                )  # fmt: skip
+        finally:
+            self._saver.close()
+            self._ledger.close()
+
+    def _save_final(self) -> None:
+        self._finish_save()
+        if not self._saver.saved(self._state.step):
+            self._save()
+            self._finish_save()
+            if self._saver.failure is not None:
+                raise errors.CheckpointError(f"the final checkpoint was not saved: {self._saver.failure}")
+
+    def _finish_save(self) -> None:
+        self._saver.wait_own(timeout=600.0)
+        self._poll()
+
+    def _poll(self) -> None:
+        if self._saver.poll():
+            self._ledger.complete()
+
+    def _save(self) -> None:
+        contents = self._state.contents()
+        manifest = manifest_of(
+            contents, self._state, book=self._book(), seqs={}, examples=self._tally.examples, dropped=0,
+            settings=self._settings, samples=self._samples, evener=self._evener,
+        )  # fmt: skip
+        self._ledger.cut(contents.step, self._book())
+        self._saver.start(contents, manifest)

@@ -1,0 +1,106 @@
+"""From what a caller says to settings, and to a directory of its own."""
+
+from __future__ import annotations
+
+import time
+
+import pytest
+import torch
+from torch import nn
+
+from evener.cluster.cluster import Cluster
+from evener.cluster.environment import Rank
+from evener.commands.preparation import as_rank, new_logdir, options_there, run_name, settings_of
+from evener.errors import ConfigError
+from evener.recipes.recipe import Recipe
+
+REFERENCE = f"{__file__}:described"
+
+
+def described() -> Recipe:
+    """A recipe that other processes find by name."""
+    return Recipe(
+        model=lambda: nn.Linear(1, 1),
+        data=lambda: ((torch.zeros(4, 1), torch.zeros(4, 1)), (torch.zeros(4, 1), torch.zeros(4, 1))),
+        loss=nn.functional.mse_loss,
+        optimizer=lambda model: torch.optim.SGD(model.parameters(), lr=0.1),
+    )
+
+
+@pytest.mark.parametrize("others", [{"ps": 1}, {"towers": 2}, {"pipeline_stages": 2}], ids=str)
+def test_other_processes_must_find_a_recipe_by_name(others, tmp_path):
+    settings, made = settings_of(described, {**others, "logdir": tmp_path})
+    assert (settings.recipe, made) == (REFERENCE, None)
+    nameless = described()
+    with pytest.raises(ConfigError, match="other processes cannot find the recipe"):
+        settings_of(nameless, {**others, "logdir": tmp_path})
+
+
+@pytest.mark.parametrize("alone", [{}, {"towers": 1}, {"pipeline_stages": 1}], ids=str)
+def test_one_process_takes_any_recipe_and_keeps_its_name_if_it_has_one(alone, tmp_path):
+    settings, made = settings_of(described(), {**alone, "logdir": tmp_path})
+    assert isinstance(made, Recipe) and settings.recipe == made.name
+    settings, made = settings_of(described, {**alone, "logdir": tmp_path})
+    assert isinstance(made, Recipe) and settings.recipe == REFERENCE
+
+
+@pytest.fixture
+def one_second(monkeypatch, tmp_path):
+    """All that happens in this test happens within the same one."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(time, "strftime", lambda _: "20261121-120000")
+
+
+@pytest.mark.usefixtures("one_second")
+def test_runs_of_one_second_get_directories_of_their_own(tmp_path):
+    names = [new_logdir("mnist", tmp_path) for _ in range(3)]
+    assert names == [f"{tmp_path}/evener-runs/mnist-20261121-120000{more}" for more in ("", "-1", "-2")]
+
+
+@pytest.mark.parametrize(
+    ("recipe", "name"),
+    [
+        ("mnist", "mnist"), ("my_train.py:recipe", "my_train"), ("/home/me/a.b.py:recipe", "a.b"),
+        ("file.py:other", "file-other"), ("package.module:recipe", "module"), ("package.module:small", "module-small"),
+        ("module:make.small", "module-make.small"), ("", "run"), ("a/b", "a-b"),
+    ],
+)  # fmt: skip
+def test_a_run_is_called_after_the_file_and_not_after_a_function_that_all_call_recipe(recipe, name):
+    assert run_name(recipe) == name
+
+
+def test_directories_are_absolute_before_the_recipes_code_runs(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "elsewhere").mkdir()
+
+    def wanders() -> Recipe:
+        monkeypatch.chdir(tmp_path / "elsewhere")
+        return described()
+
+    settings, _ = settings_of(wanders, {"logdir": "run", "keys": "keys"})
+    assert (settings.logdir, settings.keys) == (f"{tmp_path}/run", f"{tmp_path}/keys")
+    monkeypatch.chdir(tmp_path)
+    settings, _ = settings_of(wanders, {})
+    assert settings.logdir.startswith(f"{tmp_path}/evener-runs/")
+
+
+def test_a_logdir_of_standing_servers_stays_as_it_is(tmp_path):
+    settings, _ = settings_of("mnist", {"logdir": "run"}, here=False)
+    assert settings.logdir == "run"
+
+
+@pytest.mark.usefixtures("one_second")
+def test_on_standing_servers_too_where_nobody_here_can_look():
+    servers = Cluster.of({"ps": ["a:1"], "worker": ["b:1"]})
+    first, second = (options_there("mnist", servers, {})["logdir"] for _ in range(2))
+    assert first != second
+    assert options_there("mnist", servers, {"logdir": "mine"})["logdir"] == "mine"
+
+
+def test_under_torchrun_its_processes_are_the_towers():
+    rank = Rank(0, 2, 0, 2)
+    assert as_rank({"mode": "sync"}, None) == {"mode": "sync"}
+    assert as_rank({"workers": 2}, rank) == {"workers": 2, "towers": 2}
+    for name in ("towers", "workers"):
+        with pytest.raises(ConfigError, match=f"{name}=3, but torchrun has started 2 processes"):
+            as_rank({name: 3}, rank)

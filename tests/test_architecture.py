@@ -32,7 +32,7 @@ FLOORS = [
     {"recipes", "cluster"},
     {"settings"},
     {"control", "data", "devices", "policy", "wire", "transport"},
-    {"tensorflow", "chaos", "clipping", "figures", "modes"},
+    {"tensorflow", "bounds", "chaos", "clipping", "figures", "modes"},
     {"errors", "leaving", "report", "tally"},
 ]  # fmt: skip
 

@@ -8,9 +8,9 @@ Each fault is ``[TASK[#LIFE]/]POINT[@N]=ACTION``: when this task, in this life o
 time. Without TASK it is any task, without N the first time. Lives are counted by the launcher, from 1: without LIFE
 it is the first alone, so that a task that was started again does not meet its plan again; ``#*`` is every life.
 
-Actions: ``kill`` (SIGKILL to oneself), ``stop`` (SIGSTOP to oneself; someone else must send SIGCONT), ``exit`` (status
-3, at once), ``raise`` (a RuntimeError, as a user's code would), ``enospc`` (the OSError of a full disk), and
-``sleep:SECONDS``.
+Actions: ``kill`` (SIGKILL to oneself), ``term`` (SIGTERM to oneself: it is told to leave), ``stop`` (SIGSTOP to
+oneself; someone else must send SIGCONT), ``exit`` (status 3, at once), ``raise`` (a RuntimeError, as a user's code
+would), ``enospc`` (the OSError of a full disk), and ``sleep:SECONDS``.
 """
 
 from __future__ import annotations
@@ -50,6 +50,7 @@ POINTS = frozenset(
         "server.held",  # a gradient came
         "server.applying",  # before an update
         "server.applied",  # after it; nobody was told
+        "server.leaving",  # it was told to leave; the save that its leaving waits for comes next
         "server.draining",  # the run is over; the others are told next
         "server.ending",  # the final checkpoint is there; the followers are told next
         "server.ended",  # and they were told
@@ -62,7 +63,7 @@ POINTS = frozenset(
         "disk.rename",
     }
 )
-ACTIONS = ("kill", "stop", "exit", "raise", "enospc", "sleep")
+ACTIONS = ("kill", "term", "stop", "exit", "raise", "enospc", "sleep")
 _FAULT = re.compile(r"(?:(\w+:\d+)(?:#(\d+|\*))?/)?([\w.]+)(?:@(\d+))?=(\w+)(?::(\d+(?:\.\d+)?))?")
 
 
@@ -139,6 +140,8 @@ def _act(fault: Fault) -> None:
     match fault.action:
         case "kill":
             os.kill(os.getpid(), signal.SIGKILL)
+        case "term":
+            os.kill(os.getpid(), signal.SIGTERM)
         case "stop":
             os.kill(os.getpid(), signal.SIGSTOP)
         case "exit":

@@ -25,10 +25,15 @@ EvenerError
     ├── DuplicateTask    a task with this index is alive already
     ├── Busy             a standing server that works for another client
     └── Fenced           this process was replaced by a newer one
+
+KeyboardInterrupt
+└── Preempted          this task was told to leave, and left in order
 """
 
 from __future__ import annotations
 
+#: How a process ends that was told to leave and has left in order.
+PREEMPTED = 4
 #: How a note begins that says at which step an error came.
 CONTEXT = "at "
 
@@ -104,6 +109,10 @@ class TaskFailed(EvenerError):
 
 class ServerLost(TaskFailed):
     """A ps task is gone, and its shard of the parameters with it."""
+
+
+class Preempted(KeyboardInterrupt):
+    """This task was told to leave (SIGTERM, SIGHUP) and left in order. Not a failure: others go on."""
 
 
 class RunFailed(TaskFailed):

@@ -42,6 +42,12 @@ class Line(Report, frozen=True):
     text: str
 
 
+class Leaves(Report, frozen=True):
+    """A task that the others cannot do without was told to leave: the run is to be saved and ended."""
+
+    task: str
+
+
 class Published(Report, frozen=True):
     """A ps task listens here."""
 
@@ -84,5 +90,5 @@ class Failed(Report, frozen=True):
     context: str = ""  # "global step 812, lease 811"
 
 
-AnyReport = Status | Progress | Line | Published | Evaluated | Finished | Failed
+AnyReport = Status | Progress | Line | Leaves | Published | Evaluated | Finished | Failed
 Reporter = Callable[[AnyReport], None]

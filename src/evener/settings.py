@@ -9,6 +9,7 @@ from dataclasses import dataclass, field, fields
 from fractions import Fraction
 from typing import Any
 
+from evener.bounds import check_numbers
 from evener.clipping import check_clipping
 from evener.devices.plan import canonical, parse
 from evener.errors import ConfigError
@@ -17,6 +18,7 @@ from evener.wire.layout import PLACEMENTS
 
 TRANSPORTS = ("auto", "shared", "zeromq")
 PIPELINE_SCHEDULES = ("gpipe", "1f1b")
+ON_NAN = ("stop", "skip", "rollback")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -87,12 +89,17 @@ class Settings:
     hyperparameters: str = "checkpoint"  # whose count where they differ: the checkpoint's or the recipe's
 
     # when things go wrong
-    max_restarts: int = 3
+    max_restarts: int = 3  # of one task in a row: progress gives them back
+    grace: float = 10.0  # for a task that is told to leave, and for all when the run is cut short
+    on_nan: str = "stop"  # what a loss or gradient that is not finite does: stop, skip, rollback
+    refuse_norm: float | None = None  # a gradient longer than this is treated as one that is not finite
+    spike: float | None = None  # warn of a loss so many times its running mean; None: never
+    resume_step: int | None = None  # continue from this checkpoint, not from the newest
     stall_timeout: float = 300.0
     heartbeat_timeout: float = 10.0  # between hosts: after so much silence a peer counts as gone
 
     def __post_init__(self) -> None:
-        _check_numbers(self)
+        check_numbers(self)
         _check_cluster(self)
         check_mode(self)
         _check_pipeline(self)
@@ -159,47 +166,13 @@ def make(options: Mapping[str, Any]) -> Settings:
     return Settings(**options)
 
 
-def _check_numbers(settings: Settings) -> None:
-    at_least: dict[str, int] = {
-        "ps": 0, "workers": 1, "batch_size": 1, "seed": 0, "threads": 1, "keep": 1, "log_every": 1,
-        "max_restarts": 0, "num_gpus": 0, "towers": 0, "pipeline_stages": 1,
-    }  # fmt: skip
-    optional = {
-        "replicas_to_aggregate": 1,
-        "staleness": 0,
-        "train_steps": 0,
-        "save_checkpoint_steps": 1,
-        "eval_every": 1,
-        "eval_batch_size": 1,
-        "microbatches": 1,
-    }
-    for name, least in (at_least | optional).items():
-        value = getattr(settings, name)
-        if value is None and name in optional:
-            continue
-        if not isinstance(value, int) or isinstance(value, bool) or value < least:
-            raise ConfigError(f"{name}={value!r} cannot work.", fix=f"{name} must be an integer >= {least}.")
-    if settings.seed >= 2**63:
-        raise ConfigError(f"seed={settings.seed} cannot work.", fix="seed must be an integer < 2**63.")
-    for name in ("save_checkpoint_secs", "save_summary_secs", "stall_timeout", "heartbeat_timeout", "epochs"):
-        value = getattr(settings, name)
-        if value is None and name in ("save_checkpoint_secs", "epochs"):
-            continue
-        if not isinstance(value, int | float) or isinstance(value, bool) or not value > 0 or math.isinf(value):
-            raise ConfigError(f"{name}={value!r} cannot work.", fix=f"{name} must be a number > 0.")
-    if settings.heartbeat_timeout < 1:
-        raise ConfigError(
-            f"heartbeat_timeout={settings.heartbeat_timeout!r} cannot work.",
-            why="a busy machine is silent for a moment now and then.",
-            fix="heartbeat_timeout must be a number >= 1.",
-        )
-
-
 def _check_cluster(settings: Settings) -> None:
     if settings.transport not in TRANSPORTS:
         raise ConfigError(f"unknown transport {settings.transport!r}.", fix=f"use one of: {', '.join(TRANSPORTS)}.")
     if settings.placement not in PLACEMENTS:
         raise ConfigError(f"unknown placement {settings.placement!r}.", fix=f"use one of: {', '.join(PLACEMENTS)}.")
+    if settings.on_nan not in ON_NAN:
+        raise ConfigError(f"on_nan={settings.on_nan!r} cannot work.", fix=f"use one of: {', '.join(ON_NAN)}.")
     if settings.hyperparameters not in ("checkpoint", "recipe"):
         raise ConfigError(
             f"hyperparameters={settings.hyperparameters!r} cannot work.", fix="use checkpoint (default) or recipe."

@@ -9,7 +9,7 @@ import pytest
 from evener.control.control import Stop
 from evener.control.interrupts import Interrupts
 from evener.launch import run as local
-from evener.launch.run import ORDERLY, LocalRun
+from evener.launch.run import LocalRun
 from evener.settings import Settings
 
 KILLED = "was killed by SIGKILL"
@@ -186,7 +186,7 @@ def test_an_interrupted_run_has_so_many_seconds_to_save_and_is_killed_then(stubb
     stubborn.look()
     leader = stubborn.local.tasks[0].running
     assert leader.orders[-1] == Stop("interrupted")
-    stubborn.look(ORDERLY - 0.1)
+    stubborn.look(Settings().grace - 0.1)
     assert killed(stubborn) == [False] * 4
     stubborn.look(0.2)
     assert killed(stubborn) == [True] * 4

@@ -92,7 +92,8 @@ def fault(chance: random.Random, task: str) -> str:
     points = POINTS[task.partition(":")[0]] | POINTS.get(task, {})
     point = chance.choice(list(points))
     life = chance.choice(["", "", "", "#2"])
-    action = chance.choices(["kill", "exit", "stop", f"sleep:{chance.uniform(0.1, 1.5):.1f}"], [6, 1, 2, 1])[0]
+    pause = f"sleep:{chance.uniform(0.1, 1.5):.1f}"
+    action = chance.choices(["kill", "term", "exit", "stop", pause], [5, 3, 1, 2, 1])[0]
     return f"{task}{life}/{point}@{chance.randint(1, points[point])}={action}"
 
 

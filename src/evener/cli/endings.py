@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from evener import errors
 
 #: Documented in docs/cluster.md.
-OK, FAILED, USAGE, FENCED, INTERRUPTED = 0, 1, 2, 3, 130
+OK, FAILED, USAGE, FENCED, PREEMPTED, INTERRUPTED = 0, 1, 2, 3, errors.PREEMPTED, 130
 #: Errors that the command line itself is to blame for.
 WRONG_USAGE = (errors.ConfigError, errors.SecurityError, errors.BindError)
 
@@ -33,6 +33,8 @@ def ending(error: BaseException) -> Ending:
     """Call it where the error is handled: what is not ours is shown with its traceback."""
     name = type(error).__name__
     match error:
+        case errors.Preempted():
+            return Ending(PREEMPTED, f"\n{error}", name, str(error))
         case KeyboardInterrupt():
             what = str(error) or "interrupted"
             return Ending(INTERRUPTED, f"\n{what}", name, what)
@@ -52,4 +54,6 @@ def ending(error: BaseException) -> Ending:
 def status_of(kind: type[BaseException]) -> int:
     if issubclass(kind, errors.Fenced):
         return FENCED
+    if issubclass(kind, errors.Preempted):
+        return PREEMPTED
     return USAGE if issubclass(kind, WRONG_USAGE) else FAILED

@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 
 from evener.modes import MODES
-from evener.settings import PIPELINE_SCHEDULES, TRANSPORTS
+from evener.settings import ON_NAN, PIPELINE_SCHEDULES, TRANSPORTS
 from evener.wire.layout import PLACEMENTS
 
 
@@ -69,6 +69,11 @@ def add_training_options(train: argparse.ArgumentParser) -> None:
     add("--allow-difference", action="store_true", default=None, help=text)
     add("--threads", type=int, help="PyTorch threads of each task; default 1")
     add_recipe_options(train)
+    add_keeping_options(train)
+    add_failure_options(train)
+
+
+def add_keeping_options(train: argparse.ArgumentParser) -> None:
     kept = train.add_argument_group("what is kept and told")
     add = kept.add_argument
     add("--logdir", help="checkpoints, TensorBoard events and logs; an old one is continued; default evener-runs/...")
@@ -84,7 +89,18 @@ def add_training_options(train: argparse.ArgumentParser) -> None:
     add("--eval-every", type=int, metavar="N", help="global steps between validations; the last is always done")
     text = "samples validated at once; default --batch-size"
     add("--eval-batch-size", type=int, metavar="B", help=text)
+
+
+def add_failure_options(command: argparse.ArgumentParser) -> None:
+    add = command.add_argument_group("when things go wrong").add_argument
     add("--stall-timeout", type=float, metavar="S", help="seconds without an update that end the run; default 300")
+    add("--grace", type=float, metavar="S", help="seconds to save and leave after SIGTERM or Ctrl-C; default 10")
+    add("--on-nan", metavar="|".join(ON_NAN), help="what a loss or gradient that is not finite does; default stop")
+    text = "a gradient longer than this counts as not finite; see --on-nan"
+    add("--refuse-norm", type=float, metavar="X", help=text)
+    add("--spike", type=float, metavar="N", help="warn of a loss above N times its running mean")
+    text = "in an old logdir: continue from this checkpoint; newer ones are set aside"
+    add("--resume-step", type=int, metavar="N", help=text)
 
 
 def add_recipe_options(command: argparse.ArgumentParser) -> None:

@@ -15,14 +15,16 @@ from dataclasses import asdict, dataclass
 from evener.control.control import Addresses, Assignment, Stop
 from evener.control.interrupts import Interrupts, collected
 from evener.control.proc import Stopped
-from evener.errors import RunFailed
+from evener.control.told import TOLD
+from evener.errors import Preempted, RunFailed
+from evener.launch.fate import Again, Budget, Ended, Fails, Standing, Without, fate
 from evener.launch.starters.process import Processes, Running, Starter
-from evener.report import AnyReport, Failed, Line, Published
+from evener.report import AnyReport, Failed, Leaves, Line, Progress, Published
 from evener.settings import Settings
 from evener.transport.channel import wait
 from evener.view.plain import failure_block
 
-#: Seconds that tasks have to save and leave when the run is cut short.
+#: Seconds that tasks have to leave once the run has ended as it should.
 ORDERLY = 2.5
 #: Seconds that tasks have to say why they end when no leader is left to end the run.
 LAST_WORDS = 0.5
@@ -38,9 +40,11 @@ class Task:
 
     job: str
     index: int
+    budget: Budget
     running: Running | None = None
     lives: int = 0
-    restarts: int = 0
+    born: float = 0.0  # when this life began,
+    reached: int = 0  # and the furthest step that the run had reached then
     restart_at: float | None = None
     failed: Failed | None = None
     died: bool = False  # without a word, and not by our hand
@@ -76,10 +80,13 @@ class LocalRun:
         jobs = [("ps", settings.ps), ("worker", settings.processes)]
         #: Who says where it listens: the ps tasks, or a pipeline's first stage.
         self._publishers = settings.ps or 1
-        self.tasks = [Task(job, i) for job, count in jobs for i in range(count)]
+        restarts, now = settings.max_restarts, clock()
+        self.tasks = [Task(job, i, Budget(restarts, now)) for job, count in jobs for i in range(count)]
+        self._reached = 0  # global steps
         self._addresses: dict[int, str] = {}
         self._stopped = Stopped(hear, clock)
         self._first: Failed | None = None
+        self._left = ""  # a task that was told to leave, and with it the run
         self._done = False  # the leader ended as it should
         self._deadline: float | None = None  # when the rest is killed, once the run is being cut short
 
@@ -88,6 +95,7 @@ class LocalRun:
 
         Raises:
             RunFailed: a task failed.
+        Preempted: a task was told to leave that the others cannot do without.
         """
         with collected() as interrupts:
             try:
@@ -100,7 +108,7 @@ class LocalRun:
                     self._kill_rest()
                 finally:
                     self._starter.close()
-        if failure := self.failure(excused=self._done or bool(interrupts.numbers)):
+        if failure := self.failure(excused=self._done or bool(self._left or interrupts.numbers)):
             running = next(task.running for task in self.tasks if task.name == failure.task)
             host, log = (running.host, running.log) if running else ("", "")
             raise RunFailed(
@@ -110,6 +118,8 @@ class LocalRun:
                 kind=failure.kind,
                 block=failure_block(failure, host, log),
             )
+        if self._left and not interrupts.numbers:
+            raise Preempted(f"{self._left} {TOLD}: all is saved, and the same command with --logdir continues")
         return signal.Signals(interrupts.numbers[0]).name if interrupts.numbers and not self._done else ""
 
     def failure(self, *, excused: bool) -> Failed | None:
@@ -129,6 +139,7 @@ class LocalRun:
 
     def _start(self, task: Task) -> None:
         task.lives += 1
+        task.born, task.reached = self._clock(), self._reached
         assignment = Assignment(task.job, task.index, asdict(self._settings), self._run, task.lives)
         if task.running is not None:
             task.running.close()
@@ -150,7 +161,7 @@ class LocalRun:
         self._stopped.look({name: pid for name, pid in here.items() if pid})
         if interrupts.numbers and self._deadline is None:
             self._say("stopping: the parameters are being saved; press Ctrl-C again to end at once")
-            self._cut_short("interrupted", ORDERLY)
+            self._cut_short("interrupted", self._settings.grace)
         if len(interrupts.numbers) > 1 or (self._deadline is not None and self._clock() > self._deadline):
             self._kill_rest()
 
@@ -165,6 +176,11 @@ class LocalRun:
             match report:
                 case Published(name, address):
                     self._publish(int(name.partition(":")[2]), address)
+                case Progress():
+                    self._reached = max(self._reached, report.global_step)
+                case Leaves():
+                    self._left = report.task
+                    self._cut_short(f"{report.task} {TOLD}", self._settings.grace)
                 case Failed():
                     task.failed = report
                     self._first = self._first or report
@@ -199,30 +215,33 @@ class LocalRun:
             self._deadline = self._clock() + ORDERLY
         if not how and task.unsure and not self._done and self._deadline is None:
             self._again(task, SECOND_THOUGHTS)
-        if not how or self._done:
-            return
-        if task.failed is None:
-            again = self._settings.max_restarts if self._settings.ps else 0  # a stage cannot come back alone
-            if task.restarts < again and self._deadline is None:
-                self._restart(task, how)
-                return
-            if task.job == "worker" and self._deadline is None and self._can_spare(task):
+        now = self._clock()
+        ended = Ended(how, task.failed is not None, now - task.born, self._reached - task.reached)
+        match fate(ended, self._standing(task), task.budget, now):
+            case Again(seconds, told):
+                self._restart(task, seconds)
+                self._hear(Line(task.name, told))
+            case Without(told):
                 task.died = True
-                self._hear(Line(task.name, f"{how}; the others go on without it"))
-                return
-            task.died = True
-            limit = f" and was restarted {task.restarts} times" if task.restarts else ""
-            task.failed = Failed(task.name, "TaskFailed", f"{task.name} {how}{limit}.", fix=f"look at {log}.")
-            self._first = self._first or task.failed
-            self._hear(task.failed)
-        self._cut_short(f"{task.name} failed", ORDERLY * 2)
+                self._hear(Line(task.name, told))
+            case Fails(told):
+                if told:
+                    task.died = True
+                    task.failed = Failed(task.name, "TaskFailed", f"{task.name} {told}.", fix=f"look at {log}.")
+                    self._first = self._first or task.failed
+                    self._hear(task.failed)
+                self._cut_short(f"{task.name} failed", self._settings.grace)
 
-    def _restart(self, task: Task, how: str) -> None:
-        delay = min(0.25 * 2**task.restarts, 10.0)
-        task.restarts += 1
+    def _standing(self, task: Task) -> Standing:
+        return Standing(
+            done=self._done,
+            ending=self._deadline is not None,
+            may_restart=self._settings.ps > 0,  # a stage cannot come back alone
+            spares=task.job == "worker" and self._can_spare(task),
+        )
+
+    def _restart(self, task: Task, delay: float) -> None:
         self._again(task, delay)
-        left = self._settings.max_restarts - task.restarts
-        self._hear(Line(task.name, f"{how}; it starts again in {delay:g} s ({left} restarts left)"))
         for other in self.tasks if task.job == "ps" else []:
             if not other.over:
                 other.unsure = True

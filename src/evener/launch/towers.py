@@ -6,6 +6,8 @@ from collections.abc import Callable
 
 from evener.control.control import Stop
 from evener.control.interrupts import Interrupts
+from evener.control.told import LEFT
+from evener.launch.fate import SOON, Budget
 from evener.launch.run import SECONDARY, LocalRun, Task
 from evener.report import AnyReport, Failed, Line
 from evener.settings import Settings
@@ -26,7 +28,8 @@ class TowersRun(LocalRun):
         clock: Callable[[], float],
     ) -> None:
         super().__init__(settings, hear=hear, say=say, clock=clock)
-        self._restarts = 0
+        self._budget = Budget(settings.max_restarts, clock())
+        self._free = False  # they end because one was told to leave
         self._broken_at: float | None = None  # since when towers end that should not
         self._interrupts = Interrupts()
 
@@ -54,6 +57,7 @@ class TowersRun(LocalRun):
             super()._ended(task, how, log)
             return
         task.over = True
+        self._free = self._free or how == LEFT
         if task.failed is None:
             task.died = True
             task.failed = Failed(task.name, "TaskFailed", f"{task.name} {how}.", fix=f"look at {log}.")
@@ -67,7 +71,8 @@ class TowersRun(LocalRun):
         """All have ended because one did. Start them anew if that was no error of theirs."""
         causes = [task for task in self.tasks if task.failed and task.failed.kind not in SECONDARY]
         died = [task for task in self.tasks if task.died] or [task for task in self.tasks if task.failed]
-        if causes or self._restarts >= self._settings.max_restarts or self._interrupts.numbers:
+        delay = None if causes or self._interrupts.numbers else self._delay()
+        if delay is None:
             for task in [] if causes else died:
                 self._first = self._first or task.failed
             for task in causes or died:
@@ -75,15 +80,21 @@ class TowersRun(LocalRun):
                 self._hear(task.failed)
             self._deadline = self._clock()
             return
-        delay = min(0.25 * 2**self._restarts, 10.0)
-        self._restarts += 1
-        left = self._settings.max_restarts - self._restarts
+        cost = "at no cost" if self._free else f"({self._budget.left} restarts left)"
         for task in died:
             assert task.failed is not None
             what = task.failed.what.rstrip(".")
-            self._hear(Line(task.name, f"{what}; all towers start again in {delay:g} s ({left} restarts left)"))
+            self._hear(Line(task.name, f"{what}; all towers start again in {delay:g} s {cost}"))
+        self._free = False
         self._addresses.clear()
         self._first = None
         for task in self.tasks:
             task.failed, task.died, task.over, task.running = None, False, False, None
             task.restart_at = self._clock() + delay
+
+    def _delay(self) -> float | None:
+        """Seconds until they may start again; None: not again."""
+        if self._free:
+            return SOON
+        now, first = self._clock(), self.tasks[0]
+        return self._budget.spend(now=now, lived=now - first.born, progress=self._reached - first.reached)

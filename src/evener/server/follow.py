@@ -30,6 +30,7 @@ from evener.wire.messages import (
     Identity,
     Join,
     Key,
+    Leaving,
     Lost,
     Pull,
     Push,
@@ -65,6 +66,7 @@ class Follower:
         self._restored = restored
         self._report, self._clock = report, clock
         self._started = False
+        self._leaving = False
         self._last_report = clock()
         self._keys: dict[Key, int] = {}  # pushes that the leader has not decided over -> handle
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="saver")
@@ -209,6 +211,12 @@ class Follower:
 
     def stop(self, reason: str, *, complete: bool = True) -> None:
         """The leader stops the run; a follower waits for its word."""
+
+    def leave(self, reason: str) -> None:
+        """This task was told to leave: the leader has all shards saved first, and then ends this generation."""
+        if not self._leaving:
+            self._leaving = True
+            self._tell(Leaving(self.index, reason))
 
     def _tell(self, message: AnyMessage) -> None:
         try:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import logging
 from collections.abc import Sequence
 
@@ -13,6 +12,7 @@ from evener.policy.leases import Leases
 from evener.policy.members import Members, Verdict
 from evener.report import Line
 from evener.server.course import Course, Setup
+from evener.server.ending import Ending
 from evener.server.links import Link, Links, Seat
 from evener.server.rounds import Rounds
 from evener.server.saves import Saves
@@ -23,7 +23,6 @@ from evener.wire import codec
 from evener.wire.messages import (
     AnyMessage,
     Contents as Shown,
-    End,
     Follow,
     Goodbye,
     Granted,
@@ -35,6 +34,7 @@ from evener.wire.messages import (
     Judged,
     Key,
     Lead,
+    Leaving,
     Lost,
     Pull,
     Push,
@@ -59,12 +59,18 @@ class Leader:
         self.rounds = Rounds(links, shard, self.course, self.leases)
         self.saves = Saves(links, shard, self.course, self.leases, self.members)
         self.whole = Whole(self.settings.ps)
-        self.done = False
+        self.ending = Ending(links, shard, self.rounds, self.saves)
+
+    @property
+    def done(self) -> bool:
+        return self.ending.done
 
     # --- messages
 
     def handle(self, link: Link, message: AnyMessage) -> None:
         """One message. Raises WireError to refuse it; any other error ends the run."""
+        if self.ending.leaving and not isinstance(message, Saved):
+            return  # whoever asks now is told when this generation ends, and asks the next one
         match message:
             case Hello():
                 self._hello(link, message)
@@ -77,6 +83,8 @@ class Leader:
                 seat = self.links.seats.get(worker)
                 if seat is not None and seat.epoch == epoch:
                     self._lose(seat, f"to ps:{shard}, {reason}")
+            case Leaving(shard, reason) if 0 < shard == link.follower:
+                self.leave(reason)
             case Saved(shard, _, files, values, error) if 0 < shard == link.follower:
                 self.setup.saver.add(shard, {name: Record(*file) for name, file in files.items()}, values, error)
             case Join() | Push() | Pull() | Goodbye() | Halt() | Judged():
@@ -197,6 +205,8 @@ class Leader:
 
     def _decide(self, event: Event) -> None:
         """Let the policy answer an event, then see whether the run is over or a checkpoint is due."""
+        if self.ending.leaving:
+            return
         self.rounds.decide(event)
         if self.course.over(self.shard.state.step) and not self.course.stopping:
             self.stop(f"reached step {self.course.train_steps}")
@@ -236,16 +246,11 @@ class Leader:
 
     def stop(self, reason: str, *, complete: bool = True, failed: bool = False) -> None:
         """End the run after the update in hand: whoever waits is told, the state is saved."""
-        if self.course.stopping:
-            return
-        self.course.stop(reason, complete=complete, failed=failed)
-        chaos.point("server.draining")
-        for seat in sorted(self.links.seats.values(), key=lambda seat: seat.worker):
-            if seat.whole:  # else it is answered when its request has come to all shards
-                self.rounds.answer(seat)
-        self.rounds.tell_followers()
-        if not self.setup.saver.busy:
-            self.saves.begin_final()
+        self.ending.stop(reason, complete=complete, failed=failed)
+
+    def leave(self, reason: str) -> None:
+        """A ps task was told to leave: save, then end this generation."""
+        self.ending.leave(reason)
 
     def _tell(self, text: str) -> None:
         log.warning("%s", text)
@@ -256,13 +261,15 @@ class Leader:
     def tick(self) -> None:
         """Called between messages, at least every 0.2 s."""
         self.saves.poll()
-        self.saves.begin_if_due()
+        if not self.ending.leaving:
+            self.saves.begin_if_due()
         self.course.watch(self.shard.state.step, self.waiting_for)
-        if self.course.stopping:
-            self._end_if_possible()
+        self.ending.tick()
 
     def waiting_for(self) -> str:
         """One sentence: what must happen before the run moves on. Empty while it moves."""
+        if self.ending.leaving:
+            return f"the checkpoint after which {self.ending.leaving.partition(' ')[0]} leaves"
         if self.course.stopping:
             return self.rounds.waiting_at_end() or "the final checkpoint"
         if absent := sorted(set(range(1, self.settings.ps)) - set(self.links.followers)):
@@ -271,28 +278,9 @@ class Leader:
             return ", ".join(f"worker:{worker}" for worker in range(self.settings.workers)) + " to join"
         return self.whole.waiting_for() or self.rounds.policy.waiting_for()
 
-    def _end_if_possible(self) -> None:
-        if self.rounds.waiting_at_end() and not self.course.late(evaluating=self.rounds.evaluating):
-            return
-        for seat in list(self.links.seats.values()):
-            log.warning("%s did not say goodbye in time; the run ends without it", seat.name)
-            self.links.dismiss(seat)
-        if self.setup.saver.busy or self.saves.begin_final():
-            return
-        chaos.point("server.ending")
-        for link in self.links.followers.values():
-            self.links.answer(link, End(self.course.stopping, self.course.failed))
-        chaos.point("server.ended")
-        self.done = True
-        self.setup.ledger.end(self.shard.state.step, self.course.stopping, self.leases.state())
-        self.course.finish(self.shard.state.step)
-
     def rescue(self) -> None:
-        """The run fails: save what was reached, if this shard alone can (the others may be gone)."""
-        if self.course.tally.updates and not self.links.followers and not self.setup.saver.busy:
-            with contextlib.suppress(errors.CheckpointError):
-                self.saves.begin_final()
+        """The run fails: save what was reached, if that can be."""
+        self.ending.rescue()
 
     def close(self) -> None:
-        self.setup.saver.close()
-        self.setup.ledger.close()
+        self.ending.close()

@@ -23,6 +23,7 @@ class Saves:
         self._links, self._shard, self._course = links, shard, course
         self._leases, self._members = leases, members
         self._saver, self._ledger = course.setup.saver, course.setup.ledger
+        self._tried = -1  # the step that was saved because somebody leaves
 
     def poll(self) -> None:
         """Notice a save that is complete."""
@@ -43,6 +44,25 @@ class Saves:
             raise errors.CheckpointError(f"the final checkpoint was not saved: {self._saver.failure}")
         self._begin()
         return True
+
+    def begin_once(self) -> bool:
+        """Begin to save this step, unless it is saved or that was tried: who was told to leave does not wait for it."""
+        step = self._shard.state.step
+        if self._course.train_steps is None or self._saver.saved(step) or self._tried == step:
+            return False
+        self._tried = step
+        self._begin()
+        return True
+
+    def outcome(self) -> str:
+        """What has become of the newest state, for people."""
+        step = self._shard.state.step
+        if self._course.train_steps is None:
+            return "nothing was trained yet"
+        return f"step {step} is saved" if self._saver.saved(step) else f"step {step} could not be saved"
+
+    def end_ledger(self) -> None:
+        self._ledger.end(self._shard.state.step, self._course.stopping, self._leases.state())
 
     def _begin(self) -> None:
         state, course = self._shard.state, self._course

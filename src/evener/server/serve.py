@@ -15,20 +15,29 @@ from evener.wire.messages import AnyMessage, Ping
 TICK = 0.1
 
 
-def serve(server: Leader | Follower, stop_asked: Callable[[], str] = lambda: "") -> None:
-    """Serve until the run is over, or until `stop_asked` gives a reason to end it early.
+def never() -> str:
+    return ""
+
+
+def serve(
+    server: Leader | Follower, stop_asked: Callable[[], str] = never, leave_asked: Callable[[], str] = never
+) -> None:
+    """Serve until the run is over, until `stop_asked` gives a reason to end it early, or `leave_asked` one to leave it.
 
     An error that a peer caused is told to that peer and forgotten here; any other error ends the run, after every
     peer was told why.
 
     Raises:
-        ServerLost: another ps task is gone. Peers are told which, and come back for a new generation.
+        ServerLost: another ps task is gone, or this one leaves. Peers are told which, and come back for a new
+            generation.
     """
     try:
         while not server.done:
             once(server, TICK)
             if reason := stop_asked():
                 server.stop(reason, complete=False)
+            elif reason := leave_asked():
+                server.leave(reason)
             server.tick()
     except errors.ServerLost as loss:
         _tell_peers(server, loss)  # else they would take the one that closes their links for the one that is gone

@@ -16,10 +16,14 @@ from evener import chaos, errors
 from evener.cluster.environment import chaos_plan
 from evener.control.control import Assignment, TaskEnd, log_of
 from evener.control.proc import die_with_parent
+from evener.control.told import Told, told_to_leave
 from evener.leaving import leave
-from evener.report import Failed, Line
+from evener.report import Failed, Leaves, Line
 from evener.task.rendezvous import START, LauncherLine
 from evener.view.printed import passed_on
+
+#: Seconds to leave, for who is not told otherwise.
+GRACE = 10.0
 
 
 def main(line: int) -> int:
@@ -33,9 +37,16 @@ def main(line: int) -> int:
     task = f"{assignment.job}:{assignment.index}"
     try:
         chaos.arm(chaos_plan(), task, assignment.life)
+        told = _told(assignment, control)
         tell, log = (lambda text: control.offer(Line(task, text))), str(log_of(assignment))
-        with passed_on(tell, clock=time.monotonic, rest=log):
-            run(assignment, control)
+        with (
+            passed_on(tell, clock=time.monotonic, rest=log),
+            told_to_leave(told, grace=float(assignment.settings.get("grace", GRACE))),
+        ):
+            run(assignment, control, told)
+    except errors.Preempted as left:
+        control.report(Line(task, str(left)))
+        return errors.PREEMPTED
     except BaseException as error:
         control.report(failure(task, error))
         traceback.print_exc()
@@ -43,7 +54,16 @@ def main(line: int) -> int:
     return 0
 
 
-def run(assignment: Assignment, control: TaskEnd) -> None:
+def _told(assignment: Assignment, control: TaskEnd) -> Told:
+    """What a SIGTERM to this task alone does."""
+    task = f"{assignment.job}:{assignment.index}"
+    if assignment.settings.get("pipeline_stages", 1) > 1:
+        return Told(task, notice=lambda: control.offer(Leaves(task)))  # the launcher lets all stages end together
+    alone = assignment.job == "worker" and bool(assignment.settings.get("ps"))
+    return Told(task, raises=alone)
+
+
+def run(assignment: Assignment, control: TaskEnd, told: Told) -> None:
     """Do what was assigned. The heavy imports happen here, after the launcher's line is up."""
     from evener.devices import prepare_process
     from evener.settings import make
@@ -57,15 +77,15 @@ def run(assignment: Assignment, control: TaskEnd) -> None:
         from evener.task.tower import run_tower
 
         run_tower(
-            assignment.index, built, settings, addresses=rendezvous.addresses, stop_asked=control.stop_asked,
-            report=control.report,
+            assignment.index, built, settings, addresses=rendezvous.addresses, report=control.report,
+            stop_asked=lambda: control.stop_asked() or told.reason(),
         )  # fmt: skip
     elif assignment.job == "ps":
         from evener.task.server import run_server
 
         run_server(
             assignment.index, built, settings, run=assignment.run, rendezvous=rendezvous,
-            stop_asked=control.stop_asked, report=control.report,
+            stop_asked=control.stop_asked, report=control.report, leave_asked=told.reason,
         )  # fmt: skip
     elif settings.pipeline_stages > 1:
         from evener.task.stage import run_stage

@@ -11,7 +11,7 @@ from typing import Any
 from evener import chaos
 from evener.cluster.cluster import Cluster
 from evener.cluster.environment import Found, chaos_plan, explain, seeing_devices
-from evener.control.interrupts import STOPPING
+from evener.control.told import Told, told_to_leave
 from evener.devices import prepare_process
 from evener.errors import ConfigError
 from evener.report import AnyReport, Line
@@ -46,14 +46,15 @@ def run_member(found: Found, settings: Settings, report: Callable[[AnyReport], N
 def _run(found: Found, settings: Settings, report: Callable[[AnyReport], None], rendezvous: str) -> None:
     """Be one task until the run is over.
 
-    A ps task ends when the run is over; Ctrl-C (SIGINT) or SIGTERM makes ps:0 save and end the run, and makes a worker
-    leave it.
+    A ps task ends when the run is over; Ctrl-C (SIGINT) makes ps:0 save and end the run. SIGTERM or SIGHUP makes any
+    task save or give back what it holds and leave, while the others go on or wait for it.
 
     Args:
         rendezvous: a directory that all tasks share, where ps tasks with port 0 say which they got.
 
     Raises:
         EvenerError: what went wrong, here or at a peer.
+        Preempted: it was told to leave, and left.
     """
     job, index = found.task.job, found.task.index
     rank = None
@@ -84,17 +85,22 @@ def _run(found: Found, settings: Settings, report: Callable[[AnyReport], None], 
     for line in explain(found).splitlines():
         report(Line(str(found.task), line))
     built = build(settings)
+    told = Told(str(found.task), raises=job == "worker")
     if job == "worker":
-        run_worker(index, built, settings, run=run, rendezvous=meeting, report=report, rank=rank)
+        with told_to_leave(told, grace=settings.grace):
+            run_worker(index, built, settings, run=run, rendezvous=meeting, report=report, rank=rank)
         return
 
     def stop(number: int, _frame: object) -> None:
         signal.signal(number, signal.default_int_handler)  # the second one ends it at once
         asked.append("interrupted")
 
-    before = {number: signal.signal(number, stop) for number in STOPPING}
+    before = signal.signal(signal.SIGINT, stop)
     try:
-        run_server(index, built, settings, run=run, rendezvous=meeting, stop_asked=stop_asked, report=report)
+        with told_to_leave(told, grace=settings.grace):
+            run_server(
+                index, built, settings, run=run, rendezvous=meeting, stop_asked=stop_asked, report=report,
+                leave_asked=told.reason,
+            )  # fmt: skip
     finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
+        signal.signal(signal.SIGINT, before)

@@ -15,7 +15,7 @@ from evener.server.agreement import Expected
 from evener.server.course import Setup
 from evener.server.lead import Leader
 from evener.server.links import Links
-from evener.server.serve import serve
+from evener.server.serve import never, serve
 from evener.server.shard import Shard
 from evener.settings import Settings
 from evener.state.atomic import atomic_write
@@ -62,11 +62,15 @@ def run_server(  # noqa: PLR0913 - what a task is told, each once
     rendezvous: Rendezvous,
     stop_asked: Callable[[], str],
     report: Reporter,
+    leave_asked: Callable[[], str] = never,
 ) -> None:
     """Serve shard `index` until the run is over. ps:0 is where `rendezvous` says; that may change.
 
     When another ps task is lost, this one begins a new generation: from the newest checkpoint, with workers that come
     back by themselves.
+
+    Raises:
+        Preempted: `leave_asked` gave a reason, and what this task held is saved.
     """
     chaos.point("server.starting")
     listeners = listen(settings, index, run)
@@ -87,17 +91,24 @@ def run_server(  # noqa: PLR0913 - what a task is told, each once
             try:
                 if index == 0:
                     server = _leader(links, shard, settings, run=run, report=report)
-                    serve(server, stop_asked)
+                    serve(server, stop_asked, leave_asked)
                     if server.course.failed:
                         raise errors.TaskFailed(f"the run ended: {server.course.stopping}.")
                 else:
                     line = LeaderLine(
-                        index, settings, run=run, address=leader_address, stop_asked=stop_asked, report=report
+                        index,
+                        settings,
+                        run=run,
+                        address=leader_address,
+                        report=report,
+                        stop_asked=lambda: stop_asked() or leave_asked(),
                     )
-                    serve(follower(line, links, shard, settings, report), stop_asked)
+                    serve(follower(line, links, shard, settings, report), stop_asked, leave_asked)
                 return
-            except errors.ServerLost as loss:
-                if stop_asked():
+            except errors.TaskFailed as loss:
+                if leave_asked():
+                    raise errors.Preempted(loss.what) from None
+                if stop_asked() or not isinstance(loss, errors.ServerLost):
                     raise
                 tell_and_log(task, report, f"{loss.what} All go on from the newest checkpoint once it is back.")
                 built = build(settings)  # parameters as at the start: there may be no checkpoint yet

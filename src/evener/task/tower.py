@@ -11,6 +11,8 @@ import torch
 import torch.distributed as dist
 
 from evener.cluster.environment import Rank
+from evener.control.told import TOLD
+from evener.errors import Preempted
 from evener.report import AnyReport, Finished, Progress, Published, Reporter, Status
 from evener.settings import Settings
 from evener.task.build import Built, tell_and_log
@@ -55,10 +57,12 @@ def run_tower(  # noqa: PLR0913 - what a task is told, each once
     def lost() -> str:
         """The launcher sees the end of a process at once."""
         asked = stop_asked()
-        return "" if asked == INTERRUPTED else asked
+        return "" if asked == INTERRUPTED or TOLD in asked else asked
 
     tower = Tower(rank=index, local_rank=index, one_machine=True, meet=meet, stop_asked=stop_asked)
-    session_of(built, settings, report if index == 0 else partial(_pass_on, report), tower).run()
+    ended = session_of(built, settings, report if index == 0 else partial(_pass_on, report), tower).run()
+    if TOLD in ended:
+        raise Preempted(ended)  # one of us was told to leave: all have stopped at this step, and it is saved
     report(Status(f"worker:{index}", "done"))
 
 

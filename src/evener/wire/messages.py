@@ -199,6 +199,13 @@ class Decided(Message, frozen=True):
     factor: float | None = None  # what clipping by norm multiplies the mean by; None: it is not clipped so
 
 
+class Leaving(Message, frozen=True):
+    """A follower was told to leave: let all shards be saved first, so that nothing is taken back."""
+
+    shard: Index
+    reason: Word = ""
+
+
 class Save(Message, frozen=True):
     """Write your shard of the checkpoint of this version, now."""
 
@@ -282,6 +289,6 @@ class Ended(Message, frozen=True):
 
 AnyMessage = (
     Hello | Join | Push | Pull | Goodbye | Halt | Judged | Granted | Release | Contents | Refused
-    | Follow | Lead | Held | Lost | Decided | Save | Saved | End
+    | Follow | Lead | Held | Lost | Leaving | Decided | Save | Saved | End
     | Ping | Pong | Reserve | Reserved | Relay | Dismiss | Ended
 )  # fmt: skip

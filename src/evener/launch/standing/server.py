@@ -22,7 +22,6 @@ from evener import errors, settings as settings_module
 from evener.cluster.cluster import Address, Task
 from evener.control import control
 from evener.control.control import Assignment, Order, Stop, Stream, log_of
-from evener.launch.run import ORDERLY
 from evener.launch.starters.process import Processes, Running, Starter
 from evener.launch.starters.remote import check_recipe, pieces
 from evener.report import Progress, Status
@@ -48,6 +47,7 @@ class Job:
     run: str = ""
     step: int = 0
     running: Running | None = None
+    grace: float = 10.0  # seconds that its task has to save and leave
     deadline: float | None = None  # when the task is killed, once it is to end
 
 
@@ -216,7 +216,7 @@ class StandingServer:
                 why=f"the logdir is a directory of {socket.gethostname()}; a relative one lies below {os.getcwd()}.",
                 fix="choose another --logdir.",
             ) from error
-        job.run, job.step = order.run, 0
+        job.run, job.step, job.grace = order.run, 0, float(assignment.settings.get("grace", job.grace))
         self._say(f"{self._own.task}: started run {job.run}, log in {job.running.log}")
 
     def _made_ours(self, order: Assignment) -> Assignment:
@@ -252,7 +252,7 @@ class StandingServer:
         job = self._job
         if job is None or job.deadline is not None:
             return
-        job.deadline = self._clock() + ORDERLY
+        job.deadline = self._clock() + job.grace
         if job.running is not None:
             self._say(f"{self._own.task}: {reason}; its task ends")
             job.running.order(Stop(reason))

@@ -25,6 +25,7 @@ from setproctitle import setproctitle
 
 from evener.cluster.environment import change_environment
 from evener.control.proc import die_with_parent
+from evener.control.told import LEAVE
 from evener.leaving import leave
 from evener.task.main import main
 
@@ -130,6 +131,8 @@ def _become(wanted: Wanted, line: int, log: int, parent: int) -> None:
     if os.getppid() != parent:  # it died before
         os._exit(NOT_MADE)
     os.setsid()
+    for number in LEAVE:
+        signal.signal(number, signal.SIG_DFL)  # until the task listens itself
     for stream in (1, 2):
         os.dup2(log, stream)
     os.close(log)
@@ -152,7 +155,8 @@ def preload(*modules: str) -> None:
 
 if __name__ == "__main__":
     die_with_parent()
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # as for its tasks: the launcher ends the run in order
+    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):  # the launcher ends the run in order, tasks leave so
+        signal.signal(number, signal.SIG_IGN)
     signal.signal(signal.SIGCHLD, signal.SIG_DFL)  # whoever started the launcher may have had it ignored
     line = socket.socket(fileno=int(sys.argv[1]))
     preload("evener.task.build", "evener.task.server", "evener.task.worker")

@@ -11,6 +11,8 @@ from typing import Protocol
 
 from evener.cluster.environment import task_environment
 from evener.control.control import Assignment, LauncherEnd, Order, log_of
+from evener.control.told import LEFT
+from evener.errors import PREEMPTED
 from evener.launch.starters.forked import ForkServer, possible
 from evener.report import AnyReport
 from evener.settings import make
@@ -112,6 +114,8 @@ class Process:
             return None
         if code == 0:
             return ""
+        if code == PREEMPTED:
+            return LEFT
         return f"was killed by {signal.Signals(-code).name}" if code < 0 else f"ended with status {code}"
 
     def kill(self) -> None:

@@ -208,7 +208,7 @@ class Servers:
 
     def close(self, reason: str = "") -> None:
         chaos.point("worker.closing")
-        failed = bool(reason) and not reason.startswith("KeyboardInterrupt")  # who was sent away has not failed
+        failed = bool(reason) and not reason.startswith(("KeyboardInterrupt", "Preempted"))  # sent away: no failure
         for shard in range(self._admitted):
             with contextlib.suppress(errors.WireError):
                 self._links.send(shard, Goodbye(self._identity, codec.cut(reason, codec.MAX_SENTENCE), failed))

@@ -1,0 +1,85 @@
+"""SIGTERM to one task of a run: it saves or gives back what it holds, and leaves; nothing is taken back."""
+
+from __future__ import annotations
+
+import json
+import re
+import signal
+
+import pytest
+from running import EVENER, PATIENCE, RECIPE, Run, evener, start, until
+
+from evener.state.checkpoint import load
+
+pytestmark = pytest.mark.slow
+STEPS = 60
+
+
+def train(place, *options, plan="", steps=STEPS):
+    (place / "small.py").write_text(RECIPE)
+    words = ["train", "small:recipe", "--train-steps", steps, "--logdir", "run", "--batch-size", 20,
+             "--save-checkpoint-secs", 1000, "--max-restarts", 0, "--json", *options]  # fmt: skip
+    return Run([*EVENER, *words], place, EVENER_CHAOS=plan)
+
+
+def judge(run, place, *, lives):
+    """It ended at the exact step; each life of the servers began where the one before had ended."""
+    done = run.finish(PATIENCE)
+    assert done.code == 0, done.text
+    assert done.json["global_step"] == STEPS
+    assert evener(place, "audit", "run").code == 0
+    lines = [json.loads(line) for line in (place / "run" / "ledger.jsonl").read_text().splitlines()]
+    begins = [at for at, line in enumerate(lines) if line[0] == "b"]
+    assert len(begins) == lives
+    updates = [line[1] for line in lines if line[0] == "u"]
+    assert updates == list(range(1, STEPS + 1)), "no update was taken back"
+    return done
+
+
+@pytest.mark.parametrize("mode", ["async", "sync"])
+def test_ps_tasks_and_a_worker_leave_one_after_the_other_and_nothing_is_taken_back(mode, tmp_path):
+    plan = "worker:1/worker.computing@5=term; ps:0/server.applied@15=term; ps:1/server.applied@30=term"
+    with train(tmp_path, "--ps", 2, "--workers", 2, "--mode", mode, plan=plan) as run:
+        done = judge(run, tmp_path, lives=3)
+
+    for task in ("worker:1", "ps:0", "ps:1"):
+        assert re.search(rf"{task} +left, as it was told to; it starts again in 0.25 s, at no cost", done.err), done.err
+    assert re.search(r"ps:0 was told to leave \(SIGTERM\); step \d+ is saved", done.err)
+    assert re.search(r"ps:1 was told to leave \(SIGTERM\); step \d+ is saved", done.err)
+
+
+def test_towers_stop_together_are_saved_and_start_again(tmp_path):
+    with train(tmp_path, "--towers", 2, plan="worker:1/worker.computing@20=term") as run:
+        done = judge(run, tmp_path, lives=2)
+    assert re.search(r"left, as it was told to; all towers start again in 0.25 s at no cost", done.err), done.err
+
+
+def test_everything_told_at_once_saves_first(tmp_path):
+    """As `systemctl stop` and `scancel` do it."""
+    with train(tmp_path, "--ps", 1, "--workers", 2, "--set", f"gate={tmp_path / 'gate'}", steps=10**6) as run:
+        until(lambda: len(list(tmp_path.glob("*.waits"))) == 2, PATIENCE, "both workers wait at step 20")
+        (tmp_path / "gate").touch()
+        for process in [*run.tasks(), run.process]:
+            process.send_signal(signal.SIGTERM)
+        done = run.finish(PATIENCE)
+    assert done.code == 130, done.text
+    newest = max((tmp_path / "run" / "checkpoints").glob("step-*"))
+    assert load(newest)[0].step >= 20
+
+
+def test_a_task_without_a_launcher_ends_with_status_4_and_the_others_wait_for_it(tmp_path):
+    (tmp_path / "small.py").write_text(RECIPE)
+    cluster = ["--ps-hosts", "127.0.0.1:0", "--worker-hosts", "127.0.0.1:0", "--rendezvous", tmp_path / "meet"]
+    more = ["--train-steps", STEPS, "--logdir", "run", "--set", f"gate={tmp_path / 'gate'}"]
+    task = lambda job: ["task", "small:recipe", "--job-name", job, "--task-index", 0, *cluster, *more]  # noqa: E731
+    with start(tmp_path, *task("worker")) as worker:
+        with start(tmp_path, *task("ps")) as ps:
+            until(lambda: list(tmp_path.glob("*.waits")), PATIENCE, "the worker waits at step 20")
+            ps.signal(signal.SIGTERM)
+            assert ps.finish(PATIENCE).code == 4
+        (tmp_path / "gate").touch()
+        worker.wait_for(r"ps:0 .*(gone|told to leave)")
+        with start(tmp_path, *task("ps")) as again:
+            assert again.finish(PATIENCE).code == 0
+        assert worker.finish(PATIENCE).code == 0
+    assert evener(tmp_path, "audit", "run").code == 0

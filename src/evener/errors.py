@@ -11,6 +11,7 @@ EvenerError
 ├── Stalled            nothing moved for longer than the stall timeout
 ├── TaskFailed         a task of the run ended with an error
 │   ├── ServerLost       a ps task is gone: the others go on from the newest checkpoint once it is back
+│   │   └── RolledBack     all go back to the newest checkpoint, without a batch
 │   └── RunFailed        and so the run did: which task, why, its traceback
 └── WireError          what a peer said or did
     ├── Unavailable      it never answered
@@ -90,12 +91,18 @@ class NonFinite(EvenerError):
     """A loss or gradient that is NaN or infinite; nothing of it was applied."""
 
 
+NOT_FINITE_FIX = (
+    "lower the learning rate, clip the gradient (--clip-norm 1.0), or look at that batch; "
+    "--on-nan skip goes on without it."
+)
+
+
 def not_finite(what: str) -> NonFinite:
     """The error of a gradient that was refused."""
     return NonFinite(
         what,
         why="one such gradient would make every parameter NaN; it was not applied.",
-        fix="lower the learning rate, clip the gradient (--clip-norm 1.0), or look at that batch.",
+        fix=NOT_FINITE_FIX,
     )
 
 
@@ -109,6 +116,14 @@ class TaskFailed(EvenerError):
 
 class ServerLost(TaskFailed):
     """A ps task is gone, and its shard of the parameters with it."""
+
+
+class RolledBack(ServerLost):
+    """All go back to the newest checkpoint, and on without these leases: what they gave was not finite."""
+
+    def __init__(self, what: str, *, why: str = "", fix: str = "", leases: tuple[int, ...] = ()) -> None:
+        super().__init__(what, why=why, fix=fix)
+        self.leases = leases
 
 
 class Preempted(KeyboardInterrupt):

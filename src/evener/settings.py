@@ -173,6 +173,13 @@ def _check_cluster(settings: Settings) -> None:
         raise ConfigError(f"unknown placement {settings.placement!r}.", fix=f"use one of: {', '.join(PLACEMENTS)}.")
     if settings.on_nan not in ON_NAN:
         raise ConfigError(f"on_nan={settings.on_nan!r} cannot work.", fix=f"use one of: {', '.join(ON_NAN)}.")
+    if settings.on_nan != "stop" and settings.pipeline_stages > 1:
+        raise ConfigError(f"on_nan={settings.on_nan} does not go with a pipeline so far.", fix="leave --on-nan out.")
+    if settings.on_nan == "rollback" and settings.towers > 1:
+        raise ConfigError(
+            "on_nan=rollback does not go with towers.", why="each tower holds all parameters, one alone saves them.",
+            fix="use --on-nan skip, or ps tasks.",
+        )  # fmt: skip
     if settings.hyperparameters not in ("checkpoint", "recipe"):
         raise ConfigError(
             f"hyperparameters={settings.hyperparameters!r} cannot work.", fix="use checkpoint (default) or recipe."

@@ -45,6 +45,31 @@ class Window:
         return (self._total - total) / elapsed if elapsed > 0 else 0.0
 
 
+class Spikes:
+    """Losses far above their running mean.
+
+    Args:
+        factor: how far; None: none is.
+    """
+
+    #: Weight of a new loss, and the first losses, of which none is a spike: the mean must settle.
+    WEIGHT, FIRST = 0.05, 20
+
+    def __init__(self, factor: float | None) -> None:
+        self._factor = factor
+        self._mean, self._seen = 0.0, 0
+
+    def see(self, loss: float) -> float | None:
+        """How many times the running mean a loss is, if that is far; it does not count for the mean then."""
+        if self._factor is None:
+            return None
+        if self._seen >= self.FIRST and loss > self._factor * self._mean > 0:
+            return loss / self._mean
+        self._seen += 1
+        self._mean += (loss - self._mean) * max(self.WEIGHT, 1 / self._seen)
+        return None
+
+
 class Tally:
     """Counts of one run as the owner of the global step sees it."""
 

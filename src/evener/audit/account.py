@@ -42,6 +42,7 @@ class Account:
     epochs: int  # that were given out whole, up to the newest lease
     broken: tuple[Range, ...]  # those of them that lack a sample
     unapplied: tuple[Range, ...]  # leases given out but not applied, in the end
+    skipped: tuple[Range, ...]  # leases that were given up, since what they gave was not finite
     batch_size: int
     ended: str  # why the last run ended; empty: it was killed, failed, or still trains
     gaps: tuple[Violation, ...]  # where lines are missing, so that nobody can tell
@@ -79,6 +80,11 @@ class Account:
             lines.append(
                 f"{many(size(self.unapplied), 'lease')} of {many(self.batch_size, 'sample')} each not applied {when}: "
                 f"{words('lease', self.unapplied)}"
+            )
+        if self.skipped:
+            lines.append(
+                f"{many(size(self.skipped), 'lease')} of {many(self.batch_size, 'sample')} each given up, with no "
+                f"update: {words('lease', self.skipped)}"
             )
         lines.append(f"the last run ended: {self.ended}" if self.ended else "the last run has no end: it still trains, "
                      "was killed, or failed")  # fmt: skip

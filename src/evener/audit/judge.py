@@ -17,7 +17,7 @@ from dataclasses import dataclass, field
 from evener.audit.account import Account, Violation
 from evener.audit.lineage import Lineage, Saved
 from evener.audit.ranges import Range, Ranges
-from evener.ledger.lines import Begin, Complete, Cut, Damaged, Dropped, End, Gap, Line, Returned, Update
+from evener.ledger.lines import Begin, Complete, Cut, Damaged, Dropped, End, Gap, Line, Returned, Skipped, Update
 
 #: Violations that are kept word for word.
 MOST = 100
@@ -91,6 +91,8 @@ class _Judge:
             case Gap(lines):
                 self._gaps.append(Violation(number, f"{lines} lines could not be written"))
                 self._lineage.blind = True
+            case Skipped(lease, step) if step <= self._keep:
+                self._violate(*self._lineage.skip(lease))
             case Dropped() | Returned() if self._tip <= self._keep:
                 self._back(line)
             case Damaged(torn=True):
@@ -210,7 +212,8 @@ class _Judge:
                 self._violate(f"the logdir has a checkpoint of step {step} that the ledger knows nothing of", line=0)
         run, figures = self._run or Begin(), self._figures
         next_lease = self._end.next_lease if self._end else self._lineage.applied.stop
-        unapplied = self._lineage.applied.holes(next_lease)
+        unapplied = self._lineage.missing(next_lease)
+        lacking = self._lineage.applied.holes(next_lease)
         samples = run.samples if self._constant else 0
         epochs = next_lease * run.batch_size // samples if samples else 0
         return Account(
@@ -218,7 +221,8 @@ class _Judge:
             lost=figures.lost, rollbacks=tuple(figures.rollbacks), dropped=dict(figures.dropped),
             returned=figures.returned, checkpoints=figures.checkpoints, compared=len(self._agrees),
             examples=figures.examples, samples=samples, epochs=epochs,
-            broken=tuple(_broken(unapplied, run.batch_size, samples, epochs)), unapplied=tuple(unapplied),
+            broken=tuple(_broken(lacking, run.batch_size, samples, epochs)), unapplied=tuple(unapplied),
+            skipped=tuple(self._lineage.skipped),
             batch_size=run.batch_size, ended=self._end.reason if self._end else "", gaps=tuple(self._gaps),
             violations=tuple(self._violations), wrong=self._wrong, remarks=tuple(self._remarks),
         )  # fmt: skip

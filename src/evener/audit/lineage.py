@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
-from evener.audit.ranges import Ranges, of, without, words
+from evener.audit.ranges import Range, Ranges, of, without, words
 from evener.ledger.lines import Cut, Dropped, Entry
 
 Life = tuple[int, int]  # epoch, seq of a worker's push; without ps tasks: step, tower
@@ -26,6 +26,7 @@ class Lineage:
 
     def __init__(self) -> None:
         self.applied = Ranges()  # leases
+        self.skipped = Ranges()  # leases that were given up
         self.blind = True  # lines are missing: the next book is believed instead of checked
         self._last: dict[int, Life] = {}  # worker -> its newest push
         self._due: set[int] = set()  # workers that a manifest must know
@@ -64,9 +65,22 @@ class Lineage:
             if lease in self.applied:
                 yield f"lease {lease} went back to the pool, but was applied"
 
+    def skip(self, lease: int) -> Iterator[str]:
+        """This lease was given up."""
+        if lease in self.applied:
+            yield f"lease {lease} was given up, but was applied"
+        self.skipped.add(lease)
+
+    def missing(self, next_lease: int) -> list[Range]:
+        """Leases below this one that are neither applied nor given up."""
+        return without(self.applied.holes(next_lease), list(self.skipped))
+
     def book(self, next_lease: int, unapplied: Sequence[int]) -> Iterator[str]:
-        """All leases below `next_lease` are applied, but for those listed; none beyond is."""
-        listed, missing, stop = of(unapplied), self.applied.holes(next_lease), self.applied.stop
+        """All leases below `next_lease` are applied or given up, but for those listed; none beyond is."""
+        listed, stop = of(unapplied), self.applied.stop
+        # What was given up after the checkpoint that a run goes on from is to be given out again.
+        self.skipped = Ranges(without(without(list(self.skipped), listed), [(next_lease, self.skipped.stop)]))
+        missing = self.missing(next_lease)
         faults = []
         if lacking := without(missing, listed):
             faults.append(f"{words('lease', lacking)}: neither applied nor listed as unapplied")

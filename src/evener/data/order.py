@@ -65,6 +65,16 @@ class Order:
             start += count
         return np.concatenate(pieces) if pieces else np.empty(0, dtype=np.int64)
 
+    def named(self, start: int, stop: int, most: int = 8) -> str:
+        """The samples at these positions, for people; a long list is cut.
+
+        >>> Order(samples=3, seed=0, shuffle=False).named(1, 3)
+        'samples 1, 2'
+        """
+        numbers = [str(number) for number in self.indices(start, stop)[: most + 1]]
+        more = f" and {stop - start - most} more" if stop - start > most else ""
+        return f"sample{'' if stop - start == 1 else 's'} {', '.join(numbers[:most])}{more}"
+
     def _permutation(self, epoch: int) -> NDArray[np.int64]:
         epoch = epoch if self.shuffle else 0
         found = self._permutations.get(epoch)

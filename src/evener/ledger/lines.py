@@ -12,6 +12,8 @@
         had gone back before)
     ["r", 2, 1, [817, 818]]
         a worker left: worker, epoch, the leases that went back to the pool
+    ["x", 815, 800, "not finite"]
+        a lease was given up, with no update: lease, step, why
     ["s", 900, 905, [902, 904]]
         a checkpoint is cut: step, next lease, unapplied leases
     ["c", 900]
@@ -77,6 +79,12 @@ class Returned(msgspec.Struct, frozen=True, array_like=True, tag="r"):
     leases: Sequence[int]
 
 
+class Skipped(msgspec.Struct, frozen=True, array_like=True, tag="x"):
+    lease: int
+    step: int
+    reason: str
+
+
 class Cut(msgspec.Struct, frozen=True, array_like=True, tag="s"):
     step: int
     next_lease: int
@@ -104,7 +112,7 @@ class Damaged(msgspec.Struct, frozen=True):
     torn: bool  # it is the file's last and has no end: whoever wrote it was killed
 
 
-Line = Begin | Update | Dropped | Returned | Cut | Complete | End | Gap
+Line = Begin | Update | Dropped | Returned | Skipped | Cut | Complete | End | Gap
 encode = msgspec.json.Encoder().encode
 _decode = msgspec.json.Decoder(Line).decode
 

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import msgspec
 
-from evener.ledger.lines import Begin, Complete, Cut, Dropped, End, Entry, Gap, Line, Returned, Update, encode
+from evener.ledger.lines import Begin, Complete, Cut, Dropped, End, Entry, Gap, Line, Returned, Skipped, Update, encode
 from evener.policy.leases import LeaseState
 from evener.state.atomic import LACKING
 
@@ -75,6 +75,10 @@ class Ledger:
         """A worker left and these leases went back to the pool."""
         if leases:
             self._append(Returned(worker, epoch, leases))
+
+    def skip(self, lease: int, step: int, reason: str) -> None:
+        """A lease was given up at this step."""
+        self._append(Skipped(lease, step, reason))
 
     def cut(self, step: int, book: LeaseState) -> None:
         """A checkpoint of this step is copied, to be written in the background."""

@@ -9,10 +9,11 @@ from heapq import heapify, heappop, heappush
 
 @dataclass(frozen=True, slots=True)
 class LeaseState:
-    """What a checkpoint keeps of the book: all leases below `next_lease` are applied, but for `unapplied`."""
+    """What a checkpoint keeps of the book: all leases below `next_lease` are applied, but for those named here."""
 
     next_lease: int
     unapplied: tuple[int, ...]  # returned or outstanding, ascending
+    skipped: tuple[int, ...] = ()  # given up: below `next_lease`, neither applied nor to be applied, ascending
 
 
 class Leases:
@@ -25,15 +26,23 @@ class Leases:
         next_lease: the lowest number never issued.
         returned: numbers below it that were issued but not applied; they go out first.
         limit: numbers 0 to limit - 1 exist; None: they never end.
+        skipped: numbers that were given up.
 
     >>> book = Leases(limit=2)
     >>> book.take("a"), book.take("b"), book.take("a"), book.leave("a"), book.take("b")
     (0, 1, None, [0], 0)
     >>> book.state()
-    LeaseState(next_lease=2, unapplied=(0, 1))
+    LeaseState(next_lease=2, unapplied=(0, 1), skipped=())
     """
 
-    def __init__(self, *, next_lease: int = 0, returned: Iterable[int] = (), limit: int | None = None) -> None:
+    def __init__(
+        self,
+        *,
+        next_lease: int = 0,
+        returned: Iterable[int] = (),
+        limit: int | None = None,
+        skipped: Iterable[int] = (),
+    ) -> None:
         self.next_lease = next_lease
         self.limit = limit
         self._returned = list(returned)  # a heap: the lowest goes out first
@@ -41,6 +50,9 @@ class Leases:
         assert all(0 <= lease < next_lease for lease in self._returned), "a lease was returned but never issued"
         heapify(self._returned)
         self._outstanding: dict[int, Hashable] = {}
+        self._skipped = list(skipped)
+        self._avoided: set[int] = set()  # not issued so far, and never to be
+        self._passed: list[int] = []
 
     @property
     def exhausted(self) -> bool:
@@ -56,8 +68,44 @@ class Leases:
         else:
             lease = self.next_lease
             self.next_lease += 1
+            if lease in self._avoided:
+                self._avoided.discard(lease)
+                self._passed.append(lease)
+                self._skip(lease)
+                return self.take(owner)
         self._outstanding[lease] = owner
         return lease
+
+    def holds(self, lease: int, owner: Hashable) -> bool:
+        """Whether this owner may still give something for it."""
+        return self._holds(lease, owner)
+
+    def close(self, lease: int, owner: Hashable) -> bool:
+        """Give a lease up: it is not issued again, and another one comes in its place."""
+        if not self.finish(lease, owner):
+            return False
+        self._skip(lease)
+        return True
+
+    def avoid(self, lease: int) -> None:
+        """This lease, which nobody holds, is not to be issued."""
+        if lease in self._returned:
+            self._returned.remove(lease)
+            heapify(self._returned)
+            self._skip(lease)
+            self._passed.append(lease)
+        elif lease >= self.next_lease:
+            self._avoided.add(lease)
+
+    def passed(self) -> list[int]:
+        """Leases to be avoided that were passed since this was asked last."""
+        passed, self._passed = self._passed, []
+        return passed
+
+    def _skip(self, lease: int) -> None:
+        self._skipped.append(lease)
+        if self.limit is not None:
+            self.limit += 1
 
     def finish(self, lease: int, owner: Hashable) -> bool:
         """Close a lease whose gradient was applied. False, and nothing done, unless this owner holds it now."""
@@ -87,7 +135,9 @@ class Leases:
     def state(self) -> LeaseState:
         """What to store: a book restored from it issues exactly the leases that were not applied."""
         # Who held a lease is not stored: the parameters restored beside this state lack its gradient in any case.
-        return LeaseState(self.next_lease, tuple(sorted([*self._returned, *self._outstanding])))
+        return LeaseState(
+            self.next_lease, tuple(sorted([*self._returned, *self._outstanding])), tuple(sorted(self._skipped))
+        )
 
     def _ended(self) -> bool:
         return self.limit is not None and self.next_lease >= self.limit

@@ -6,13 +6,15 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 from evener import errors
+from evener.data.order import Order
 from evener.ledger import Ledger
-from evener.report import Finished, Progress, Reporter
+from evener.report import Finished, Line, Progress, Reporter
 from evener.settings import Settings
 from evener.state.checkpoint import Manifest
 from evener.state.saver import Saver
 from evener.state.state import Contents
-from evener.tally import Tally
+from evener.tally import Spikes, Tally
+from evener.wire.messages import Push
 
 #: Seconds that workers have to say goodbye once the run has ended.
 GRACE = 10.0
@@ -33,6 +35,7 @@ class Setup:
     holders: dict[int, str]
     keep_grants: Callable[[dict[int, int], dict[int, str]], None]  # epochs and holders: durable before it returns
     evener: str
+    without: tuple[int, ...] = ()  # leases that a roll-back left out
 
 
 class Course:
@@ -42,6 +45,7 @@ class Course:
         self.setup, self.settings = setup, setup.settings
         self.first_step = setup.restored[0].step if setup.restored else 0
         self.tally = Tally(setup.clock)
+        self._spikes = Spikes(setup.settings.spike)
         self.train_steps: int | None = None  # known with the first worker, who knows the data
         self.stopping = ""  # why the run ends, once it does
         self.complete = True  # whether it ended by itself, so that it is worth an evaluation
@@ -67,6 +71,7 @@ class Course:
 
     def gave_lease(self) -> None:
         """A worker begins a step. The first one starts the clock of all rates."""
+        self._last_move = self.setup.clock()
         if not self._training:
             self._training = True
             self.tally.begin()
@@ -105,6 +110,21 @@ class Course:
     def over(self, step: int) -> bool:
         """Is this the last global step, or beyond it?"""
         return self.train_steps is not None and step >= self.train_steps
+
+    def applied(self, push: Push, staleness: int) -> None:
+        """A gradient went into an update."""
+        self.tally.applied(push.loss, push.examples, staleness)
+        if (times := self._spikes.see(push.loss)) is not None:
+            worker = f"worker:{push.identity.worker}"
+            self.setup.report(Line(worker, (
+                f"warning: the loss {push.loss:.6g} of lease {push.lease} ({self.samples_of(push.lease)}) "
+                f"is {times:.3g} times the running mean"
+            )))  # fmt: skip
+
+    def samples_of(self, lease: int) -> str:
+        """Which samples a lease is, for people."""
+        size = self.settings.batch_size
+        return Order(self._samples, self.settings.seed).named(lease * size, (lease + 1) * size)
 
     def moved(self) -> None:
         """An update was applied."""

@@ -6,6 +6,7 @@ import contextlib
 import logging
 
 from evener import chaos, errors
+from evener.errors import NonFinite
 from evener.report import Line
 from evener.server.links import Links
 from evener.server.rounds import Rounds
@@ -24,6 +25,7 @@ class Ending:
         self._course = rounds.course
         self._setup = rounds.course.setup
         self.done = False
+        self.failure: NonFinite | None = None  # why the run ends, if it is no worker's error
         self.leaving = ""  # why this generation ends while the run goes on
 
     def stop(self, reason: str, *, complete: bool, failed: bool) -> None:
@@ -38,6 +40,11 @@ class Ending:
         self._rounds.tell_followers()
         if not self._setup.saver.busy:
             self._saves.begin_final()
+
+    def fail(self, failure: NonFinite) -> None:
+        """End the run because of this; the state is whole, so it is saved first."""
+        self.failure = self.failure or failure
+        self.stop(failure.what, complete=False, failed=True)
 
     def leave(self, reason: str) -> None:
         """A ps task was told to leave. No update is made any more; the state is saved, then this generation ends.

@@ -129,7 +129,8 @@ class Follower:
         seat.awaits = seq
         handle = self._keys.get((seat.worker, seat.epoch, seq))
         products = [] if handle is None else [(*key, number) for key, number in self.shard.products(handle)]
-        self._tell(Held(self.index, seat.worker, seat.epoch, seq, products))
+        bad = "" if handle is None else self.shard.held[handle].bad
+        self._tell(Held(self.index, seat.worker, seat.epoch, seq, products, bad[:256]))
 
     def gone(self, link: Link) -> None:
         """A worker's link broke. The leader decides what becomes of its gradients, which stay held until then."""

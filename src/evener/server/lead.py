@@ -13,6 +13,7 @@ from evener.policy.members import Members, Verdict
 from evener.report import Line
 from evener.server.course import Course, Setup
 from evener.server.ending import Ending
+from evener.server.guard import Guard
 from evener.server.links import Link, Links, Seat
 from evener.server.rounds import Rounds
 from evener.server.saves import Saves
@@ -55,9 +56,12 @@ class Leader:
         manifest = setup.restored[0] if setup.restored else None
         seqs = {int(worker): seq for worker, seq in manifest.seqs.items()} if manifest else {}
         self.members = Members(generation=setup.generation, epochs=setup.epochs, holders=setup.holders, seqs=seqs)
-        self.leases = Leases(next_lease=manifest.next_lease, returned=manifest.unapplied) if manifest else Leases()
+        self.leases = Leases()
+        if manifest:
+            self.leases = Leases(next_lease=manifest.next_lease, returned=manifest.unapplied, skipped=manifest.skipped)
         self.rounds = Rounds(links, shard, self.course, self.leases)
         self.saves = Saves(links, shard, self.course, self.leases, self.members)
+        self.guard = Guard(shard, self.rounds, self.course)
         self.whole = Whole(self.settings.ps)
         self.ending = Ending(links, shard, self.rounds, self.saves)
 
@@ -76,8 +80,9 @@ class Leader:
                 self._hello(link, message)
             case Follow():
                 self._follow(link, message)
-            case Held(shard, worker, epoch, seq, products) if 0 < shard == link.follower:
+            case Held(shard, worker, epoch, seq, products, bad) if 0 < shard == link.follower:
                 known = [((other, life, number), value) for other, life, number, value in products]
+                self.guard.note((worker, epoch, seq), bad)
                 self._held((worker, epoch, seq), shard, known)
             case Lost(shard, worker, epoch, reason) if 0 < shard == link.follower:
                 seat = self.links.seats.get(worker)
@@ -121,6 +126,7 @@ class Leader:
         if self.settings.mode != "sync":  # every update uses one lease: exactly those that are left
             unapplied = len(self.leases.state().unapplied)
             self.leases.limit = self.leases.next_lease - unapplied + max(0, last - first)
+        self.rounds.leave_out(self.setup.without)
         for difference in begin(self.shard.state, self.setup.restored, self.settings, samples):
             self._tell(f"warning: {difference}")
         if first >= last:
@@ -200,6 +206,10 @@ class Leader:
             self.rounds.drop(handle, self.course.stopping)
             self.rounds.answer(seat)
             self.rounds.tell_followers()
+        elif (wrong := self.guard.wrong(handle)) and not self.rounds.outdated(version):
+            if failure := self.guard.refuse(handle, wrong):
+                self.ending.fail(failure)
+            self.rounds.tell_followers()
         else:
             self._decide(Pushed(seat.worker, version, handle))
 
@@ -207,7 +217,10 @@ class Leader:
         """Let the policy answer an event, then see whether the run is over or a checkpoint is due."""
         if self.ending.leaving:
             return
-        self.rounds.decide(event)
+        before = self.shard.state.step
+        self.rounds.decide(event, self.guard.exploded)
+        if self.shard.state.step > before:
+            self.guard.applied()
         if self.course.over(self.shard.state.step) and not self.course.stopping:
             self.stop(f"reached step {self.course.train_steps}")
         self.rounds.tell_followers()
@@ -238,6 +251,7 @@ class Leader:
 
     def _leave(self, seat: Seat) -> None:
         self.links.dismiss(seat)
+        self.guard.forget(seat.worker, seat.epoch)
         self.rounds.forget(seat, self.whole.forget(seat.worker, seat.epoch))
         if seat.joined and not self.course.stopping:
             self._decide(Left(seat.worker))

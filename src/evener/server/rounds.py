@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import math
+from collections.abc import Callable, Iterable, Mapping, Sequence
 
+from evener.errors import NonFinite
 from evener.policy import policy_for
 from evener.policy.events import Apply, Drop, Event, Release as ReleaseDecision
 from evener.policy.leases import Leases
@@ -11,7 +13,10 @@ from evener.server.course import Course
 from evener.server.links import Links, Seat
 from evener.server.shard import Shard
 from evener.state import rules
-from evener.wire.messages import Decided, Key, Release
+from evener.wire.messages import Decided, Key, Push, Release
+
+#: What an update of finite gradients that is not finite itself ends with.
+Exploded = Callable[[NonFinite, Sequence[Push]], Exception]
 
 
 class Rounds:
@@ -64,12 +69,16 @@ class Rounds:
         seats = sorted(seat.name for seat in self.links.seats.values())
         return f"{', '.join(seats)} to say goodbye" if seats else ""
 
-    def decide(self, event: Event) -> None:
-        """Ask the policy and do what it says."""
+    def decide(self, event: Event, exploded: Exploded) -> None:
+        """Ask the policy and do what it says. `exploded`: what to raise for an update that is not finite."""
         for decision in self.policy.on(event):
             match decision:
                 case Apply(handles):
-                    self._apply(handles)
+                    pushes = [self.shard.held[handle].push for handle in handles]
+                    try:
+                        self._apply(handles)
+                    except NonFinite as error:
+                        raise exploded(error, pushes) from error
                 case Drop(handle, reason):
                     self.drop(handle, reason)
                 case ReleaseDecision(worker):
@@ -88,7 +97,8 @@ class Rounds:
             worker, epoch = push.identity.worker, push.identity.epoch
             self.leases.finish(push.lease, (worker, epoch))
             staleness = version - push.version
-            self.course.tally.applied(push.loss, push.examples, staleness)
+            self.course.applied(push, staleness)
+            self.products.forget((worker, epoch, push.seq))
             self._outcome[worker, epoch] = ("", staleness)
             self._decided.apply.append((worker, epoch, push.seq))
         self.course.moved()
@@ -125,6 +135,20 @@ class Rounds:
         self._outcome[worker, epoch] = (reason, self.shard.state.step - push.version)
         self._decided.drop.append((worker, epoch, push.seq))
 
+    def refuse(self, handle: int, reason: str, *, close: bool) -> None:
+        """This gradient must not become an update; its batch goes back to the pool, or is given up for good."""
+        push = self.shard.held[handle].push
+        owner = (push.identity.worker, push.identity.epoch)
+        if close and self.leases.close(push.lease, owner):
+            self.ledger.skip(push.lease, self.shard.state.step, reason)
+        self.drop(handle, reason)
+        self._release(owner[0])
+        self._serve_parked()
+
+    def outdated(self, version: int) -> bool:
+        """Whether the policy drops what was computed on these parameters, whatever it is."""
+        return self.course.settings.mode == "sync" and version < self.policy.version
+
     def _release(self, worker: int) -> None:
         seat = self.links.seats.get(worker)
         if seat is None:
@@ -132,11 +156,22 @@ class Rounds:
         if self.course.over(self.shard.state.step):
             return  # the run is over: `stop` answers it
         lease = self.leases.take((seat.worker, seat.epoch))
+        self._note_skipped()
         if lease is None:
             self._parked.append(worker)
         else:
             self.course.gave_lease()
             self.answer(seat, lease)
+
+    def leave_out(self, leases: Iterable[int]) -> None:
+        """A roll-back came of these: they are not given out."""
+        for lease in leases:
+            self.leases.avoid(lease)
+        self._note_skipped()
+
+    def _note_skipped(self) -> None:
+        for lease in self.leases.passed():
+            self.ledger.skip(lease, self.shard.state.step, "left out by a roll-back")
 
     def _serve_parked(self) -> None:
         """A lease came back from a worker that left: someone who had none gets it."""
@@ -207,6 +242,10 @@ class Products:
         for other, number in products:
             pair = (min(key, other), max(key, other))
             self._known[pair] = self._known.get(pair, 0.0) + number
+
+    def length(self, key: Key) -> float:
+        """The norm of one gradient; 0.0 where it is not measured."""
+        return math.sqrt(self._known.get((key, key), 0.0))
 
     def norm(self, keys: Sequence[Key]) -> float:
         """The norm of the mean of these gradients, which are forgotten."""

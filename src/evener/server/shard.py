@@ -21,6 +21,7 @@ class Gradient:
     push: Push
     slot: Slot
     borrowed: bool = True
+    bad: str = ""  # a tensor of it that is not finite
 
     @property
     def key(self) -> Key:
@@ -28,28 +29,23 @@ class Gradient:
 
 
 class Shard:
-    """Holds gradients by handle and applies them to its state; decides nothing."""
+    """Holds gradients by handle and applies them to its state; decides nothing.
 
-    def __init__(self, state: State) -> None:
+    Args:
+        measure: the length of each gradient is asked for.
+    """
+
+    def __init__(self, state: State, *, measure: bool = False) -> None:
         self.state = state
+        self._measure = measure
         self.held: dict[int, Gradient] = {}
         self._handles = count(1)
         self._mean_is_last = False
 
     def hold(self, push: Push, slot: Slot) -> int:
-        """Take a gradient that lies in `slot`; a number stands for it from now on.
-
-        Raises:
-            NonFinite: it holds NaN or infinity; it is not held.
-        """
-        if bad := slot.first_non_finite():
-            worker = push.identity.worker
-            raise not_finite(
-                f"worker:{worker} pushed a gradient of {bad!r} that is not finite, "
-                f"at global step {push.version}, lease {push.lease} (loss {push.loss:.6g})."
-            )
+        """Take a gradient that lies in `slot`; a number stands for it from now on. It may be `bad`."""
         handle = next(self._handles)
-        self.held[handle] = Gradient(push, slot)
+        self.held[handle] = Gradient(push, slot, bad=slot.first_non_finite(self.state.infinite))
         chaos.point("server.held")
         return handle
 
@@ -79,7 +75,7 @@ class Shard:
         unused = self._unused(pushes)
         chaos.point("server.applying")
         mean = self.state.mean([gradient.slot for gradient in gradients])
-        if len(gradients) > 1 and (bad := mean.first_non_finite()):
+        if len(gradients) > 1 and (bad := mean.first_non_finite(self.state.infinite)):
             givers = ", ".join(f"worker:{push.identity.worker} (lease {push.lease})" for push in pushes)
             raise not_finite(
                 f"the mean of the gradients of {givers} is not finite in {bad!r}, though each of them is, "
@@ -103,10 +99,13 @@ class Shard:
         Of a mean that lies on several shards no shard knows the norm. The leader knows it from these, without another
         round of messages: the square of a sum is the sum of all products.
         """
-        if self.state.recipe.clip_norm is None or self.state.parameters.layout.shards == 1:
+        mine, clips = self.held[handle], self.state.recipe.clip_norm is not None
+        if not self._measure and not (clips and self.state.parameters.layout.shards > 1):
             return []
-        mine = self.held[handle]
-        others = (held for held in self.held.values() if held.push.version == mine.push.version)
+        others = (
+            held for held in self.held.values()
+            if held is mine or (clips and held.push.version == mine.push.version)
+        )  # fmt: skip
         return [(held.key, rules.product(mine.slot, held.slot)) for held in others]
 
     def drop(self, handle: int) -> Push:

@@ -13,7 +13,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from evener.errors import ConfigError, NonFinite
+from evener.errors import NOT_FINITE_FIX, ConfigError, NonFinite
 from evener.recipes.recipe import Recipe
 from evener.recipes.references import kind_of, place_of
 from evener.report import Line, Status
@@ -120,10 +120,15 @@ class StopOnNaN(Hook):
         if not math.isfinite(loss):
             raise NonFinite(
                 f"the loss of {session.task} is {loss} at global step {session.turn.version} "
-                f"(local step {session.local_step + 1}), lease {session.turn.lease}.",
+                f"(local step {session.local_step + 1}), lease {session.turn.lease}{self._samples(session)}.",
                 why="its gradient would make every parameter NaN; it was not applied.",
-                fix="lower the learning rate, clip the gradient (--clip-norm 1.0), or look at that batch.",
+                fix=NOT_FINITE_FIX,
             )
+
+    def _samples(self, session: Session) -> str:
+        batches, lease = session.batches, session.turn.lease
+        size = batches.batch_size
+        return f" ({batches.order.named(lease * size, (lease + 1) * size)})"
 
 
 class LogEvery(Hook):

@@ -52,6 +52,7 @@ class Manifest(msgspec.Struct, frozen=True, kw_only=True):
     values: dict[str, Any]  # per shard index: groups, schedule
     next_lease: int
     unapplied: list[int]  # leases below next_lease whose gradient is not in these parameters
+    skipped: list[int] = []  # and those that were given up, which are not to be given out again
     seqs: dict[str, tuple[int, int]]  # worker -> (epoch, last push applied): rolls back with the parameters
     batch_size: int = 0  # what a lease meant; 0: not known
     samples: int = 0  # of the training data; 0: not known
@@ -108,7 +109,7 @@ class Store:
             OSError: the disk is full or broken; no file of this shard is left. `discard` takes the rest.
         """
         for name, tensor in contents.parameters.items():
-            if tensor.is_floating_point() and not bool(torch.isfinite(tensor).all()):
+            if name not in contents.buffers and tensor.is_floating_point() and not bool(torch.isfinite(tensor).all()):
                 raise NonFinite(f"{name!r} is not finite at step {contents.step}; the checkpoint was not written.")
         path = self.path(contents.step)
         path.mkdir(exist_ok=True)

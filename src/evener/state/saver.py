@@ -49,7 +49,7 @@ def manifest_of(  # noqa: PLR0913 - what a checkpoint says besides tensors, each
         shapes={spec.name: list(spec.shape) for spec in layout.specs}, parts=layout.parts,
         values={"0": contents.values},
         batch_size=settings.batch_size, samples=samples, seed=settings.seed,
-        next_lease=book.next_lease, unapplied=list(book.unapplied),
+        next_lease=book.next_lease, unapplied=list(book.unapplied), skipped=list(book.skipped),
         seqs={str(worker): seq for worker, seq in seqs.items()}, examples=examples, dropped=dropped, evener=evener,
     )  # fmt: skip
 
@@ -195,6 +195,10 @@ class Saver:
             log.warning("old checkpoints in %s could not be deleted: %s", self._store.directory, error)
         return self.newest
 
+    def read_newest(self) -> tuple[Manifest, Contents] | None:
+        """The newest whole checkpoint."""
+        return self._store.newest(self._tell)
+
     def wait_own(self, timeout: float) -> None:
         """Wait until this shard's files are written; `poll` then completes the save."""
         if self._own is not None:
@@ -224,6 +228,9 @@ class NoSaver:
 
     def poll(self) -> str:
         return ""
+
+    def read_newest(self) -> None:
+        return None
 
     def wait_own(self, timeout: float) -> None:
         pass

@@ -7,19 +7,18 @@ from dataclasses import dataclass, field
 from fractions import Fraction
 from typing import Any
 
-import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from evener.errors import CheckpointError, NonFinite
+from evener.errors import NonFinite
 from evener.recipes.recipe import Recipe
-from evener.state import rules
+from evener.state import foreign, rules
 from evener.state.hyperparameters import Groups, beside_the_recipes, kept, schedule_differences, told
 from evener.state.optimizers import check_apart, cut_like, known_as, names_of_groups, optimizer_of, over_pieces
 from evener.state.schedules import Schedule
 from evener.state.tensors import Slot, beside, copied, frozen, named_tensors
 from evener.state.values import plain, unpack
-from evener.wire.layout import Layout, Piece, Spec
+from evener.wire.layout import Layout, Piece
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,6 +33,7 @@ class Contents:
     averages: dict[str, Tensor]
     optimizer: dict[str, Tensor]  # "fc.weight/exp_avg"
     values: dict[str, Any] = field(default_factory=dict)  # plain: groups, schedule, optimizer numbers
+    buffers: frozenset[str] = frozenset()  # of the parameters, those that nobody trains: a mask may be infinite
 
 
 class State:
@@ -67,6 +67,8 @@ class State:
         self.schedule: Schedule | None = None
         self._averages: Slot | None = None
         self._owed = False  # the averages lack the last update
+        #: Buffers that are meant to hold infinities, since they do from the start: a mask.
+        self.infinite = self.parameters.infinite_buffers()
         if recipe.ema_decay is not None:
             self._averages = Slot(layout, shard, device=self.parameters.device)
             for average, value in zip(self._averages.views, self.parameters.views, strict=True):
@@ -113,9 +115,23 @@ class State:
             return []
         self.step = contents.step
         self._fill(contents)
+        self.infinite |= self.parameters.infinite_buffers()
         if hyperparameters == "recipe":
             return [*self._forward(contents), *sentences]
         return [*sentences, *self._go_on(groups, contents)]
+
+    def back(self, contents: Contents) -> None:
+        """Be again as this checkpoint of the same run: parameters, optimizer, averages, schedule."""
+        self._check(contents)
+        self._owed = False
+        groups = Groups(
+            self.optimizer, self._names, {name: [p for _, p in pieces] for name, pieces in self._mine.items()},
+            contents.values.get("groups", []),
+        )  # fmt: skip
+        groups.regroup()
+        self.step = contents.step
+        self._fill(contents)
+        self._go_on(groups, contents)
 
     def _go_on(self, groups: Groups, contents: Contents) -> list[str]:
         """The checkpoint's settings and schedule."""
@@ -185,7 +201,7 @@ class State:
             used = not unused or self.parameters.pieces[index].spec.name not in unused
             parameter.grad = gradient.views[index] if used else None
         self.optimizer.step()
-        if bad := self.parameters.first_non_finite():
+        if bad := self.parameters.first_non_finite(self.infinite):
             raise NonFinite(
                 f"the update to global step {self.step + 1} has made {bad!r} NaN or infinite, though its gradient was "
                 f"finite (of norm {rules.norm(gradient):.6g} on this shard; learning rate {self.learning_rate:.6g}).",
@@ -248,7 +264,9 @@ class State:
         parameters = {keys[piece]: copied(view) for piece, view in self.parameters.named()}
         shadow = self.averages
         averages = {keys[piece]: copied(view) for piece, view in shadow.named()} if shadow is not None else {}
-        return Contents(self.step, parameters | self.frozen, averages, tensors, values)
+        trained = {keys[self.parameters.pieces[index]] for index in self._indices}
+        everything = parameters | self.frozen
+        return Contents(self.step, everything, averages, tensors, values, frozenset(everything.keys() - trained))
 
     def _fill(self, contents: Contents) -> None:
         """Parameters, averages and what the optimizer keeps of each, as this shard needs them."""
@@ -270,30 +288,7 @@ class State:
                 }
 
     def _check(self, contents: Contents) -> None:
-        if difference := self._difference(contents):
-            raise CheckpointError(
-                f"the checkpoint of step {contents.step} cannot be continued here: {difference}.",
-                why="a checkpoint fits the recipe and the options it was made with.",
-                fix="give the same recipe, options and --init-from, or choose another --logdir to start afresh.",
-            )
-
-    def _difference(self, contents: Contents) -> str:
-        """What makes a checkpoint foreign, as part of a sentence; empty if nothing does."""
-        layout = self.parameters.layout
-        trained = {spec.name: spec.trained for spec in layout.specs}
-        theirs = [
-            Spec(name, tuple(tensor.shape), str(tensor.dtype).removeprefix("torch."), trained.get(name, True))
-            for name, tensor in contents.parameters.items()
-            if name not in self._stay
-        ]
-        if difference := layout.difference(theirs, here="this run", there="the checkpoint"):
-            return difference
-        for name, tensor in self.frozen.items():
-            kept = contents.parameters.get(name)
-            if kept is not None and not torch.equal(kept, tensor):
-                return f"frozen {name!r} has other values than the recipe gives now"
-        mine, kind = known_as(self.optimizer), contents.values.get("optimizer")
-        return f"it was trained with {kind}, this run trains with {mine}" if kind not in (None, mine) else ""
+        foreign.check(contents, self.parameters.layout, self.frozen, self._stay, self.optimizer)
 
 
 def _cut(tensor: Tensor, piece: Piece) -> Tensor:

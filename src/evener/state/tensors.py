@@ -146,16 +146,36 @@ class Slot:
     def named(self) -> Iterator[tuple[Piece, Tensor]]:
         return zip(self.pieces, self.views, strict=True)
 
-    def first_non_finite(self) -> str:
-        """The name of a trained tensor that holds NaN or infinity; empty when all is finite.
+    def copied_buffers(self) -> list[Tensor]:
+        return [flat.clone() for flat in self.buffers]
+
+    def put_buffers(self, copies: Sequence[Tensor]) -> None:
+        for flat, copy in zip(self.buffers, copies, strict=True):
+            flat.copy_(copy)
+
+    def infinite_buffers(self) -> frozenset[str]:
+        """The names of buffers that hold NaN or infinity."""
+        return frozenset(
+            piece.key for piece, view in self.named() if not piece.spec.trained and not bool(torch.isfinite(view).all())
+        )
+
+    def first_non_finite(self, allowed: Collection[str] = ()) -> str:
+        """The name of a tensor that holds NaN or infinity; empty when all is finite.
+
+        Args:
+            allowed: buffers that may.
 
         The sum is 40 times cheaper than looking at each element and is not finite if any element is not; only then is
         each tensor looked at, since a sum may also overflow.
         """
         if all(bool(torch.isfinite(flat.sum())) for flat in self.trained):
-            return ""
-        for piece, view in self.named():
-            if piece.spec.trained and not bool(torch.isfinite(view).all()):
+            if all(bool(torch.isfinite(flat.sum())) for flat in self.buffers):
+                return ""
+            suspects = [(piece, view) for piece, view in self.named() if not piece.spec.trained]
+        else:
+            suspects = list(self.named())
+        for piece, view in suspects:
+            if piece.key not in allowed and not bool(torch.isfinite(view).all()):
                 return piece.key
         return ""
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
@@ -35,6 +36,7 @@ from evener.task.build import (
 from evener.task.follower import LeaderLine, follower
 from evener.task.rendezvous import Rendezvous
 from evener.task.wiring import listen, public_address
+from evener.transport.channel import Listener
 
 
 class Grants(msgspec.Struct):
@@ -74,10 +76,10 @@ def run_server(  # noqa: PLR0913 - what a task is told, each once
     """
     chaos.point("server.starting")
     listeners = listen(settings, index, run)
-
-    def leader_address() -> str:
-        return rendezvous.addresses()[0]
-
+    lives = _Lives(
+        index, settings, run, listeners, leader=lambda: rendezvous.addresses()[0],
+        stop_asked=stop_asked, leave_asked=leave_asked, report=report,
+    )  # fmt: skip
     task = f"ps:{index}"
     try:
         chaos.point("server.bound")
@@ -85,36 +87,71 @@ def run_server(  # noqa: PLR0913 - what a task is told, each once
         rendezvous.publish(task, public_address(settings, index, listeners[0]))
         if index == 0:
             tell_start(built, settings, task, report)
-        while True:
-            shard = Shard(State(built.model, built.recipe, built.layout, shard=index))
-            links = Links(listeners, built.layout, index, _expected(built, settings, run))
-            try:
-                if index == 0:
-                    server = _leader(links, shard, settings, run=run, report=report)
-                    serve(server, stop_asked, leave_asked)
-                    if server.course.failed:
-                        raise errors.TaskFailed(f"the run ended: {server.course.stopping}.")
-                else:
-                    line = LeaderLine(
-                        index,
-                        settings,
-                        run=run,
-                        address=leader_address,
-                        report=report,
-                        stop_asked=lambda: stop_asked() or leave_asked(),
-                    )
-                    serve(follower(line, links, shard, settings, report), stop_asked, leave_asked)
-                return
-            except errors.TaskFailed as loss:
-                if leave_asked():
-                    raise errors.Preempted(loss.what) from None
-                if stop_asked() or not isinstance(loss, errors.ServerLost):
-                    raise
-                tell_and_log(task, report, f"{loss.what} All go on from the newest checkpoint once it is back.")
-                built = build(settings)  # parameters as at the start: there may be no checkpoint yet
+        while (loss := lives.serve(built)) is not None:
+            tell_and_log(task, report, f"{loss.what} All go on from the newest checkpoint {_then(loss)}.")
+            built = build(settings)  # parameters as at the start: there may be no checkpoint yet
     finally:
         for listener in listeners:
             listener.close()
+
+
+def _then(loss: errors.ServerLost) -> str:
+    if not isinstance(loss, errors.RolledBack):
+        return "once it is back"
+    many = "s" if len(loss.leases) > 1 else ""
+    return f"without lease{many} {', '.join(map(str, loss.leases))}" if loss.leases else "without that batch"
+
+
+@dataclass(slots=True)
+class _Lives:
+    """The lives of one shard, one after the other, at one address."""
+
+    index: int
+    settings: Settings
+    run: str
+    listeners: list[Listener]
+    leader: Callable[[], str]  # where ps:0 listens
+    stop_asked: Callable[[], str]
+    leave_asked: Callable[[], str]
+    report: Reporter
+    without: tuple[int, ...] = ()  # leases that roll-backs left out
+
+    def serve(self, built: Built) -> errors.ServerLost | None:
+        """One life. None when the run is over; else why another one begins.
+
+        Raises:
+            Preempted: this task was told to leave.
+            TaskFailed: the run has failed.
+        """
+        state = State(built.model, built.recipe, built.layout, shard=self.index)
+        shard = Shard(state, measure=self.settings.refuse_norm is not None)
+        links = Links(self.listeners, built.layout, self.index, _expected(built, self.settings, self.run))
+        try:
+            (self._follow if self.index else self._lead)(links, shard)
+        except errors.TaskFailed as loss:
+            if self.leave_asked():
+                raise errors.Preempted(loss.what) from None
+            if self.stop_asked() or not isinstance(loss, errors.ServerLost):
+                raise
+            if isinstance(loss, errors.RolledBack):
+                self.without += loss.leases
+            return loss
+        return None
+
+    def _lead(self, links: Links, shard: Shard) -> None:
+        server = _leader(links, shard, self.settings, run=self.run, report=self.report, without=self.without)
+        serve(server, self.stop_asked, self.leave_asked)
+        if server.ending.failure is not None:
+            raise server.ending.failure
+        if server.course.failed:
+            raise errors.TaskFailed(f"the run ended: {server.course.stopping}.")
+
+    def _follow(self, links: Links, shard: Shard) -> None:
+        line = LeaderLine(
+            self.index, self.settings, run=self.run, address=self.leader, report=self.report,
+            stop_asked=lambda: self.stop_asked() or self.leave_asked(),
+        )  # fmt: skip
+        serve(follower(line, links, shard, self.settings, self.report), self.stop_asked, self.leave_asked)
 
 
 def _expected(built: Built, settings: Settings, run: str) -> Expected:
@@ -125,7 +162,9 @@ def _expected(built: Built, settings: Settings, run: str) -> Expected:
     )  # fmt: skip
 
 
-def _leader(links: Links, shard: Shard, settings: Settings, *, run: str, report: Reporter) -> Leader:
+def _leader(  # noqa: PLR0913 - what a leader is given, each once
+    links: Links, shard: Shard, settings: Settings, *, run: str, report: Reporter, without: tuple[int, ...]
+) -> Leader:
     tell = partial(tell_and_log, "ps:0", report)
     store = open_store(settings, tell=tell)
     saver = Saver(store, schedule_of(settings), shards=settings.ps, clock=time.monotonic, tell=tell)
@@ -144,7 +183,7 @@ def _leader(links: Links, shard: Shard, settings: Settings, *, run: str, report:
     setup = Setup(
         settings=settings, saver=saver, ledger=ledger, report=report, clock=time.monotonic, restored=restored,
         generation=grants.generation, epochs=dict(grants.epochs), holders=dict(grants.holders),
-        keep_grants=keep_grants, evener=VERSION,
+        keep_grants=keep_grants, evener=VERSION, without=without,
     )  # fmt: skip
     return Leader(links, shard, setup)
 

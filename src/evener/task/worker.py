@@ -47,7 +47,7 @@ def hooks_for(recipe: Recipe, data: Data, settings: Settings, tell: Callable[[st
     best = Best(Figure.of(recipe.keep_best), settings, VERSION, tell) if recipe.keep_best else None
     every = recipe.validates_every(settings, len(data.train))
     return [
-        StopOnNaN(),
+        *([StopOnNaN()] if settings.on_nan == "stop" else []),
         LogEvery(settings.log_every, clock, examples),
         Evaluate(data.validations, every, settings.eval_batch_size or settings.batch_size, best),
         *([StopEarly(recipe.early_stopping)] if recipe.early_stopping is not None else []),

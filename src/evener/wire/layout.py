@@ -216,6 +216,10 @@ class Layout:
             for segment in self.segments
         )
 
+    def what(self, key: str) -> str:
+        """A tensor of a gradient, or a part of one, for people."""
+        return f"the {'gradient of' if key.partition('[')[0] in self.trained else 'buffer'} {key!r}"
+
     @cached_property
     def trained(self) -> tuple[str, ...]:
         """The names of the tensors that are trained, in the model's order."""

@@ -173,6 +173,7 @@ class Held(Message, frozen=True):
     #: Where gradients are clipped by norm: the inner products of this one's part on the shard with itself and with
     #: others that are held there.
     products: list[tuple[int, int, int, float]] = []  # worker, epoch, seq of the other, and the number
+    bad: Word = ""  # a tensor of it that is not finite
 
 
 class Lost(Message, frozen=True):

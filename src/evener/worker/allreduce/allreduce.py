@@ -93,6 +93,7 @@ class AllReduce:
         self._updates = 0
         self._judged: float | None = None  # what the last validation found, until all towers know
         self._turn = Turn(version=0, lease=-1)
+        self._blamed: list[int] = []  # towers whose gradient was not finite
 
     arrivals = 0
 
@@ -127,10 +128,18 @@ class AllReduce:
                 unused=unused,
             ))  # fmt: skip
         except errors.NonFinite as error:
-            if not self._gradients.first_non_finite():
-                raise  # the mean was finite, so no gradient is to blame
-            raise self._named(error) from None
+            turn = self._refused(error)
         return self._mine(turn)
+
+    def _refused(self, error: errors.NonFinite) -> Turn:
+        """The mean is not finite, or too long. All towers see that, and take the same way out of it."""
+        if self._gradients.first_non_finite(self._inner.infinite):
+            error = self._named(error)
+        elif not self._inner.measured(error):
+            raise error  # the mean was fine, so no gradient is to blame but the step was too large
+        leases = self._inner.leases
+        blamed = [leases[rank] for rank in self._blamed] or leases
+        return self._inner.refuse(blamed, error)
 
     def _sum(self) -> None:
         """Give the gradients and numbers; what lies there afterwards is the mean, and the last tower's buffers."""
@@ -156,6 +165,7 @@ class AllReduce:
     def _named(self, error: errors.NonFinite) -> errors.NonFinite:
         """The mean is not finite on any tower: each says whether it is to blame."""
         found = self._group.gather(self._suspect())
+        self._blamed = [rank for rank, name in enumerate(found) if name]
         blamed = [f"{name!r} of worker:{rank}" for rank, name in enumerate(found) if name]
         if not blamed:
             return errors.not_finite(
@@ -163,7 +173,8 @@ class AllReduce:
                 f"their sum is too large for its dtype, at global step {self._turn.version}."
             )
         what = f"the gradient of {', '.join(blamed)} is not finite, at global step {self._turn.version}"
-        return errors.NonFinite(f"{what} (lease {self._turn.lease} here).", why=error.why, fix=error.fix)
+        leases = ", ".join(self._inner.place_of(self._inner.leases[rank]) for rank in self._blamed)
+        return errors.NonFinite(f"{what} ({leases}).", why=error.why, fix=error.fix)
 
     def _mine(self, turn: Turn) -> Turn:
         """The chief is tower 0."""
@@ -261,4 +272,6 @@ def _unpacked(data: bytes) -> tuple[Manifest, Contents]:
     for key, tensor in safetensors.torch.load(files).items():
         part, _, name = key.partition(":")
         parts[part][name] = tensor
-    return msgspec.json.decode(manifest, type=Manifest), Contents(step=step, values=values, **parts)
+    return msgspec.json.decode(manifest, type=Manifest), Contents(
+        step, parts["parameters"], parts["averages"], parts["optimizer"], values
+    )

@@ -5,20 +5,25 @@ It is also what each of several towers holds (`allreduce.py`): then it counts th
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 
 from torch import Tensor
 
 from evener import errors
+from evener.data.order import Order
 from evener.ledger import Ledger
-from evener.policy.leases import LeaseState
+from evener.policy.poison import Answer, Poison
 from evener.report import Finished, Line, Progress, Reporter
 from evener.settings import Settings
+from evener.state import rules
 from evener.state.checkpoint import Manifest
 from evener.state.saver import NoSaver, Saver, begin, manifest_of
 from evener.state.state import Contents, State
 from evener.state.tensors import Slot
-from evener.tally import Tally
+from evener.tally import Spikes, Tally
+from evener.worker.exchange.book import Book
 from evener.worker.exchange.exchange import Computed, Turn
 
 
@@ -63,11 +68,23 @@ class Local:
         for difference in begin(state, restored, settings, samples):
             report(Line("worker:0", f"warning: {difference}"))
         self._first_step = state.step
-        self._next_lease = restored[0].next_lease if restored else 0
-        self._unapplied = sorted(restored[0].unapplied) if restored else []  # of a cluster; they come first
-        ledger.begin(self._first_step, samples, self._book())
+        self._book = Book(
+            restored[0] if restored else None, towers, lambda lease: ledger.skip(lease, state.step, "not finite")
+        )
+        self._poison, self._spikes = Poison(settings.on_nan), Spikes(settings.spike)
+        self._buffers = state.parameters.copied_buffers()
+        ledger.begin(self._first_step, samples, self._book.state())
 
     arrivals = 0
+
+    @property
+    def infinite(self) -> frozenset[str]:
+        """Buffers that may be."""
+        return self._state.infinite
+
+    def _tell(self, text: str) -> None:
+        if self._tower == 0:
+            self._report(Line("worker:0", text))
 
     @property
     def figure(self) -> str:
@@ -82,21 +99,41 @@ class Local:
 
     def update(self, computed: Computed, factor: float | None = None) -> Turn:
         """Apply the gradient. `factor`: see `State.clipped`, where this process holds a part of the model."""
-        if bad := self._gradients.first_non_finite():
-            raise errors.not_finite(
-                f"the gradient of {bad!r} is not finite, at global step {self._state.step}, lease {self._lease} "
-                f"(loss {computed.loss:.6g})."
-            )
+        try:
+            return self._update(computed, factor)
+        except errors.NonFinite as error:
+            if self._towers > 1 or factor is not None or not self._whole:
+                raise
+            return self.refuse([self._lease], error)
+
+    def _check(self, computed: Computed) -> None:
+        """Raises NonFinite for what must not become an update."""
+        wrong, limit = "", self._settings.refuse_norm
+        if bad := self._gradients.first_non_finite(self.infinite):
+            wrong = f"{self._state.parameters.layout.what(bad)} is not finite"
+        elif not math.isfinite(computed.loss):
+            wrong = "the loss is not finite"
+        elif limit is not None and (length := rules.norm(self._gradients)) > limit:
+            wrong = f"the gradient has norm {length:.6g}, above --refuse-norm {limit:g}"
+        if wrong:
+            place = self.place_of(self._lease)
+            raise errors.not_finite(f"{wrong}, at global step {self._state.step}, {place} (loss {computed.loss:.6g}).")
+
+    def _update(self, computed: Computed, factor: float | None) -> Turn:
+        self._check(computed)
         if not self._tally.updates:  # the first step began so long ago; what was before is no part of a rate
             self._tally.begin(self._clock() - computed.seconds)
         self._whole = False
         self._applied = self._state.apply(self._gradients, computed.unused, factor)
         step = self._state.step
-        self._ledger.update(step, [(lease, worker, 0, step) for worker, lease in enumerate(self._leases())])
-        again = min(len(self._unapplied), self._towers)
-        del self._unapplied[:again]
-        self._next_lease += self._towers - again
+        self._poison.applied()
+        self._ledger.update(step, [(lease, worker, 0, step) for worker, lease in enumerate(self.leases)])
+        self._book.take()
         self._whole = True
+        if self._settings.on_nan != "stop":
+            self._buffers = self._state.parameters.copied_buffers()
+        if (times := self._spikes.see(computed.loss)) is not None:
+            self._tell(f"warning: the loss {computed.loss:.6g} of step {step} is {times:.3g} times the running mean")
         self._tally.applied(computed.loss, computed.examples, 0)
         self._tally.updated()
         if self._state.step >= self._train_steps:
@@ -110,17 +147,61 @@ class Local:
             self.progress()
         return self._turn()
 
+    # --- what must not become an update
+
+    def measured(self, error: errors.NonFinite) -> bool:
+        """Whether a gradient was refused for its length or its loss."""
+        return self._whole and ("--refuse-norm" in error.what or "the loss" in error.what)
+
+    def place_of(self, lease: int) -> str:
+        """A lease and its samples, for people."""
+        size = self._settings.batch_size
+        return f"lease {lease} ({Order(self._samples, self._settings.seed).named(lease * size, (lease + 1) * size)})"
+
+    def refuse(self, blamed: Sequence[int], error: errors.NonFinite) -> Turn:
+        """Do as --on-nan says with the batches to blame; those of other towers come again.
+
+        Raises:
+            NonFinite: the run is to stop.
+        """
+        answers = {lease: self._poison.judge(lease) for lease in blamed}
+        if Answer.STOP in answers.values():
+            raise error
+        if Answer.BACK in answers.values():
+            return self._roll_back(blamed, error)
+        closed = [lease for lease, answer in answers.items() if answer is Answer.CLOSE]
+        self._tell(f"{error.what.rstrip('.')}; {'it is given up' if closed else 'it is tried once more'}")
+        self._book.refuse(closed)
+        self._state.parameters.put_buffers(self._buffers)  # the model wrote there while it computed
+        return replace(self._turn(), rejected=error.what)
+
+    def _roll_back(self, blamed: Sequence[int], error: errors.NonFinite) -> Turn:
+        """Everything as in the newest checkpoint, and on without these batches."""
+        self._finish_save()
+        restored = self._saver.read_newest()
+        if restored is None:
+            raise errors.NonFinite(
+                f"{error.what.rstrip('.')}; there is no checkpoint yet to go back to.",
+                why=error.why, fix="save earlier (--save-checkpoint-steps), or use --on-nan skip.",
+            )  # fmt: skip
+        manifest, contents = restored
+        self._tell(f"{error.what.rstrip('.')}; back to step {manifest.step}, and on without it")
+        self._state.back(contents)
+        self._book.back_to(manifest)
+        self._ledger.begin(manifest.step, self._samples, self._book.state())
+        self._book.avoid(blamed)
+        return replace(self._turn(), rejected=error.what)
+
+    # --- leases
+
     @property
     def _lease(self) -> int:
-        return self._leases()[self._tower]
+        return self.leases[self._tower]
 
-    def _leases(self) -> list[int]:
+    @property
+    def leases(self) -> list[int]:
         """Of the next update, one for each tower, ascending."""
-        again = self._unapplied[: self._towers]
-        return again + list(range(self._next_lease, self._next_lease + self._towers - len(again)))
-
-    def _book(self) -> LeaseState:
-        return LeaseState(self._next_lease, tuple(self._unapplied))
+        return self._book.leases
 
     def progress(self) -> None:
         tally = self._tally
@@ -177,7 +258,7 @@ class Local:
             if self._whole and (not reason or self._tally.updates):
                 self._save_final()
             if not reason:
-                self._ledger.end(self._state.step, self._stop, self._book())
+                self._ledger.end(self._state.step, self._stop, self._book.state())
                 tally = self._tally
                 self._report(
                     Finished(self._state.step, self._first_step, tally.examples, tally.seconds, tally.loss, 0, 0.0, 0,
@@ -206,8 +287,8 @@ class Local:
     def _save(self) -> None:
         contents = self._state.contents()
         manifest = manifest_of(
-            contents, self._state, book=self._book(), seqs={}, examples=self._tally.examples, dropped=0,
+            contents, self._state, book=self._book.state(), seqs={}, examples=self._tally.examples, dropped=0,
             settings=self._settings, samples=self._samples, evener=self._evener,
         )  # fmt: skip
-        self._ledger.cut(contents.step, self._book())
+        self._ledger.cut(contents.step, self._book.state())
         self._saver.start(contents, manifest)

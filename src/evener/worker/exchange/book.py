@@ -1,0 +1,78 @@
+"""Which batches one process, or several towers together, take next. Ps tasks have `policy.leases` for that."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+
+from evener.policy.leases import LeaseState
+from evener.state.checkpoint import Manifest
+
+
+class Book:
+    """Leases in order: those that a cluster left unapplied first, then the next; each update takes one for each tower.
+
+    Args:
+        manifest: of the checkpoint that the run goes on from.
+        towers: how many leases an update takes.
+        closed: hears of each lease that is given up.
+    """
+
+    def __init__(self, manifest: Manifest | None, towers: int, closed: Callable[[int], None]) -> None:
+        self._towers, self._closed = towers, closed
+        self._avoided: set[int] = set()  # to be given up once they come
+        self._open(manifest)
+
+    def _open(self, manifest: Manifest | None) -> None:
+        self._next = manifest.next_lease if manifest else 0
+        self._unapplied = sorted(manifest.unapplied) if manifest else []
+        self._skipped = list(manifest.skipped) if manifest else []
+
+    @property
+    def leases(self) -> list[int]:
+        """Of the next update, one for each tower, ascending."""
+        again = self._unapplied[: self._towers]
+        return again + list(range(self._next, self._next + self._towers - len(again)))
+
+    def take(self) -> None:
+        """These were applied."""
+        again = min(len(self._unapplied), self._towers)
+        del self._unapplied[:again]
+        self._next += self._towers - again
+        self._pass_avoided()
+
+    def refuse(self, without: Iterable[int]) -> None:
+        """They gave no update: all come again but those that are given up."""
+        closed = set(without)
+        again = [lease for lease in self.leases if lease not in closed]
+        self.take()
+        self._unapplied = sorted([*again, *self._unapplied])
+        for lease in sorted(closed):
+            self._close(lease)
+
+    def back_to(self, manifest: Manifest) -> None:
+        """As a checkpoint says; what is to be avoided stays so."""
+        self._open(manifest)
+
+    def avoid(self, leases: Iterable[int]) -> None:
+        """These, and those that were to be avoided before, are not to be taken."""
+        for lease in sorted({*leases, *self._avoided}):
+            if lease in self._unapplied:
+                self._unapplied.remove(lease)
+                self._avoided.discard(lease)
+                self._close(lease)
+            elif lease >= self._next:
+                self._avoided.add(lease)
+        self._pass_avoided()
+
+    def _pass_avoided(self) -> None:
+        while self._next in self._avoided:
+            self._avoided.discard(self._next)
+            self._next += 1
+            self._close(self._next - 1)
+
+    def _close(self, lease: int) -> None:
+        self._skipped.append(lease)
+        self._closed(lease)
+
+    def state(self) -> LeaseState:
+        return LeaseState(self._next, tuple(self._unapplied), tuple(sorted(self._skipped)))

@@ -14,7 +14,7 @@ from evener.cluster.cluster import Address, Task
 from evener.control import control
 from evener.control.control import Addresses, Assignment, Stop
 from evener.launch.standing import server as standing
-from evener.launch.standing.server import VERSION, Own, StandingServer
+from evener.launch.standing.server import VERSION, Job, Own, StandingServer
 from evener.report import Line, Progress
 from evener.transport.channel import Memory, Ranges
 from evener.wire import codec
@@ -207,7 +207,7 @@ def test_a_task_that_does_not_end_without_its_client_is_killed_after_the_time_it
     channel, task = at_work(stage)
     channel.close()
     until(lambda: task.orders)
-    stage.now += 3
+    stage.now += Job(0, "", "", 0.0).grace + 1
     until(lambda: task.killed)
 
 

@@ -135,6 +135,7 @@ class Cluster:
         before: the cluster that lived here before; its grants are remembered, as on disk.
         follower: the class of the following servers.
         shard: the class of the shards.
+        without: leases that a roll-back left out.
     """
 
     def __init__(
@@ -145,6 +146,7 @@ class Cluster:
         before: Cluster | None = None,
         follower: type[Follower] = Follower,
         shard: type[Shard] = Shard,
+        without: tuple[int, ...] = (),
         **options: object,
     ) -> None:
         everything: dict = {"ps": 1, "workers": 2, "save_checkpoint_secs": None, "logdir": str(directory)} | options
@@ -158,7 +160,7 @@ class Cluster:
         self.samples = len(as_data(recipe.data()).train)
         self.listeners = [transport.listen("memory") for _ in range(self.settings.ps)]
         self.workers: list[Worker] = []
-        self._shard = shard
+        self._shard, self._without = shard, without
         with (
             patch("evener.state.saver.ThreadPoolExecutor", self.disk),
             patch("evener.server.follow.ThreadPoolExecutor", self.disk),
@@ -172,7 +174,8 @@ class Cluster:
         built = build(self.settings, self.recipe)
         expected = Expected(run=RUN, recipe=built.fingerprint, evener=EVENER)
         links = Links([self.listeners[index]], built.layout, index, expected)
-        return links, self._shard(State(built.model, built.recipe, built.layout, shard=index))
+        state = State(built.model, built.recipe, built.layout, shard=index)
+        return links, self._shard(state, measure=self.settings.refuse_norm is not None)
 
     def _lead(self) -> Leader:
         settings = self.settings
@@ -188,7 +191,7 @@ class Cluster:
         setup = Setup(
             settings=settings, saver=saver, ledger=ledger, report=self.reports.append, clock=self.clock,
             restored=restored, generation=self.generation, epochs=dict(self.epochs), holders=dict(self.holders),
-            keep_grants=self._keep, evener=EVENER,
+            keep_grants=self._keep, evener=EVENER, without=self._without,
         )  # fmt: skip
         return Leader(*self._parts(0), setup)
 

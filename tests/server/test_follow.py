@@ -7,6 +7,7 @@ step 1 the parameters are the sum of what was applied, so any mixture of gradien
 from __future__ import annotations
 
 import math
+import re
 import tempfile
 from collections.abc import Iterator
 from contextlib import suppress
@@ -22,7 +23,6 @@ from hypothesis import given, settings, strategies as st
 from evener import errors
 from evener.report import Finished, Status
 from evener.server.follow import Follower
-from evener.server.serve import serve
 from evener.server.shard import Shard
 from evener.state.checkpoint import load
 from evener.wire.messages import Contents, Goodbye, Granted, Halt, Identity, Join, Lost, Pull, Release
@@ -40,8 +40,8 @@ MODES = {
 class Recorder(Shard):
     """Remembers which pushes each of its updates averaged, and what the parameters were after it."""
 
-    def __init__(self, state):
-        super().__init__(state)
+    def __init__(self, state, *, measure=False):
+        super().__init__(state, measure=measure)
         self.updates = []
 
     def apply(self, handles, factor=None):
@@ -495,17 +495,18 @@ def test_a_second_join_and_a_push_before_the_first_are_refused_by_followers_too(
     assert member.push(1.0).version == 1
 
 
-def test_a_gradient_that_is_not_finite_on_a_follower_ends_the_run_there(cluster):
+def test_a_gradient_that_is_not_finite_on_a_follower_ends_the_run_at_the_leader_who_saves_it(cluster):
     run = cluster()
     (worker,) = run.started(0)
     worker.views["row"][-1] = math.nan
-    for shard in (1, 0):
-        worker.say(shard, worker.message(), payload=True)
-
-    with pytest.raises(errors.NonFinite, match=r"worker:0 pushed a gradient of 'row\[32:64\]' .*step 0, lease 0"):
-        serve(run.servers[1])
-    with pytest.raises(errors.TaskFailed, match="ps:1 is gone"):
-        serve(run.leader)
+    told = worker.push()
+    assert told.failed
+    assert re.match(
+        r"worker:0 pushed the gradient of 'row\[32:64\]', which is not finite, .*step 0, lease 0", told.stop
+    )
+    worker.leave()
+    run.finish()
+    assert isinstance(run.leader.ending.failure, errors.NonFinite)
     assert run.versions() == [0, 0]
 
 

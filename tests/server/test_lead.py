@@ -1,6 +1,7 @@
 """Shard 0 as workers and the launcher see it: who may come in, what an answer holds, when it ends, what is saved."""
 
 import math
+import re
 from functools import partial
 from pathlib import Path
 
@@ -590,20 +591,21 @@ def test_a_gradient_that_is_not_finite_ends_the_run_and_names_everything(cluster
     a, b = run.started(0, 1)
     a.push(1.0)
     b.views["row"][17] = poison
-    b.say(0, b.message(loss=0.25), payload=True)
-
-    with pytest.raises(errors.NonFinite) as ended:
-        serve(run.leader)
-    assert ended.value.what == (
-        "worker:1 pushed a gradient of 'row' that is not finite, at global step 0, lease 1 (loss 0.25)."
+    told = b.push(loss=0.25)
+    assert told.failed
+    assert re.fullmatch(
+        r"worker:1 pushed the gradient of 'row', which is not finite, at global step 0, "
+        r"lease 1 \(samples \d+, .* and 92 more; loss 0\.25\)\.",
+        told.stop,
     )
+    a.push(1.0)
+    for worker in (a, b):
+        worker.leave()
+    run.finish()
+    assert isinstance(run.leader.ending.failure, errors.NonFinite)
     assert (run.step, row(run)) == (1, -1.0)
     assert saved(run) == [1]  # what was reached before it, nothing of it
     assert set(load(run.leader.setup.saver._store.path(1))[1].parameters["row"].tolist()) == {-1.0}
-    for worker in (a, b):  # everyone is told why
-        told = codec.raised(worker.heard()[-1])
-        assert isinstance(told, errors.TaskFailed)
-        assert "worker:1 pushed a gradient of 'row' that is not finite" in told.what
 
 
 # --- no silent wait

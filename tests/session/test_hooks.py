@@ -10,6 +10,7 @@ import torch
 from torch import nn
 
 from evener import errors
+from evener.data.batches import Batches
 from evener.data.dataset import Data, Tensors
 from evener.recipes.recipe import Recipe
 from evener.report import Evaluated, Line, Status
@@ -26,6 +27,9 @@ class Loop:
     """What a hook sees of a session."""
 
     task: str = "worker:1"
+    batches: object = field(
+        default_factory=lambda: Batches(Tensors(torch.arange(9.0), torch.zeros(9)), batch_size=2, seed=0)
+    )
     turn: Turn = field(default_factory=lambda: Turn(version=0, lease=0))
     local_step: int = 0
     stopped: list = field(default_factory=list)
@@ -82,7 +86,10 @@ def test_stop_on_nan_names_worker_step_and_lease(loss):
 
     with pytest.raises(errors.NonFinite) as ended:
         StopOnNaN().before_update(loop, loss)
-    assert ended.value.what == f"the loss of worker:1 is {loss} at global step 812 (local step 406), lease 811."
+    assert (
+        ended.value.what
+        == f"the loss of worker:1 is {loss} at global step 812 (local step 406), lease 811 (samples 7, 5)."
+    )
     StopOnNaN().before_update(loop, 1e30)
 
 

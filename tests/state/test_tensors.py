@@ -239,11 +239,13 @@ def test_infinities_of_both_signs_do_not_hide_each_other():
     assert slot.first_non_finite() == "w"
 
 
-def test_buffers_may_hold_anything():
+def test_a_buffer_that_is_not_finite_is_named_unless_it_may_be():
     slot = Slot(Layout([Spec("lowest", (4,), "float32", False), Spec("w", (4,), "float32", True)]), 0)
     next(view for piece, view in slot.named() if piece.key == "lowest").fill_(float("inf"))
 
-    assert slot.first_non_finite() == ""
+    assert slot.first_non_finite() == "lowest"
+    assert slot.infinite_buffers() == {"lowest"}
+    assert slot.first_non_finite({"lowest"}) == ""
 
 
 # --- frozen parameters

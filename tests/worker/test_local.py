@@ -150,7 +150,7 @@ def test_a_gradient_that_is_not_finite_is_not_applied(alone, poison):
 
     with pytest.raises(errors.NonFinite) as ended:
         step(session)
-    assert ended.value.what.startswith("the gradient of 'row' is not finite, at global step 1, lease 1 (loss ")
+    assert ended.value.what.startswith("the gradient of 'row' is not finite, at global step 1, lease 1 (samples ")
     assert torch.equal(session.towers.model.row.detach(), before)
     assert session.exchange._state.step == 1
 

@@ -505,7 +505,8 @@ def test_a_gradient_that_is_not_finite_on_a_follower_ends_the_run_at_the_leader_
         r"worker:0 pushed the gradient of 'row\[32:64\]', which is not finite, .*step 0, lease 0", told.stop
     )
     worker.leave()
-    run.finish()
+    with pytest.raises(errors.TaskFailed, match="which is not finite"):
+        run.finish()
     assert isinstance(run.leader.ending.failure, errors.NonFinite)
     assert run.versions() == [0, 0]
 

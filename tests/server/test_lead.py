@@ -694,7 +694,7 @@ def test_checkpoints_by_steps(cluster):
 
 
 def test_checkpoints_by_seconds(cluster):
-    run = cluster(train_steps=99, save_checkpoint_secs=60, workers=1)
+    run = cluster(train_steps=99, save_checkpoint_secs=60, workers=1, stall_timeout=10_000)
     (worker,) = run.started(0)
     worker.push(1.0)
     run.tick(59.0)

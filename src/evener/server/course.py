@@ -131,6 +131,10 @@ class Course:
         self.tally.updated()
         self._last_move = self.setup.clock()
 
+    def still(self) -> bool:
+        """Whether nothing has moved for so long that somebody may ask why."""
+        return self.setup.clock() - self._last_move > 1.0
+
     def stop(self, reason: str, *, complete: bool, failed: bool) -> None:
         self.stopping, self.complete, self.failed = reason, complete, failed
         self._stop_time = self.setup.clock()

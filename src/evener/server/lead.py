@@ -3,18 +3,16 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Sequence
 
 from evener import chaos, errors
-from evener.policy.events import Event, Joined, Left, Pushed
-from evener.policy.follow import Whole
+from evener.policy.events import Left
 from evener.policy.leases import Leases
-from evener.policy.members import Members, Verdict
+from evener.policy.lives import Stage
+from evener.policy.members import Members
 from evener.report import Line
 from evener.server.course import Course, Setup
-from evener.server.ending import Ending
-from evener.server.guard import Guard
 from evener.server.links import Link, Links, Seat
+from evener.server.pushes import Pushes
 from evener.server.rounds import Rounds
 from evener.server.saves import Saves
 from evener.server.shard import Shard
@@ -33,7 +31,6 @@ from evener.wire.messages import (
     Identity,
     Join,
     Judged,
-    Key,
     Lead,
     Leaving,
     Lost,
@@ -43,6 +40,9 @@ from evener.wire.messages import (
 )
 
 log = logging.getLogger(__name__)
+
+#: So many lives lost over one batch are no accident.
+SUSPICIOUS = 3
 
 
 class Leader:
@@ -60,10 +60,10 @@ class Leader:
         if manifest:
             self.leases = Leases(next_lease=manifest.next_lease, returned=manifest.unapplied, skipped=manifest.skipped)
         self.rounds = Rounds(links, shard, self.course, self.leases)
+        self.lives = self.rounds.lives
         self.saves = Saves(links, shard, self.course, self.leases, self.members)
-        self.guard = Guard(shard, self.rounds, self.course)
-        self.whole = Whole(self.settings.ps)
-        self.ending = Ending(links, shard, self.rounds, self.saves)
+        self.pushes = Pushes(links, shard, self.members, self.rounds, self.saves)
+        self.whole, self.guard, self.ending = self.pushes.whole, self.pushes.guard, self.pushes.ending
 
     @property
     def done(self) -> bool:
@@ -83,7 +83,7 @@ class Leader:
             case Held(shard, worker, epoch, seq, products, bad) if 0 < shard == link.follower:
                 known = [((other, life, number), value) for other, life, number, value in products]
                 self.guard.note((worker, epoch, seq), bad)
-                self._held((worker, epoch, seq), shard, known)
+                self.pushes.held((worker, epoch, seq), shard, known)
             case Lost(shard, worker, epoch, reason) if 0 < shard == link.follower:
                 seat = self.links.seats.get(worker)
                 if seat is not None and seat.epoch == epoch:
@@ -110,6 +110,7 @@ class Leader:
         if old is not None:
             self._leave(old)
         seat = self.links.admit(link, hello, epoch)
+        self.lives.admit(worker, epoch, self.setup.clock())
         self.links.answer(link, Granted(Identity(worker, epoch, self.setup.generation)))
         for difference in filter(None, others):
             self._tell(f"warning: {difference}")
@@ -138,11 +139,13 @@ class Leader:
                 if seat.joined or seat.awaits is not None:
                     raise errors.ProtocolError(f"{seat.name} joined twice.")
                 seat.awaits = 0
+                self.lives.move(seat.worker, Stage.WAITING, self.setup.clock())
                 if self.whole.held((seat.worker, seat.epoch, 0), 0):
-                    self._joined(seat)
+                    self.pushes.joined(seat)
             case Push():
-                self._push(seat, message)
+                self.pushes.push(seat, message)
             case Pull(_, what):
+                self.lives.shown(seat.worker, self.setup.clock())
                 self.links.answer(seat.link, Shown(what, self.shard.state.step), self.shard.parts(what, seat.slot))
             case Judged(_, figures):
                 self.rounds.judge(figures)
@@ -156,75 +159,6 @@ class Leader:
                 self._leave(seat)
                 if failed:
                     self.stop(f"{seat.name} failed: {reason}", complete=False, failed=True)
-
-    def _push(self, seat: Seat, push: Push) -> None:
-        verdict = self.members.check(seat.worker, seat.epoch, push.identity.generation, push.seq)
-        if verdict is Verdict.DUPLICATE:
-            if seat.answer is not None and seat.answer.seq == push.seq:
-                self.links.release(seat, seat.answer, self.shard.state.parameters.parts)
-            return
-        if verdict is Verdict.STALE:
-            old, now = push.identity.generation, self.setup.generation
-            raise errors.PushRejected(f"{seat.name} pushed a gradient of generation {old}; the servers are at {now}.")
-        if not seat.may_push(push):
-            raise errors.ProtocolError(f"{seat.name} pushed out of turn: version {push.version}, seq {push.seq}.")
-        gradient = self.links.gradient(seat)
-        seat.awaits = push.seq
-        self.members.record(seat.worker, seat.epoch, push.seq)
-        handle = self.shard.hold(push, gradient)
-        self.rounds.products.add((seat.worker, seat.epoch, push.seq), self.shard.products(handle))
-        if self.whole.held((seat.worker, seat.epoch, push.seq), 0):
-            self._whole_push(seat, push.version, handle)
-
-    def _held(self, key: Key, shard: int, products: Sequence[tuple[Key, float]]) -> None:
-        """A follower holds this request too."""
-        worker, epoch, seq = key
-        seat = self.links.seats.get(worker)
-        if seat is None or seat.epoch != epoch:
-            return  # of a life that ended meanwhile: the follower was told so
-        self.rounds.products.add(key, products)
-        if not self.whole.held(key, shard):
-            return
-        if seq == 0:
-            self._joined(seat)
-        else:
-            handle = next(h for h, gradient in self.shard.held.items() if gradient.key == key)
-            self._whole_push(seat, self.shard.held[handle].push.version, handle)
-
-    def _joined(self, seat: Seat) -> None:
-        seat.whole = True
-        if self.course.stopping:
-            self.rounds.answer(seat)
-            self.rounds.tell_followers()
-        else:
-            seat.joined = True
-            self._decide(Joined(seat.worker))
-
-    def _whole_push(self, seat: Seat, version: int, handle: int) -> None:
-        seat.whole = True
-        if self.course.stopping:
-            self.rounds.drop(handle, self.course.stopping)
-            self.rounds.answer(seat)
-            self.rounds.tell_followers()
-        elif (wrong := self.guard.wrong(handle)) and not self.rounds.outdated(version):
-            if failure := self.guard.refuse(handle, wrong):
-                self.ending.fail(failure)
-            self.rounds.tell_followers()
-        else:
-            self._decide(Pushed(seat.worker, version, handle))
-
-    def _decide(self, event: Event) -> None:
-        """Let the policy answer an event, then see whether the run is over or a checkpoint is due."""
-        if self.ending.leaving:
-            return
-        before = self.shard.state.step
-        self.rounds.decide(event, self.guard.exploded)
-        if self.shard.state.step > before:
-            self.guard.applied()
-        if self.course.over(self.shard.state.step) and not self.course.stopping:
-            self.stop(f"reached step {self.course.train_steps}")
-        self.rounds.tell_followers()
-        self.saves.begin_if_due()
 
     # --- coming and going
 
@@ -251,10 +185,13 @@ class Leader:
 
     def _leave(self, seat: Seat) -> None:
         self.links.dismiss(seat)
+        lost = self.lives.gone(seat.worker)
+        if lost >= SUSPICIOUS:
+            self._tell(f"warning: {lost} workers were lost one after the other over the same batch")
         self.guard.forget(seat.worker, seat.epoch)
         self.rounds.forget(seat, self.whole.forget(seat.worker, seat.epoch))
         if seat.joined and not self.course.stopping:
-            self._decide(Left(seat.worker))
+            self.pushes.decide(Left(seat.worker))
         else:
             self.rounds.tell_followers()
 
@@ -266,6 +203,15 @@ class Leader:
         """A ps task was told to leave: save, then end this generation."""
         self.ending.leave(reason)
 
+    def _recall(self) -> None:
+        """A lease that takes too long goes to somebody else; what its worker says later is of a life that has ended."""
+        if self.course.stopping or (self.settings.mode == "sync" and not self.settings.elastic):
+            return  # lockstep needs that very worker: it waits, aloud
+        now = self.setup.clock()
+        for life in self.lives.overdue(now):
+            seat = self.links.seats[life.worker]
+            self._lose(seat, f"it has not given lease {life.lease} for {now - life.since:.0f} s")
+
     def _tell(self, text: str) -> None:
         log.warning("%s", text)
         self.setup.report(Line("ps:0", text))
@@ -276,6 +222,7 @@ class Leader:
         """Called between messages, at least every 0.2 s."""
         self.saves.poll()
         if not self.ending.leaving:
+            self._recall()
             self.saves.begin_if_due()
         self.course.watch(self.shard.state.step, self.waiting_for)
         self.ending.tick()
@@ -290,7 +237,8 @@ class Leader:
             return ", ".join(f"ps:{shard}" for shard in absent) + " to follow ps:0"
         if not self.links.seats:
             return ", ".join(f"worker:{worker}" for worker in range(self.settings.workers)) + " to join"
-        return self.whole.waiting_for() or self.rounds.policy.waiting_for()
+        waits = self.whole.waiting_for() or self.rounds.policy.waiting_for()
+        return waits or (self.lives.waiting_for(self.setup.clock()) if self.course.still() else "")
 
     def rescue(self) -> None:
         """The run fails: save what was reached, if that can be."""

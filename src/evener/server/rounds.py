@@ -9,6 +9,7 @@ from evener.errors import NonFinite
 from evener.policy import policy_for
 from evener.policy.events import Apply, Drop, Event, Release as ReleaseDecision
 from evener.policy.leases import Leases
+from evener.policy.lives import Lives, Stage
 from evener.server.course import Course
 from evener.server.links import Links, Seat
 from evener.server.shard import Shard
@@ -36,6 +37,7 @@ class Rounds:
         self._outcome: dict[tuple[int, int], tuple[str, int]] = {}  # life -> (why dropped, staleness) of its last push
         self._decided = Decisions()
         self.products = Products()
+        self.lives = Lives(settings.stall_timeout)
 
     def forget(self, seat: Seat, partial: Sequence[Key]) -> None:
         """A worker left: its leases return; its pushes that never lay on all shards are dropped everywhere."""
@@ -159,6 +161,8 @@ class Rounds:
         self._note_skipped()
         if lease is None:
             self._parked.append(worker)
+            if self.lives.stage(worker) is not Stage.PARKED:
+                self.lives.move(worker, Stage.PARKED, self._now())
         else:
             self.course.gave_lease()
             self.answer(seat, lease)
@@ -190,8 +194,13 @@ class Rounds:
             failed=self.course.failed,
         )  # fmt: skip
         seat.awaits, seat.whole = None, False
+        stage = Stage.LEAVING if self.course.stopping else Stage.COMPUTING
+        self.lives.move(seat.worker, stage, self._now(), lease)
         self.links.release(seat, answer, self.shard.state.parameters.parts)
         self._decided.release.append((seat.worker, seat.epoch, answer))
+
+    def _now(self) -> float:
+        return self.course.setup.clock()
 
     def _chief(self) -> int:
         """The live worker of lowest index; at the end the lowest that is here to evaluate, not one that hangs."""

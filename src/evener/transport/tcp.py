@@ -14,10 +14,8 @@ and an assertion of libzmq could be reached by a peer with a key (it aborted a p
 from __future__ import annotations
 
 import contextlib
-import errno
 import itertools
 import logging
-import resource
 import select
 import socket
 import time
@@ -39,35 +37,18 @@ from evener.transport.channel import (
 from evener.transport.keys import Keys, said
 from evener.transport.tcp_address import PREFIX, bind
 from evener.transport.tcp_channel import connect
-from evener.transport.tcp_handshake import Credentials, Handshake, Refused, Unproven, Untrusted
-from evener.transport.tcp_limits import MOST_DESCRIPTORS, RESERVE, Caps, Door
-from evener.transport.tcp_link import Link
-from evener.transport.tcp_wire import (
-    BYE,
-    MAX_OPENING,
-    OPEN,
-    PAYLOAD,
-    PLAIN,
-    Greeting,
-    Message,
-    Reader,
-    greeting,
-    unpack_sizes,
-)
+from evener.transport.tcp_farewell import Farewells
+from evener.transport.tcp_handshake import Credentials, complaint
+from evener.transport.tcp_link import Ended, Link, Lost
+from evener.transport.tcp_reception import Reception
+from evener.transport.tcp_wire import BYE, OPEN, PAYLOAD, PLAIN, Message, Reader, unpack_sizes
 
 __all__ = ["TcpListener", "connect", "listen"]
 
-#: Connections that are taken in one go, so that a flood of them does not keep the peers waiting.
-AT_ONCE = 64
 #: Seconds between two looks at who is overdue or silent, and without new connections when there are no descriptors.
 LOOK_SECONDS = 0.25
-#: A farewell waits so long for its peer to read it; and so many may be under way at a time.
-LINGER_SECONDS, MOST_PARTING = 1.0, 256
-#: `close` waits so long for what was sent just before.
-CLOSE_SECONDS = 0.25
 
 ENDED = "its process ended or closed the link"
-NO_DESCRIPTORS = (errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM)
 READ, BOTH = select.EPOLLIN, select.EPOLLIN | select.EPOLLOUT
 
 
@@ -84,27 +65,28 @@ class TcpListener:
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self.address = address
-        self._socket, self._credentials, self._heartbeat, self._clock = door, credentials, heartbeat, clock
+        self._credentials, self._heartbeat, self._clock = credentials, heartbeat, clock
         self._me = said(credentials.name) if credentials else address
-        self._descriptors = raise_descriptors()
-        self._door = Door(Caps.of(self._descriptors))
+        self._complaints = Complaints(logging.getLogger(__name__))
         self._epoll = select.epoll()
-        self._epoll.register(door, READ)
-        self._paused = False  # is the door not watched, because there are no descriptors?
+        self._reception = Reception(door, self._epoll, heartbeat)
+        self._reception.complain, self._reception.turn_away = self._complain, self._turn_away
         self._links: dict[int, Link] = {}  # by descriptor
         self._peers: dict[int, Link] = {}
-        self._parting: dict[int, Link] = {}  # by descriptor, oldest first
+        self._farewells = Farewells(self._epoll)
         self._numbers = itertools.count(1)
         self._looked = self._listened = clock()
-        self._waste = bytearray(1 << 16)
         self._events: list[Incoming] = []
-        self._complaints = Complaints(logging.getLogger(__name__))
+
+    def _complain(self, what: str) -> None:
+        self._complaints.say(f"{self._me}: {what}")
 
     def fileno(self) -> int:
         return self._epoll.fileno()
 
     def pending(self) -> bool:
-        return bool(self._events) or (bool(self._links or self._paused) and self._must_look(self._clock()))
+        waiting = self._links or self._farewells or self._reception.paused
+        return bool(self._events) or (bool(waiting) and self._must_look(self._clock()))
 
     def _must_look(self, now: float) -> bool:
         return now - self._looked >= LOOK_SECONDS
@@ -115,8 +97,10 @@ class TcpListener:
         for fd, mask in self._epoll.poll(0):
             link = self._links.get(fd)
             if link is None:
-                if fd == self._socket.fileno():
+                if fd == self._reception.fileno():
                     self._accept()
+                else:
+                    self._farewells.hear(fd)
                 continue
             if mask & select.EPOLLOUT:
                 self._flush(link)
@@ -130,13 +114,10 @@ class TcpListener:
     def _look_after(self, now: float) -> None:
         """End what has been under way for too long."""
         self._looked = now
-        if self._paused:
-            self._epoll.register(self._socket, READ)
-            self._paused = False
-        for fd in self._door.overdue(now):
-            self._turn_away(self._links[fd], "it said nothing that a peer of ours says first, for too long")
-        for link in [link for link in self._parting.values() if now >= link.parting]:
-            self._close(link)
+        self._reception.resume()
+        for fd in self._reception.door.overdue(now):
+            self._turn_away(fd, "it has not said for too long what a peer of ours says first")
+        self._farewells.end_overdue(now)
         if now - self._listened >= self._heartbeat / 4:
             self._listened = now
             for link in list(self._peers.values()):
@@ -146,97 +127,29 @@ class TcpListener:
     # --- who comes
 
     def _accept(self) -> None:
-        for _ in range(AT_ONCE):
-            try:
-                sock, where = self._socket.accept()
-            except BlockingIOError:
-                return
-            except OSError as error:
-                if error.errno in NO_DESCRIPTORS:  # it would be announced again and again
-                    self._complaints.say(f"{self.address}: cannot accept a peer: {error}")
-                    self._epoll.unregister(self._socket)
-                    self._paused = True
-                    return
-                continue  # it left before we came
-            self._enter(sock, str(where[0]))
+        for sock, address in self._reception.newcomers(self._clock()):
+            link = self._links[sock.fileno()] = Link(sock, address)
+            self._epoll.register(sock, READ)
+            self._hear(link)
 
-    def _enter(self, sock: socket.socket, address: str) -> None:
-        fd = sock.fileno()
-        full = fd >= self._descriptors - RESERVE
-        victim = self._door.come(fd, address, self._clock(), full=full)
-        if victim == fd:
-            self._complaints.say(f"{self.address}: refused {address}: there are no descriptors to spare")
-            sock.close()
-            return
-        if victim is not None:
-            self._turn_away(self._links[victim], "too many stand at the door who have not said who they are")
-        try:
-            tcp_silence.prepare(sock, self._heartbeat)
-        except OSError:  # it is gone already
-            self._door.leave(fd)
-            sock.close()
-            return
-        link = self._links[fd] = Link(sock, address)
-        self._epoll.register(sock, READ)
-        self._hear(link)
-
-    def _turn_away(self, link: Link, why: str) -> None:
-        self._complaints.say(f"{self._me}: refused {link.address}: {why}")
-        self._close(link, at_once=True)
+    def _turn_away(self, fd: int, why: str) -> None:
+        link = self._links[fd]
+        self._complain(f"refused {link.address}: {why}")
+        self._close(link)
 
     # --- what they say
 
     def _hear(self, link: Link) -> None:
-        """Read until there is a message, or nothing more."""
-        if link.parting:
-            if link.drain(self._waste):
-                self._close(link)
-            return
-        while True:
-            try:
-                nbytes = link.sock.recv_into(link.stage.target())
-            except BlockingIOError:
-                return
-            except OSError as error:
-                silent = isinstance(error, TimeoutError) or error.errno in (errno.EHOSTUNREACH, errno.ENETUNREACH)
-                self._lose(link, f"its connection {tcp_silence.why(self._heartbeat)}" if silent else ENDED)
-                return
-            if not nbytes:
-                self._lose(link, ENDED)
-                return
-            try:
-                if self._took(link, nbytes):
-                    return
-            except ValueError as error:
-                self._refuse(link, error)
-                return
-            except OSError:
-                self._lose(link, ENDED)
-                return
-
-    def _took(self, link: Link, nbytes: int) -> bool:
-        """Make something of the bytes that have come; was that a message? Raises ValueError."""
-        stage = link.stage
-        if isinstance(stage, Reader):
-            if (message := stage.took(nbytes)) is not None:
-                self._handle(link, message)
-            return message is not None
-        if isinstance(stage, Greeting):
-            if (keys := stage.took(nbytes)) is not None:
-                link.say([greeting(keys=self._credentials is not None)])
-                if keys != (self._credentials is not None):
-                    raise Untrusted("a greeting with keys, and here are none" if keys else "a greeting without keys")
-                link.stage = Handshake(self._credentials) if self._credentials else Reader(None, MAX_OPENING)
-            return False
+        """Take what has come by a connection: one message at most."""
         try:
-            stage.took(nbytes)
-        finally:
-            if said_now := stage.outgoing():
-                link.say([said_now])
-        if stage.done:
-            link.user, link.sealing = stage.task, stage.sealing
-            link.stage = Reader(stage.opening, MAX_OPENING)
-        return False
+            if (message := link.hear(self._credentials)) is not None:
+                self._handle(link, message)
+        except ValueError as error:
+            self._refuse(link, error)
+        except Lost:
+            self._lose(link, f"its connection {tcp_silence.why(self._heartbeat)}")
+        except Ended:
+            self._lose(link, ENDED)
 
     def _handle(self, link: Link, message: Message) -> None:
         """Take a message as it is meant. Raises ValueError for one that an evener worker would not send now."""
@@ -253,7 +166,7 @@ class TcpListener:
             raise ValueError(f"a message of kind {message.kind}")
 
     def _open(self, link: Link, sizes: tuple[int, ...]) -> None:
-        if refusal := self._door.opened(link.sock.fileno()):
+        if refusal := self._reception.door.opened(link.sock.fileno()):
             raise ValueError(refusal)
         link.peer, link.sizes = next(self._numbers), sizes
         if isinstance(link.stage, Reader):
@@ -264,13 +177,8 @@ class TcpListener:
     # --- how it ends
 
     def _refuse(self, link: Link, error: ValueError) -> None:
-        if isinstance(error, Unproven):
-            said_of_it = "its key is no task's"
-        elif isinstance(error, Refused):
-            said_of_it = f"it does not take our key ({error})"
-        else:
-            said_of_it = f"it sent {error}"
-        self._complaints.say(f"{self._me}: refused {link.address}: {said_of_it}")
+        said_of_it = complaint(error)
+        self._complain(f"refused {link.address}: {said_of_it}")
         if isinstance(link.stage, Reader):
             self._say_bye(link, f"it got {error}")
         self._forget(link, said_of_it)
@@ -283,7 +191,7 @@ class TcpListener:
     def _lose(self, link: Link, reason: str) -> None:
         """A connection is over."""
         if not link.peer and not isinstance(link.stage, Reader):
-            self._complaints.say(f"{self.address}: {link.address} connected, is none of ours, and left or was cut")
+            self._complain(f"{link.address} connected, is none of ours, and left")
         self._forget(link, link.broken or reason)
         self._close(link)
 
@@ -296,20 +204,17 @@ class TcpListener:
 
     def _part(self, link: Link) -> None:
         """Close a connection when its peer has read what we said last, or has had some time to."""
-        self._door.leave(link.sock.fileno())
-        if len(self._parting) >= MOST_PARTING:
-            self._close(next(iter(self._parting.values())))
-        link.parting = self._clock() + LINGER_SECONDS
-        self._parting[link.sock.fileno()] = link
-        self._flush(link)
+        del self._links[link.sock.fileno()]
+        self._reception.door.leave(link.sock.fileno())
+        self._farewells.begin(link, self._clock())
 
-    def _close(self, link: Link, *, at_once: bool = False) -> None:
+    def _close(self, link: Link) -> None:
+        """Close it now; what waits to be sent is not sent."""
         fd = link.sock.fileno()
-        self._door.leave(fd)
-        self._parting.pop(fd, None)
+        self._reception.door.leave(fd)
         del self._links[fd]
         self._epoll.unregister(fd)
-        link.close(at_once=at_once)
+        link.close(at_once=True)
 
     # --- what we say
 
@@ -318,16 +223,9 @@ class TcpListener:
             link.flush()
         except OSError:
             link.broken = ENDED  # what it said before is read first
-            self._watch(link, READ)
-            if link.parting:
-                self._close(link)
-            return
-        self._watch(link, BOTH if link.busy else READ)
-        if link.parting and not link.busy:
-            link.hang_up()
-
-    def _watch(self, link: Link, mask: int) -> None:
-        self._epoll.modify(link.sock, mask)
+            link.forget_unsent()
+        if not link.busy:
+            self._epoll.modify(link.sock, READ)
 
     def admit(self, peer: int, sizes: Sequence[int]) -> None:
         link = self._link(peer)
@@ -336,7 +234,7 @@ class TcpListener:
             link.make_inbox()
             link.admitted = True
             link.accept_payload()
-            self._door.admitted(link.sock.fileno())
+            self._reception.door.admitted(link.sock.fileno())
 
     def user(self, peer: int) -> str:
         """The task whose key a peer has proven ("worker-1"); nothing where no keys are asked."""
@@ -357,16 +255,17 @@ class TcpListener:
         if link.crowded(header, views):
             reason = "it does not read what it is sent"
             self._forget(link, reason)
-            self._close(link, at_once=True)
+            self._close(link)
             raise PeerGone(f"peer {peer} ({link.address}) is gone: {reason}.")
         was_busy = link.busy
         try:
             link.send(PAYLOAD if payload else PLAIN, header, views)
         except OSError as error:
             link.broken = ENDED
+            link.forget_unsent()
             raise PeerGone(f"peer {peer} ({link.address}) is gone: {ENDED}.") from error
         if link.busy and not was_busy:
-            self._watch(link, BOTH)
+            self._epoll.modify(link.sock, BOTH)
         link.accept_payload()
 
     def disconnect(self, peer: int) -> None:
@@ -383,31 +282,13 @@ class TcpListener:
     def close(self) -> None:
         if self._epoll.closed:
             return
-        self._socket.close()
+        self._reception.close()
         for link in self._peers.values():
             self._say_bye(link, "the server has closed")
-        until = time.monotonic() + CLOSE_SECONDS
-        while (late := [link for link in self._links.values() if link.busy]) and time.monotonic() < until:
-            for link in late:
-                self._flush(link)
-            time.sleep(0.001)
-        for link in list(self._links.values()):
-            link.drain(self._waste)  # what is unread would make the kernel throw away what was sent
-            self._close(link)
+        self._farewells.end(self._links.values())
         self._peers.clear()
+        self._links.clear()
         self._epoll.close()
-
-
-def raise_descriptors() -> int:
-    """Ask for as many descriptors as we may have; gives their number."""
-    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-    most = MOST_DESCRIPTORS if hard == resource.RLIM_INFINITY else min(hard, MOST_DESCRIPTORS)
-    if soft == resource.RLIM_INFINITY or soft >= most:
-        return most
-    with contextlib.suppress(OSError, ValueError):
-        resource.setrlimit(resource.RLIMIT_NOFILE, (most, hard))
-        return most
-    return soft
 
 
 def listen(

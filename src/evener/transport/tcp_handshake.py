@@ -36,6 +36,15 @@ class Unproven(Untrusted):
     """The other end has another key than it should, or none."""
 
 
+def complaint(error: ValueError) -> str:
+    """What a server's log says of a peer that was refused for this."""
+    if isinstance(error, Unproven):
+        return "its key is no task's"
+    if isinstance(error, Refused):
+        return f"it does not take our key ({error})"
+    return f"it sent {error}"
+
+
 class Credentials:
     """What one task shows of itself and accepts of others; made once for many handshakes."""
 

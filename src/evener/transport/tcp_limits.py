@@ -26,7 +26,7 @@ class Caps:
     half_open: int = 1024
     half_open_each: int = 256  # from one address: a machine may start many workers at once
     waiting: int = 1024
-    waiting_each: int = 512
+    waiting_each: int = 256
 
     @staticmethod
     def of(descriptors: int) -> Caps:
@@ -78,13 +78,16 @@ class Door:
         if len(mine) >= self.caps.half_open_each:
             victim = next(iter(mine))
         elif full or self._half_count >= self.caps.half_open:
-            victim = next(iter(max(self._half.values(), key=lambda crowd: len(crowd))))
+            victim = next(iter(self._half[max(self._half, key=self._crowd)]))
         if victim is not None:
             self.leave(victim)
         self._half.setdefault(address, {})[who] = now
         self._half_count += 1
         self._where[who] = address
         return victim
+
+    def _crowd(self, address: str) -> int:
+        return len(self._half[address])
 
     def opened(self, who: int) -> str:
         """It has opened a link; why it may not wait here, or nothing."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import mmap
 import socket
 import struct
@@ -10,16 +11,27 @@ from collections import deque
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
-from evener.transport.tcp_handshake import Handshake
+from evener.transport.channel import MAX_HEADER
+from evener.transport.tcp_handshake import Credentials, Handshake, Untrusted
 from evener.transport.tcp_seal import Sealing
-from evener.transport.tcp_wire import Greeting, Reader, written, written_bytes
+from evener.transport.tcp_wire import MAX_OPENING, Greeting, Message, Reader, greeting, written, written_bytes
 
 #: Bytes of words that wait to be sent to one peer, beside one payload; who has not read so many does not read.
 WORDS = 1 << 20
+#: The same before it is admitted: two of the longest headers.
+STRANGERS_WORDS = 2 * MAX_HEADER + 4096
 #: Most buffers in one call to the kernel.
 IOV = 256
 
 Buffers = list[bytes | memoryview]
+
+
+class Ended(Exception):
+    """A connection is over."""
+
+
+class Lost(Ended):
+    """A connection is over, and nobody said so: its host is silent."""
 
 
 def push(sock: socket.socket, parts: Buffers) -> Buffers:
@@ -56,7 +68,6 @@ class Link:
     inbox: list[memoryview] = field(default_factory=list)
     sealing: Sealing | None = None
     broken: str = ""  # why nothing can be sent any more; what it said before may still be read
-    parting: float = 0.0  # until when we wait for it to read what we said last; 0: it is no farewell yet
     _queue: deque[memoryview] = field(default_factory=deque)
     _queued: int = 0
 
@@ -68,7 +79,8 @@ class Link:
     def crowded(self, header: bytes, payload: Sequence[memoryview]) -> bool:
         """Is there too much that it has not read to add this?"""
         size = written_bytes(header, payload, sealed=self.sealing is not None)
-        return self.busy and self._queued + size > sum(self.sizes) + WORDS
+        most = sum(self.sizes) + WORDS if self.admitted else STRANGERS_WORDS
+        return self.busy and self._queued + size > most
 
     def send(self, kind: int, header: bytes, payload: Sequence[memoryview] = ()) -> None:
         """Send what the socket takes now, and keep a copy of the rest. Raises OSError when the connection broke."""
@@ -92,6 +104,57 @@ class Link:
                 sent -= len(self._queue.popleft())
             if sent:
                 self._queue[0] = self._queue[0][sent:]
+
+    def hear(self, credentials: Credentials | None) -> Message | None:
+        """Read until there is a message, or nothing more.
+
+        Raises:
+            ValueError: it sent what no peer of ours would.
+            Ended: it is gone.
+        """
+        while True:
+            try:
+                nbytes = self.sock.recv_into(self.stage.target())
+            except BlockingIOError:
+                return None
+            except OSError as error:
+                silent = error.errno in (errno.ETIMEDOUT, errno.EHOSTUNREACH, errno.ENETUNREACH)
+                raise (Lost if silent else Ended) from error
+            if not nbytes:
+                raise Ended
+            stage = self.stage
+            if isinstance(stage, Reader):
+                if (message := stage.took(nbytes)) is not None:
+                    return message
+            elif isinstance(stage, Greeting):
+                self._greet(stage, nbytes, credentials)
+            else:
+                self._shake_hands(stage, nbytes)
+
+    def _greet(self, stage: Greeting, nbytes: int, credentials: Credentials | None) -> None:
+        keys = stage.took(nbytes)
+        if keys is None:
+            return
+        self._answer([greeting(keys=credentials is not None)])  # also to who is refused: so it knows why
+        if keys != (credentials is not None):
+            raise Untrusted("a greeting with keys, and here are none" if keys else "a greeting without keys")
+        self.stage = Handshake(credentials) if credentials else Reader(None, MAX_OPENING)
+
+    def _shake_hands(self, stage: Handshake, nbytes: int) -> None:
+        try:
+            stage.took(nbytes)
+        finally:
+            if answer := stage.outgoing():
+                self._answer([answer])
+        if stage.done:
+            self.user, self.sealing = stage.task, stage.sealing
+            self.stage = Reader(stage.opening, MAX_OPENING)
+
+    def _answer(self, parts: Buffers) -> None:
+        try:
+            self.say(parts)
+        except OSError as error:
+            raise Ended from error
 
     def make_inbox(self) -> None:
         """Memory for payloads, one block for all ranges; the kernel gives it when the first one comes."""
@@ -132,7 +195,10 @@ class Link:
         with contextlib.suppress(OSError):
             if at_once:
                 self.sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
-            else:
-                self.sock.shutdown(socket.SHUT_RDWR)  # not left to `close`: a forked child may hold the socket open
+            self.sock.shutdown(socket.SHUT_RDWR)  # not left to `close`: a forked child may hold the socket open
         self.sock.close()
+        self.forget_unsent()
+
+    def forget_unsent(self) -> None:
         self._queue.clear()
+        self._queued = 0

@@ -17,6 +17,9 @@ from pathlib import Path
 
 import pytest
 import zmq
+from evener.transport.zeromq import ZeroMQListener
+from evener.transport.zeromq_channel import ZeroMQChannel
+from evener.transport.zeromq_wire import OPEN, PLAIN, check_library, first_frame, pack_sizes
 from transport_children import NEVER, PATIENCE, boxes, closed, hear
 
 from evener import cli, transport
@@ -24,9 +27,6 @@ from evener.errors import AuthError, ConfigError, PeerGone, SecurityError, Unava
 from evener.transport import keys, zeromq, zeromq_curve
 from evener.transport.channel import Arrived, Closed, Opened, wait
 from evener.transport.keys import Keys, load, new
-from evener.transport.zeromq import ZeroMQListener
-from evener.transport.zeromq_channel import ZeroMQChannel
-from evener.transport.zeromq_wire import OPEN, PLAIN, check_library, first_frame, pack_sizes
 
 NAMES = ["ps-0", "ps-1", "worker-0", "worker-1"]
 

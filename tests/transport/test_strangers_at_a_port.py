@@ -16,12 +16,12 @@ from pathlib import Path
 
 import pytest
 import zmq
+from evener.transport.zeromq import ZeroMQListener
 from transport_children import PATIENCE, boxes, closed, hear
 
 from evener.transport import zeromq, zeromq_wire
 from evener.transport.channel import Arrived, Closed, Opened, wait
 from evener.transport.keys import Keys, load, new
-from evener.transport.zeromq import ZeroMQListener
 
 Both = tuple[ZeroMQListener, Keys | None]
 

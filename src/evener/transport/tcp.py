@@ -1,14 +1,11 @@
 """The transport between hosts: TCP, by default on loopback only; with keys, each end proves who it is before it speaks.
 
-A server has one thread and never blocks: all its sockets are in one epoll descriptor, a link that takes no more bytes
-keeps what is left until it does. Whoever reaches the port may say anything, so a connection gets as much as it has
-earned: eight bytes to greet, then (with keys) a few KB of handshake, then the sizes of its payloads, then words of one
-header each, and memory for payloads when the server has admitted it. What fails is cut, and the log has one line about
-it. How many may stand in each of these states is said by `tcp_limits`; there are always descriptors left for those who
-belong. A peer that does not read what it is sent is cut before the second payload waits for it.
-
-Why not ZeroMQ: its sockets collect a message of any size before we see one byte of it, have no limit for an address,
-and an assertion of libzmq could be reached by a peer with a key (it aborted a ps). ARCHITECTURE.md tells more.
+A server has one thread and never blocks: all its sockets are in one epoll descriptor, and a link that takes no more
+bytes keeps the rest until it does. Whoever reaches the port may say anything, so a connection gets what it has earned:
+eight bytes to greet, then (with keys) a few KB of handshake, then the sizes of its payloads, then words of one header
+each, and memory for payloads when it is admitted. What fails is cut, with one line in the log. How many may stand in
+each of these states says `tcp_limits`. A peer that does not read is cut before a second payload waits for it.
+Why not ZeroMQ, and not TLS to the end: ARCHITECTURE.md, "Between hosts".
 """
 
 from __future__ import annotations
@@ -23,17 +20,7 @@ from collections.abc import Callable, Sequence
 
 from evener.errors import ConfigError, PeerGone, ProtocolError
 from evener.transport import tcp_silence
-from evener.transport.channel import (
-    MAX_HEADER,
-    Arrived,
-    Closed,
-    Complaints,
-    Incoming,
-    Opened,
-    check_header,
-    check_sizes,
-    flat,
-)
+from evener.transport.channel import Arrived, Closed, Complaints, Incoming, Opened, check_header, check_sizes, flat
 from evener.transport.keys import Keys, said
 from evener.transport.tcp_address import PREFIX, bind
 from evener.transport.tcp_channel import connect
@@ -69,8 +56,7 @@ class TcpListener:
         self._me = said(credentials.name) if credentials else address
         self._complaints = Complaints(logging.getLogger(__name__))
         self._epoll = select.epoll()
-        self._reception = Reception(door, self._epoll, heartbeat)
-        self._reception.complain, self._reception.turn_away = self._complain, self._turn_away
+        self._reception = Reception(door, self._epoll, heartbeat, self._complain, self._turn_away)
         self._links: dict[int, Link] = {}  # by descriptor
         self._peers: dict[int, Link] = {}
         self._farewells = Farewells(self._epoll)
@@ -168,9 +154,7 @@ class TcpListener:
     def _open(self, link: Link, sizes: tuple[int, ...]) -> None:
         if refusal := self._reception.door.opened(link.sock.fileno()):
             raise ValueError(refusal)
-        link.peer, link.sizes = next(self._numbers), sizes
-        if isinstance(link.stage, Reader):
-            link.stage.limit = MAX_HEADER
+        link.open(next(self._numbers), sizes)
         self._peers[link.peer] = link
         self._events.append(Opened(link.peer, link.address))
 

@@ -18,6 +18,7 @@ from evener.transport.tcp_dial import (
     NOBODY,
     REFUSED,
     SILENCE,
+    SLOW,
     UNPROVEN,
     Failed,
     Line,
@@ -28,6 +29,8 @@ from evener.transport.tcp_link import Buffers, push
 from evener.transport.tcp_wire import BYE, OPEN, PAYLOAD, PLAIN, Message, Reader, pack_sizes, written
 
 RETRY_SECONDS = 0.05
+#: An attempt that heard nothing and was shorter than this tells nothing either.
+TELLING_SECONDS = 0.5
 
 
 class TcpChannel:
@@ -169,6 +172,7 @@ def connect(  # noqa: PLR0913 - what a link is made of, each once
     start, why = time.monotonic(), ""
     deadline = start + timeout
     while True:
+        began = time.monotonic()
         try:
             line = dial(resolve(parsed[0]), parsed[1], credentials, deadline)
             tcp_silence.prepare(line.sock, heartbeat)
@@ -185,7 +189,8 @@ def connect(  # noqa: PLR0913 - what a link is made of, each once
             raise refused(address, keys, server)
         if keys is not None and seen == UNPROVEN:
             raise unproven(address, keys, server)
-        why = seen if seen != SILENCE or not why else why  # the last attempt may be cut short: it tells nothing
+        cut_short = seen in (SILENCE, SLOW) and time.monotonic() - began < TELLING_SECONDS
+        why = why if why and cut_short else seen
         waited = time.monotonic() - start
         if waited >= (min(timeout, absent) if seen == NOBODY else timeout):
             raise Unavailable(

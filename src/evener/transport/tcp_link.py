@@ -156,6 +156,12 @@ class Link:
         except OSError as error:
             raise Ended from error
 
+    def open(self, peer: int, sizes: tuple[int, ...]) -> None:
+        """It has become a peer: it may say words."""
+        self.peer, self.sizes = peer, sizes
+        if isinstance(self.stage, Reader):
+            self.stage.limit = MAX_HEADER
+
     def make_inbox(self) -> None:
         """Memory for payloads, one block for all ranges; the kernel gives it when the first one comes."""
         starts, at = [], 0

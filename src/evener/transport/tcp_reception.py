@@ -20,15 +20,21 @@ NO_DESCRIPTORS = (errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM)
 class Reception:
     """A socket that listens, watched by the epoll of its server, and the books of who has come by it."""
 
-    def __init__(self, sock: socket.socket, epoll: select.epoll, heartbeat: float) -> None:
+    def __init__(
+        self,
+        sock: socket.socket,
+        epoll: select.epoll,
+        heartbeat: float,
+        complain: Callable[[str], None],
+        turn_away: Callable[[int, str], None],
+    ) -> None:
+        """`turn_away` closes the connection of a descriptor, and says why."""
         self._socket, self._epoll, self._heartbeat = sock, epoll, heartbeat
+        self._complain, self._turn_away = complain, turn_away
         self._descriptors = raise_descriptors()
         self.door = Door(Caps.of(self._descriptors))
         #: Is the socket not watched, because there are no descriptors? It would be announced again and again.
         self.paused = False
-        self.complain: Callable[[str], None] = str
-        #: Closes the connection of this descriptor, and says why.
-        self.turn_away: Callable[[int, str], object] = min
         epoll.register(sock, select.EPOLLIN)
 
     def fileno(self) -> int:
@@ -58,7 +64,7 @@ class Reception:
                 return None
             except OSError as error:
                 if error.errno in NO_DESCRIPTORS:
-                    self.complain(f"cannot take a connection: {error}")
+                    self._complain(f"cannot take a connection: {error}")
                     self._epoll.unregister(self._socket)
                     self.paused = True
                     return None
@@ -69,11 +75,11 @@ class Reception:
         fd = sock.fileno()
         victim = self.door.come(fd, address, now, full=fd >= self._descriptors - RESERVE)
         if victim == fd:
-            self.complain(f"refused {address}: there are no descriptors to spare")
+            self._complain(f"refused {address}: there are no descriptors to spare")
             sock.close()
             return False
         if victim is not None:
-            self.turn_away(victim, "too many stand at the door who have not said who they are")
+            self._turn_away(victim, "too many stand at the door who have not said who they are")
         return True
 
     def resume(self) -> None:

@@ -98,8 +98,6 @@ def test_two_hundred_workers_of_one_machine_fit_at_once() -> None:
 
 ACTS = st.sampled_from(["come", "full", "open", "admit", "leave"])
 STEPS = st.lists(st.tuples(ACTS, st.integers(0, 12)), max_size=80)
-    st.tuples(st.sampled_from(["come", "full", "open", "admit", "leave"]), st.integers(0, 12)), max_size=80
-)
 
 
 @settings(max_examples=300)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import mmap
+
 import pytest
 from hypothesis import given, settings, strategies as st
 
@@ -139,6 +141,19 @@ def test_a_payload_goes_straight_to_its_place() -> None:
     assert box[:10] == b"0123456789"
     reader.took(10)
     assert len(reader.target()) == 4990
+
+
+@pytest.mark.parametrize("keys", [False, True])
+def test_the_memory_of_a_payload_is_free_when_its_reader_is_forgotten(keys: bool) -> None:
+    """Without the garbage collector: a server may lose many peers before that comes by."""
+    box = mmap.mmap(-1, 5000)
+    reader = Reader(Sealing(KEY) if keys else None)
+    reader.targets = [memoryview(box)]
+    feed(reader, said(PAYLOAD, b"", [bytes(5000)], Sealing(KEY) if keys else None)[:2000], [900])
+    with pytest.raises(BufferError):
+        box.close()
+    del reader
+    box.close()
 
 
 @pytest.mark.parametrize(

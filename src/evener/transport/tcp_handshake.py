@@ -117,7 +117,7 @@ class Handshake:
             self._total += length
             if not 0 < length <= MAX_RECORD or self._total > MAX_HANDSHAKE:
                 raise Untrusted(f"a record of {length} bytes in a handshake")
-            self._record += bytes(length)
+            self._record = bytearray(self._record + bytes(length))
             return
         self._incoming.write(self._record)
         self._record, self._filled = bytearray(RECORD_HEAD), 0

@@ -12,7 +12,7 @@ so the bytes of a payload go from the kernel to where they are wanted: no copy w
 from __future__ import annotations
 
 import struct
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -94,10 +94,12 @@ class Reader:
         self._parts: Iterator[memoryview] = iter(())
         self._part = memoryview(b"")  # where the piece that is read now belongs
         self._header = b""
+        #: What is read now; no bound method, whose circle would keep the memory of a payload after its link.
+        self._phase: Callable[[Reader], Message | None]
         self._begin()
 
     def _begin(self) -> None:
-        self._phase = self._took_head
+        self._phase = Reader._took_head
         self._expect(memoryview(self._head))
 
     def _expect(self, target: memoryview) -> None:
@@ -109,7 +111,7 @@ class Reader:
     def took(self, nbytes: int) -> Message | None:
         """A whole message, if it is complete now. Raises ValueError for what no peer of ours would send."""
         self._filled += nbytes
-        return None if self._filled < self._wanted else self._phase()
+        return None if self._filled < self._wanted else self._phase(self)
 
     def _took_head(self) -> Message | None:
         self._kind, length = HEAD.unpack(self._head)
@@ -119,7 +121,7 @@ class Reader:
             raise ValueError(f"a header of {length} bytes, where {self.limit} are the most")
         if self._kind == PAYLOAD and self.targets is None:
             raise ValueError(self.refusal)
-        self._phase = self._took_header
+        self._phase = Reader._took_header
         size = length + (TAG_BYTES if self._opening else 0)
         self._expect(memoryview(bytearray(size)))
         return None if size else self._took_header()
@@ -134,7 +136,7 @@ class Reader:
         if self._kind == PAYLOAD and self.targets is not None:
             size = CHUNK if self._opening else 1 << 62
             self._parts = pieces(self.targets, size)
-            self._phase = self._took_piece
+            self._phase = Reader._took_piece
         return self._next_piece() if self._kind == PAYLOAD else self._end()
 
     def _next_piece(self) -> Message | None:

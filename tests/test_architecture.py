@@ -41,7 +41,8 @@ FLOORS = [
 
 #: What one place alone may import: prefix of the imported name -> modules, or packages, that may.
 ALONE = {
-    "zmq": ("transport.",),
+    "cryptography": ("transport.keys", "transport.tcp_seal"),
+    "ssl": ("transport.keys", "transport.tcp_handshake"),
     "ray": ("launch.ray",),
     "google_crc32c": ("data.tfrecord.crc",),
     "tensorflow": (),  # evener.tensorflow is written out in PyTorch
@@ -50,7 +51,7 @@ ALONE = {
 }
 
 #: Nothing that a policy or a message decides may depend on these.
-IMPURE = ("torch", "numpy", "zmq", "time", "datetime", "random", "secrets", "os", "pathlib", "io", "logging",
+IMPURE = ("torch", "numpy", "ssl", "time", "datetime", "random", "secrets", "os", "pathlib", "io", "logging",
           "threading", "asyncio", "socket", "select", "subprocess", "signal", "sys")  # fmt: skip
 PURE = ("policy", "wire", "simulate", "cluster", "errors")
 
@@ -92,7 +93,7 @@ LONG: frozenset[str] = frozenset()
 
 
 def imports(tree: ast.AST, *, also_for_types: bool = True) -> list[str]:
-    """Full names of all that is imported anywhere in a module: ``evener.wire.layout.Spec``, ``zmq``."""
+    """Full names of all that is imported anywhere in a module: ``evener.wire.layout.Spec``, ``ssl``."""
     skipped = set()
     if not also_for_types:
         for node in ast.walk(tree):
@@ -241,8 +242,8 @@ SAMPLES = [
     (upward, "checkpoint", "from evener.saver import Saver"),
     (upward, "session.session", "def late():\n    from evener.launch.local import LocalRun"),
     (upward, "recipe", "from evener.recipes.mnist import mnist"),
-    (misplaced, "server.links", "import zmq"),
-    (misplaced, "launch.task", "from zmq.utils import z85"),
+    (misplaced, "transport.tcp", "import ssl"),
+    (misplaced, "launch.task", "from cryptography import x509"),
     (misplaced, "launch.local", "import ray"),
     (misplaced, "worker.local", "def late():\n    from torch.utils.tensorboard import SummaryWriter"),
     (misplaced, "session.hooks", "from torch.utils import tensorboard"),
@@ -266,8 +267,8 @@ SAMPLES = [
     (unsafe, WEIGHTS, "import pickle"),
     (unsafe, "checkpoint", "from torch import load"),
     (unsafe, "checkpoint", "safe(path, weights_only=False)"),
-    (unsafe, "transport.zeromq", "socket.recv_pyobj()"),
-    (unsafe, "transport.zeromq", "socket.send_pyobj(1)"),
+    (unsafe, "transport.tcp", "socket.recv_pyobj()"),
+    (unsafe, "transport.tcp", "socket.send_pyobj(1)"),
     (unsafe, "data.idx", "np.load(path, allow_pickle=True)"),
     *((unsafe, "worker.allreduce", f"dist.{name}(x)") for name in sorted(UNSAFE_ATTRIBUTES) if "_object" in name),
     (unsafe, "checkpoint", "torch.save(state, path)"),
@@ -296,7 +297,7 @@ def test_each_forbidden_thing_is_seen(check, module, source):
         ),
         (upward, "worker.servers", "from evener.worker.exchange import Turn\nfrom evener import errors"),
         (upward, "recipes.mnist", "from evener.recipe import Recipe"),
-        (misplaced, "transport.zeromq", "import zmq"),
+        (misplaced, "transport.tcp_handshake", "import ssl"),
         (misplaced, "session.summary", "from torch.utils.tensorboard import SummaryWriter"),
         (impure, "server.serve", "import time"),
         (unsafe, "session.evaluate", "model.eval()\nre.compile('x')"),

@@ -15,7 +15,9 @@ from evener.errors import ConfigError
 from evener.modes import STALENESS, check_mode
 from evener.wire.layout import PLACEMENTS
 
-TRANSPORTS = ("auto", "shared", "zeromq")
+TRANSPORTS = ("auto", "shared", "tcp")
+#: What transports were once called: such a command or file goes on to work.
+FORMER_TRANSPORTS = {"zeromq": "tcp"}
 PIPELINE_SCHEDULES = ("gpipe", "1f1b")
 
 
@@ -92,6 +94,7 @@ class Settings:
     heartbeat_timeout: float = 10.0  # between hosts: after so much silence a peer counts as gone
 
     def __post_init__(self) -> None:
+        object.__setattr__(self, "transport", FORMER_TRANSPORTS.get(self.transport, self.transport))
         _check_numbers(self)
         _check_cluster(self)
         check_mode(self)

@@ -17,6 +17,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from random import Random
 
+from evener.transport.zeromq_wire import OPEN, PAYLOAD, PLAIN, first_frame, pack_sizes
 from fuzzing import a_corpus
 from mutations import Mutator
 
@@ -24,7 +25,6 @@ from evener import transport
 from evener.transport import packets, shared, zeromq
 from evener.transport.channel import Arrived, Closed, Incoming, Listener, Memory, Opened, Ranges, wait
 from evener.transport.keys import Keys, load, new
-from evener.transport.zeromq_wire import OPEN, PAYLOAD, PLAIN, first_frame, pack_sizes
 
 NBYTES = 1000
 

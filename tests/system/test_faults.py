@@ -222,7 +222,7 @@ def cluster(tmp_path) -> Iterator[Cluster]:
 
 
 class Cluster:
-    """Tasks that were started one by one, over ZeroMQ: ps:0 and two workers that train until they are told to end."""
+    """Tasks that were started one by one, over TCP: ps:0 and two workers that train until they are told to end."""
 
     stack: contextlib.ExitStack
 
@@ -235,7 +235,7 @@ class Cluster:
     def task(self, job: str, index: int, plan: str = "") -> Run:
         hosts = ["--ps-hosts", f"127.0.0.1:{self.port}", "--worker-hosts", "127.0.0.1:1,127.0.0.1:2"]
         command = [*EVENER, "task", *RECIPE, *hosts, "--job-name", job, "--task-index", index, "--logdir", "run",
-                   "--transport", "zeromq", "--heartbeat-timeout", 2, "--train-steps", 10**6]  # fmt: skip
+                   "--transport", "tcp", "--heartbeat-timeout", 2, "--train-steps", 10**6]  # fmt: skip
         return self.stack.enter_context(Run(command, self.place, EVENER_CHAOS=plan))
 
 

@@ -237,11 +237,6 @@ def test_the_seam_passes_keys_through_and_tells_users_of_every_kind(directory: P
             channel.close()
 
 
-def test_the_former_name_of_the_transport_still_serves(directory: Path) -> None:
-    with contextlib.closing(transport.listen("zeromq", keys=load(directory, "ps-0"))) as listener:
-        assert isinstance(listener, TcpListener) and serves(listener, load(directory, "worker-1"))
-
-
 def test_without_keys_a_peer_has_no_name() -> None:
     with contextlib.closing(tcp.listen()) as listener:
         channel, opened = connected(listener, 100)

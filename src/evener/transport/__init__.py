@@ -26,9 +26,6 @@ TRANSPORTS = {
     "tcp": ("tcp://", "evener.transport.tcp"),
 }
 
-#: What kinds were once called, and still may be.
-FORMER = {"zeromq": "tcp"}
-
 
 class Transport(Protocol):
     """What each module of `TRANSPORTS` offers."""
@@ -67,7 +64,6 @@ def listen(
         SecurityError: other machines would reach the address, and nobody would ask them for a key.
         BindError: the address is taken, or not of this host.
     """
-    kind = FORMER.get(kind, kind)
     if kind not in TRANSPORTS:
         raise ConfigError(f"unknown transport '{kind}'.", fix=f"choose one of {', '.join(TRANSPORTS)}.")
     prefix, module = TRANSPORTS[kind]

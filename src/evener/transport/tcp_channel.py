@@ -25,7 +25,7 @@ from evener.transport.tcp_dial import (
     dial,
 )
 from evener.transport.tcp_handshake import Credentials, one_sided, refused, unproven
-from evener.transport.tcp_link import Buffers, push
+from evener.transport.tcp_link import Buffers, push, wake_for
 from evener.transport.tcp_wire import BYE, OPEN, PAYLOAD, PLAIN, Message, Reader, pack_sizes, written
 
 RETRY_SECONDS = 0.05
@@ -43,6 +43,7 @@ class TcpChannel:
         self._reader.targets = inbox.views()
         self._outgoing = outbox.views()
         self._gone: PeerGone | None = None
+        self._wakes_for = 1  # bytes
         self._listened = time.monotonic()
         self._in, self._out = select.poll(), select.poll()
         self._in.register(line.sock, select.POLLIN)
@@ -110,8 +111,10 @@ class TcpChannel:
                     self._gone = PeerGone(f"{self._address} closed this link.")
                     return None
                 if (message := self._reader.took(nbytes)) is not None:
+                    self._wakes_for = wake_for(self._socket, 1, self._wakes_for)
                     return self._judge(message)
         except BlockingIOError:
+            self._wakes_for = wake_for(self._socket, self._reader.missing, self._wakes_for)
             return None
         except TimeoutError:
             self._gone = PeerGone(f"the connection to {self._address} {tcp_silence.why(self._heartbeat)}.")

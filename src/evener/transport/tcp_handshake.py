@@ -96,6 +96,9 @@ class Handshake:
         if not self._server_side:
             self._advance()
 
+    #: As with a reader; a few bytes are not worth a word with the kernel.
+    missing = 1
+
     @property
     def done(self) -> bool:
         return self.opening is not None

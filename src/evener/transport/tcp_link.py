@@ -23,6 +23,9 @@ STRANGERS_WORDS = 2 * MAX_HEADER + 4096
 #: Most buffers in one call to the kernel.
 IOV = 256
 
+#: While a payload comes, we are woken for so many bytes, not for each packet.
+WAKE_BYTES = 1 << 18
+
 Buffers = list[bytes | memoryview]
 
 
@@ -43,6 +46,14 @@ def push(sock: socket.socket, parts: Buffers) -> Buffers:
             return parts
         parts = after(parts, sent)
     return parts
+
+
+def wake_for(sock: socket.socket, missing: int, before: int) -> int:
+    """Have the kernel wake us when a good part of what is missing is there; gives how many bytes (last: `before`)."""
+    nbytes = min(missing, WAKE_BYTES) if missing > WAKE_BYTES // 8 else 1
+    if nbytes != before:
+        sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVLOWAT, nbytes)
+    return nbytes
 
 
 def after(parts: Buffers, sent: int) -> Buffers:
@@ -68,6 +79,7 @@ class Link:
     inbox: list[memoryview] = field(default_factory=list)
     sealing: Sealing | None = None
     broken: str = ""  # why nothing can be sent any more; what it said before may still be read
+    _wakes_for: int = 1  # bytes
     _queue: deque[memoryview] = field(default_factory=deque)
     _queued: int = 0
 
@@ -116,6 +128,7 @@ class Link:
             try:
                 nbytes = self.sock.recv_into(self.stage.target())
             except BlockingIOError:
+                self._wakes_for = wake_for(self.sock, self.stage.missing, self._wakes_for)
                 return None
             except OSError as error:
                 silent = error.errno in (errno.ETIMEDOUT, errno.EHOSTUNREACH, errno.ENETUNREACH)
@@ -125,6 +138,7 @@ class Link:
             stage = self.stage
             if isinstance(stage, Reader):
                 if (message := stage.took(nbytes)) is not None:
+                    self._wakes_for = wake_for(self.sock, 1, self._wakes_for)
                     return message
             elif isinstance(stage, Greeting):
                 self._greet(stage, nbytes, credentials)

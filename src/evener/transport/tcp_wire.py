@@ -14,7 +14,6 @@ from __future__ import annotations
 import struct
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import Protocol
 
 from evener.transport.channel import MAX_HEADER, MAX_PARTS
 from evener.transport.tcp_seal import TAG_BYTES, Sealing
@@ -38,14 +37,6 @@ class Message:
     header: bytes
 
 
-class Stage(Protocol):
-    """Something that reads a stream piece by piece."""
-
-    def target(self) -> memoryview:
-        """Where the next bytes of the stream go; never empty."""
-        ...
-
-
 def greeting(*, keys: bool) -> bytes:
     return GREETING.pack(MAGIC, VERSION, keys)
 
@@ -55,6 +46,9 @@ class Greeting:
 
     def __init__(self) -> None:
         self._data, self._filled = bytearray(GREETING.size), 0
+
+    #: As with a reader; a few bytes are not worth a word with the kernel.
+    missing = 1
 
     def target(self) -> memoryview:
         return memoryview(self._data)[self._filled :]
@@ -107,6 +101,11 @@ class Reader:
 
     def target(self) -> memoryview:
         return self._target[self._filled :] if self._filled else self._target
+
+    @property
+    def missing(self) -> int:
+        """Bytes until the next step."""
+        return self._wanted - self._filled
 
     def took(self, nbytes: int) -> Message | None:
         """A whole message, if it is complete now. Raises ValueError for what no peer of ours would send."""

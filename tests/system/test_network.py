@@ -149,7 +149,8 @@ def test_a_worker_that_was_replaced_while_its_host_was_silent_is_fenced_when_it_
     network.cut(cluster.host["worker:1"])
     cluster["ps:0"].wait_for(rf"worker:1 is gone \(.*its connection {SILENT}\)", 60.0)
     old, cluster.tasks["worker:1"] = cluster["worker:1"], cluster.start("worker:1", 4)
-    cluster["ps:0"].wait_for(r"worker:1 is back \(epoch 2\)", 60.0)
+    log = tmp_path / "run" / "logs" / "ps-0.log"
+    until(lambda: "epoch 2" in log.read_text(), 60.0, "another process takes over")
     network.heal(cluster.host["worker:1"])
     fenced = old.finish(60.0)
     assert fenced.code == 3

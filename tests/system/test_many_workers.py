@@ -44,8 +44,8 @@ SLOTS = 1  # of SGD with momentum
 CONSTANT = 96 << 20
 
 #: Gradients that a ps may hold for each worker. In shared memory a gradient stays in the worker's own memory; the one
-#: is a copy, should it be held longer than the worker waits. Over TCP it is
-#: memory of the link, used again by each gradient; the half is for parameters that wait to be sent (measured: 1.0 to 1.1 in all).
+#: is a copy, should it be held longer than the worker waits. Over TCP it is memory of the link, used again by each
+#: gradient; the half is for parameters that wait to be sent (measured: 1.0 to 1.1 in all).
 EACH = {"shared": 1.0, "tcp": 1.5}
 
 SERVER = """

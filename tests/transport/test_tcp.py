@@ -497,6 +497,19 @@ def test_who_has_gone_with_a_reset_is_reported_once(listener: TcpListener) -> No
     assert settled(listener) and still_serves(listener)
 
 
+def test_who_is_disconnected_is_told_why_and_that_nothing_more_comes_before_its_time_is_over(
+    listener: TcpListener, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(listener, "_clock", lambda: 0.0)  # so it is never over
+    with stranger(listener, HELLO, OPENING) as sock:
+        (opened,) = hear(listener, bool)
+        listener.disconnect(opened.peer)
+        assert heard_by(sock, listener) == HELLO + said(BYE, b"it was disconnected")
+        assert len(listener._farewells) == 1, "what it says now is read and thrown away"
+        sock.sendall(bytes(100_000))
+    assert settled(listener)
+
+
 def test_a_flood_of_strangers_is_refused_beyond_a_limit(listener: TcpListener) -> None:
     door = listener._reception.door
     door.caps = tcp_limits.Caps(half_open=4, half_open_each=4, waiting=3, waiting_each=3)

@@ -110,7 +110,7 @@ def test_2_a_port_that_another_program_holds(told):
         server, worker = told(*task("ps", 0, ps)), told(*task("worker", 0, ps))
         server.says(rf"{ps} is taken")
         server.says("fix: choose another port, or stop it")
-        worker.says(rf"ps:0 to listen at tcp://{ps}: whoever listens there is no evener server")
+        worker.says(rf"ps:0 to listen at tcp://{ps}: whoever listens there hangs up without an answer")
 
 
 def _hang_up_on_everyone(listening: socket.socket) -> None:

@@ -17,7 +17,7 @@ from evener.transport.tcp_wire import Greeting, greeting
 SILENCE = "no packet came back."
 NOBODY = "no process listens there."
 SLOW = "whoever listens there took the connection and said nothing."
-BROKEN_OFF = "whoever listens there took the connection and broke it off."
+BROKEN_OFF = "whoever listens there hangs up without an answer: it is no evener server, or is ending."
 FOREIGN = "whoever listens there is no evener server: it sent "
 UNPROVEN = "whoever listens there did not prove its key."
 MISMATCH = "one end has keys, the other has none."

@@ -28,7 +28,7 @@ FAULTS = [
     (("--ps", "1", "--workers", "2"), "ps:0"),
     (("--ps", "2", "--workers", "2"), "ps:0"),
     (("--ps", "2", "--workers", "2"), "ps:1"),
-    (("--ps", "2", "--workers", "2", "--transport", "zeromq"), "ps:1"),
+    (("--ps", "2", "--workers", "2", "--transport", "tcp"), "ps:1"),
 ]
 TRAIN = ("train", "mnist", "--train-steps", "1000000", "--log-every", "10", "--save-checkpoint-steps", "100")
 

@@ -103,7 +103,7 @@ WAYS: dict[str, Callable[[int, int], float]] = {
     "async": cluster(),
     "bounded": cluster("--mode", "bounded"),
     "sync": cluster("--mode", "sync"),
-    "async-zeromq": cluster("--transport", "zeromq"),
+    "async-tcp": cluster("--transport", "tcp"),
 }
 
 

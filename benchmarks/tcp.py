@@ -106,8 +106,8 @@ def training(script: str, *options: str) -> Callable[[Bench], Rate]:
             "--warm-up",
             bench.steps // per_step // 5,
         ]
-        keyed = ["--keys", bench.place / "keys"] if "curve" in options else []
-        rest = [option for option in options if option != "curve"] + keyed
+        keyed = ["--keys", bench.place / "keys"] if "keys" in options else []
+        rest = [option for option in options if option != "keys"] + keyed
 
         def task(host: int, job: str, index: int) -> Run:
             return bench.start(host, python, PEERS / script, job, index, ps, workers, data, *counts, *rest)
@@ -119,15 +119,15 @@ def training(script: str, *options: str) -> Callable[[Bench], Rate]:
     return measure
 
 
-def link(script: str, *, curve: bool = False) -> Callable[[Bench], Rate]:
+def link(script: str, *, keyed: bool = False) -> Callable[[Bench], Rate]:
     """Bytes a second of two clients that send and are sent a payload in turn."""
 
     def measure(bench: Bench) -> Rate:
         nbytes = 4 * (784 * bench.hidden + bench.hidden * 11 + 10)
-        keyed = [bench.place / "keys"] if curve else []
+        words = [bench.place / "keys"] if keyed else []
         address = Network.address(SERVER)
-        serve = bench.start(SERVER, sys.executable, PEERS / script, "serve", address, PORT, nbytes, 2, *keyed)
-        ask = [sys.executable, PEERS / script, "ask", address, PORT, nbytes, bench.seconds, *keyed]
+        serve = bench.start(SERVER, sys.executable, PEERS / script, "serve", address, PORT, nbytes, 2, *words)
+        ask = [sys.executable, PEERS / script, "ask", address, PORT, nbytes, bench.seconds, *words]
         clients = [bench.start(CLIENT, *ask), bench.start(CLIENT, *ask)]
         rate = bench.measured([serve, *clients], clients)
         return Rate(2 * nbytes * rate.per_second, rate.cpu_seconds)
@@ -138,14 +138,14 @@ def link(script: str, *, curve: bool = False) -> Callable[[Bench], Rate]:
 TRAINING: dict[str, Callable[[Bench], Rate]] = {
     "tensorflow": training("tensorflow_ps.py"),
     "async": training("evener_task.py"),
-    "async-curve": training("evener_task.py", "curve"),
+    "async-keys": training("evener_task.py", "keys"),
     "tensorflow-sync": training("tensorflow_ps.py", "--sync"),
     "sync": training("evener_task.py", "--mode", "sync"),
 }
 LINKS: dict[str, Callable[[Bench], Rate]] = {
     "sockets": link("plain_sockets.py"),
-    "zeromq": link("evener_link.py"),
-    "zeromq-curve": link("evener_link.py", curve=True),
+    "tcp": link("evener_link.py"),
+    "tcp-keys": link("evener_link.py", keyed=True),
 }
 
 

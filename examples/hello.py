@@ -29,7 +29,7 @@ NOTHING = Ranges(Memory(0), ())
 def be(index: int, hosts: list[str], seconds: float) -> None:
     """Be one task: listen at your own address, greet the other task, hear its greeting."""
     cluster = Cluster.of({"worker": hosts})  # tf.train.ClusterSpec({"local": [...]}), checked
-    listener = transport.listen("zeromq", f"tcp://{cluster.address(Task('worker', index))}")  # tf.train.Server(...)
+    listener = transport.listen("tcp", f"tcp://{cluster.address(Task('worker', index))}")  # tf.train.Server(...)
     print(f"task {index} listens at {listener.address}", flush=True)
     other = 1 - index
     # The other may start later: this tries until it is there, and after `seconds` says why it is not.

@@ -38,7 +38,8 @@ FLOORS = [
 
 #: What one place alone may import: prefix of the imported name -> modules, or packages, that may.
 ALONE = {
-    "zmq": ("transport.",),
+    "cryptography": ("transport.keys", "transport.tcp_seal"),
+    "ssl": ("transport.keys", "transport.tcp_handshake"),
     "ray": ("launch.starters.ray",),
     "google_crc32c": ("data.tfrecord.crc",),
     "tensorflow": (),  # evener.tensorflow is written out in PyTorch
@@ -47,7 +48,7 @@ ALONE = {
 }
 
 #: Nothing that a policy or a message decides may depend on these.
-IMPURE = ("torch", "numpy", "zmq", "time", "datetime", "random", "secrets", "os", "pathlib", "io", "logging",
+IMPURE = ("torch", "numpy", "ssl", "time", "datetime", "random", "secrets", "os", "pathlib", "io", "logging",
           "threading", "asyncio", "socket", "select", "subprocess", "signal", "sys")  # fmt: skip
 PURE = ("policy", "wire", "cluster.cluster", "launch.fate", "errors")
 
@@ -89,7 +90,7 @@ LONG: frozenset[str] = frozenset()
 
 
 def imports(tree: ast.AST, *, also_for_types: bool = True) -> list[str]:
-    """Full names of all that is imported anywhere in a module: ``evener.wire.layout.Spec``, ``zmq``."""
+    """Full names of all that is imported anywhere in a module: ``evener.wire.layout.Spec``, ``ssl``."""
     skipped = set()
     if not also_for_types:
         for node in ast.walk(tree):
@@ -240,10 +241,10 @@ SAMPLES = [
     (upward, "wire.codec", "from evener import state"),
     (upward, "wire.codec", "from evener.policy.events import Apply"),
     (upward, "models", "from evener.state.saver import Saver"),
-    (upward, "session.session", "def late():\n    from evener.launch.run import LocalRun"),
+    (upward, "session.session", "def late():\n    from evener.launch.local import LocalRun"),
     (upward, "recipes.recipe", "from evener.recipes.mnist import mnist"),
-    (misplaced, "server.links", "import zmq"),
-    (misplaced, "task.main", "from zmq.utils import z85"),
+    (misplaced, "transport.tcp", "import ssl"),
+    (misplaced, "task.main", "from cryptography import x509"),
     (misplaced, "launch.run", "import ray"),
     (misplaced, "worker.exchange.local", "def late():\n    from torch.utils.tensorboard import SummaryWriter"),
     (misplaced, "session.hooks", "from torch.utils import tensorboard"),
@@ -267,8 +268,8 @@ SAMPLES = [
     (unsafe, WEIGHTS, "import pickle"),
     (unsafe, "state.checkpoint", "from torch import load"),
     (unsafe, "state.checkpoint", "safe(path, weights_only=False)"),
-    (unsafe, "transport.zeromq", "socket.recv_pyobj()"),
-    (unsafe, "transport.zeromq", "socket.send_pyobj(1)"),
+    (unsafe, "transport.tcp", "socket.recv_pyobj()"),
+    (unsafe, "transport.tcp", "socket.send_pyobj(1)"),
     (unsafe, "data.idx", "np.load(path, allow_pickle=True)"),
     *(
         (unsafe, "worker.allreduce.allreduce", f"dist.{name}(x)")
@@ -299,13 +300,9 @@ def test_each_forbidden_thing_is_seen(check, module, source):
             "worker.compute.towers",
             "from typing import TYPE_CHECKING\nif TYPE_CHECKING:\n    from evener.api import run",
         ),
-        (
-            upward,
-            "worker.exchange.servers",
-            "from evener.worker.compute.towers import T\nfrom evener import errors",
-        ),
+        (upward, "worker.exchange.servers", "from evener.worker.compute.towers import T\nfrom evener import errors"),
         (upward, "recipes.mnist", "from evener.recipes.recipe import Recipe"),
-        (misplaced, "transport.zeromq", "import zmq"),
+        (misplaced, "transport.tcp_handshake", "import ssl"),
         (misplaced, "session.summary", "from torch.utils.tensorboard import SummaryWriter"),
         (impure, "server.serve", "import time"),
         (unsafe, "session.evaluate", "model.eval()\nre.compile('x')"),

@@ -102,7 +102,7 @@ def test_an_unknown_mode_is_refused_with_the_nearest_or_all(value, fix):
 @pytest.mark.parametrize(
     ("name", "value", "fix"),
     [
-        ("transport", "tcp", "use one of: auto, shared, zeromq."),
+        ("transport", "udp", "use one of: auto, shared, tcp."),
         ("placement", "evenly", "use one of: even, round_robin, greedy."),
     ],
 )
@@ -289,3 +289,7 @@ def test_a_pipeline_that_cannot_work_is_refused(options, what):
 @pytest.mark.parametrize(("stages", "batch", "chunks"), [(2, 100, 2), (3, 100, 4), (4, 128, 4), (3, 7, 7)])
 def test_a_batch_is_cut_into_the_fewest_equal_microbatches_that_keep_every_stage_busy(stages, batch, chunks):
     assert Settings(pipeline_stages=stages, batch_size=batch).chunks == chunks
+
+
+def test_a_former_name_of_a_transport_still_means_it():
+    assert Settings(ps=1, transport="zeromq").transport == "tcp"

@@ -17,8 +17,8 @@ from evener.transport.channel import Arrived, Closed, Memory, Opened, Ranges, wa
 
 
 def serve(address: str, port: int, nbytes: int, clients: int, keys: keys_module.Keys | None) -> None:
-    parameters = [memoryview(bytearray(nbytes))]
-    listener = transport.listen("zeromq", f"tcp://{address}:{port}", keys=keys, insecure=keys is None)
+    parameters = [memoryview(b"x" * nbytes)]
+    listener = transport.listen("tcp", f"tcp://{address}:{port}", keys=keys, insecure=keys is None)
     left = 0
     while left < clients:
         wait([listener], 10.0)

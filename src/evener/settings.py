@@ -16,7 +16,9 @@ from evener.errors import ConfigError
 from evener.modes import STALENESS, check_mode
 from evener.wire.layout import PLACEMENTS
 
-TRANSPORTS = ("auto", "shared", "zeromq")
+TRANSPORTS = ("auto", "shared", "tcp")
+#: What transports were once called: such a command or file goes on to work.
+FORMER_TRANSPORTS = {"zeromq": "tcp"}
 PIPELINE_SCHEDULES = ("gpipe", "1f1b")
 ON_NAN = ("stop", "skip", "rollback")
 
@@ -100,6 +102,7 @@ class Settings:
 
     def __post_init__(self) -> None:
         check_numbers(self)
+        object.__setattr__(self, "transport", FORMER_TRANSPORTS.get(self.transport, self.transport))
         _check_cluster(self)
         check_mode(self)
         _check_pipeline(self)

@@ -248,7 +248,7 @@ class Gate(""",
     assert found[1] == pytest.approx(found[0], rel=1e-4)
 
 
-@pytest.mark.parametrize("words", [["--mode", "sync"], [], ["--transport", "zeromq"]], ids=str)
+@pytest.mark.parametrize("words", [["--mode", "sync"], [], ["--transport", "tcp"]], ids=str)
 def test_workers_of_a_cluster_train_on_the_gpu_and_its_ps_tasks_see_none(tmp_path, words):
     text = RECIPE.replace(
         "class Gate(",

@@ -24,7 +24,7 @@ IDLE = Pong("worker:0", doctor.VERSION, True)
 @contextlib.contextmanager
 def answering(*answers, mine=None):
     """Servers that answer whatever they hear: their addresses, "127.0.0.1:4711"."""
-    listeners = [transport.listen("zeromq", keys=mine) for _ in answers]
+    listeners = [transport.listen("tcp", keys=mine) for _ in answers]
     over = threading.Event()
 
     def serve():

@@ -30,7 +30,7 @@ def servers(tmp_path):
     keys.new(tmp_path / "keys", keys.names(1, 1))
     asked, threads, addresses = [], [], {}
     for task in (Task("ps", 0), Task("worker", 0)):
-        listener = transport.listen("zeromq", keys=keys.load(tmp_path / "keys", str(task)))
+        listener = transport.listen("tcp", keys=keys.load(tmp_path / "keys", str(task)))
         addresses[task.job] = [listener.address.removeprefix("tcp://")]
         own = Own(task, Address("127.0.0.1", 0), {"keys": str(tmp_path / "keys")})
         server = StandingServer(own, listener, say=lambda line: None, starter=Unstarted())

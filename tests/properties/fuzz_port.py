@@ -1,8 +1,8 @@
 """What anyone can do to a port, or to a UNIX socket: the third target of `fuzzing`.
 
-Raw sockets say plain bytes, half a handshake, a whole one and then garbage, ZMTP frames with lies in their lengths,
-mutated messages of ours, 64 frames of 1 MB, one byte and then nothing; some connect and leave. Meanwhile a worker
-pushes: it is answered every time, and its gradient is never another's.
+Raw sockets say plain bytes, half a greeting, a whole one and then garbage, records of TLS with lies in their lengths,
+mutated messages of ours, headers and payloads of 64 MB, one byte and then nothing; some connect and leave, some with a
+reset. Meanwhile a worker pushes: it is answered every time, and its gradient is never another's.
 """
 
 from __future__ import annotations
@@ -12,6 +12,7 @@ import os
 import socket
 import struct
 import tempfile
+import threading
 from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
@@ -21,36 +22,18 @@ from fuzzing import a_corpus
 from mutations import Mutator
 
 from evener import transport
-from evener.transport import packets, shared, zeromq
-from evener.transport.channel import Arrived, Closed, Incoming, Listener, Memory, Opened, Ranges, wait
+from evener.transport import packets, shared, tcp
+from evener.transport.channel import Arrived, Channel, Closed, Incoming, Listener, Memory, Opened, Ranges, wait
 from evener.transport.keys import Keys, load, new
-from evener.transport.zeromq_wire import OPEN, PAYLOAD, PLAIN, first_frame, pack_sizes
+from evener.transport.tcp_limits import Caps
+from evener.transport.tcp_wire import HEAD, OPEN, PAYLOAD, PLAIN, greeting, pack_sizes
 
 NBYTES = 1000
 
 
-def greeting(mechanism: bytes, *, version: bytes = b"\x03\x01") -> bytes:
-    """The first 64 bytes of ZMTP (RFC 23)."""
-    return b"\xff" + bytes(8) + b"\x7f" + version + mechanism.ljust(20, b"\0") + bytes(32)
-
-
-def frame(body: bytes, *, more: bool = False, command: bool = False) -> bytes:
-    """One ZMTP frame."""
-    flags = more | (command << 2)
-    if len(body) > 255:
-        return bytes([flags | 2]) + struct.pack(">Q", len(body)) + body
-    return bytes([flags, len(body)]) + body
-
-
-def ready() -> bytes:
-    """What a DEALER says once it was greeted."""
-    properties = [(b"Socket-Type", b"DEALER"), (b"Identity", b"")]
-    body = b"".join(bytes([len(name)]) + name + struct.pack(">I", len(value)) + value for name, value in properties)
-    return frame(b"\x05READY" + body, command=True)
-
-
-#: One frame of a message that has more.
-MEGABYTE = frame(bytes(1 << 20), more=True)
+def record(body: bytes, kind: int = 0x16) -> bytes:
+    """One record of TLS."""
+    return bytes([kind, 3, 1]) + struct.pack(">H", len(body) % 65536) + body
 
 
 class Guest:
@@ -60,8 +43,12 @@ class Guest:
         self.listener, self.count = listener, 0
         self.memory = Memory(2 * NBYTES)
         parts = Ranges(self.memory, ((0, NBYTES),)), Ranges(self.memory, ((NBYTES, NBYTES),))
-        self.channel = transport.connect(listener.address, *parts, keys=keys)
+        made: list[Channel] = []
+        thread = threading.Thread(target=lambda: made.append(transport.connect(listener.address, *parts, keys=keys)))
+        thread.start()
         (opened,) = self._hear(Opened)
+        thread.join()
+        (self.channel,) = made
         self.peer = opened.peer
         listener.admit(self.peer, (NBYTES,))
 
@@ -104,11 +91,11 @@ def guest(listener: Listener, keys: Keys | None = None) -> Iterator[Guest]:
 class Crowd:
     """Strangers at a TCP port: each a connection that says up to 20 frames."""
 
-    def __init__(self, rng: Random, port: int, mechanism: bytes) -> None:
-        self.rng, self.mutator, self.port = rng, Mutator(rng), port
-        self.mechanism, self.headers = mechanism, a_corpus()
+    def __init__(self, rng: Random, port: int, *, keys: bool) -> None:
+        self.rng, self.mutator, self.port, self.keys = rng, Mutator(rng), port, keys
+        self.headers = a_corpus()
         self.outcomes: Counter[str] = Counter()
-        self.heavy = False  # has one said 64 MB just now? Each such message costs 64 MB while it is read
+        self.heavy = False  # has one said 64 MB just now?
 
     def come(self, stack: contextlib.ExitStack, frames: int) -> int:
         """One stranger, who stays until the stack is closed; gives how often it speaks: once, or so many frames."""
@@ -118,61 +105,64 @@ class Crowd:
         sock.settimeout(0.2)  # a server that has cut us off does not read
         frames = frames if kind == "frames" else 1
         self.outcomes[kind] += frames
-        hand = greeting(rng.choice((self.mechanism, self.mechanism, b"NULL", b"PLAIN", b"CURVE", b"GSSAPI", b"\xff")))
+        hand = bytearray(greeting(keys=rng.random() < 0.5))
+        if rng.random() < 0.5:
+            hand[rng.randrange(8)] = rng.randrange(256)
         with contextlib.suppress(OSError):
             match kind:
                 case "plain":
                     sock.sendall(rng.randbytes(rng.choice((1, 9, 100, 5000))))
                 case "leaves":
+                    if rng.random() < 0.5:
+                        sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
                     sock.close()
                 case "half a greeting":
-                    sock.sendall(hand[: rng.randrange(64)])
+                    sock.sendall(hand[: rng.randrange(8)])
                 case "one byte":
-                    sock.sendall(b"\xff")
+                    sock.sendall(b"E")
                 case "garbage":
-                    sock.sendall(hand + rng.randbytes(rng.choice((1, 30, 3000))))
+                    sock.sendall(bytes(hand) + rng.randbytes(rng.choice((1, 30, 3000))))
                 case _:
-                    said = ready() if self.mechanism == b"NULL" else self.curve_command()
-                    sock.sendall(greeting(self.mechanism) + said)
+                    sock.sendall(greeting(keys=self.keys))
+                    if rng.random() < 0.7:
+                        sock.sendall(self.first_words())
                     if rng.random() < 0.01 and not self.heavy:
                         self.heavy = True
-                        sock.settimeout(5.0)
+                        sock.sendall(HEAD.pack(rng.choice((PLAIN, PAYLOAD, OPEN)), rng.choice((1 << 26, 100))))
                         for _ in range(64):
-                            sock.sendall(MEGABYTE)
-                        sock.sendall(frame(b""))
-                        self.outcomes["64 frames of 1 MB"] += 1
-                    if rng.random() < 0.5:
-                        sock.sendall(frame(first_frame(OPEN, pack_sizes([NBYTES]))))  # as a worker begins
+                            sock.sendall(bytes(1 << 20))
+                        self.outcomes["64 MB"] += 1
                     for _ in range(frames):
                         sock.sendall(self.message())
         return frames
 
-    def curve_command(self) -> bytes:
-        """What may come first where keys are asked, spoilt: a client's HELLO, or another command."""
+    def first_words(self) -> bytes:
+        """As a worker begins; where keys are asked, what may come first there, spoilt."""
         rng = self.rng
-        name = rng.choice((b"\x05HELLO", b"\x08INITIATE", b"\x07MESSAGE", b"\x05READY", b"\x05ERROR", b"\xffHELLO"))
-        return frame(name + rng.randbytes(rng.choice((0, 10, 194, 194, 257, 100_000))), command=True)
+        if not self.keys:
+            return HEAD.pack(OPEN, 8) + pack_sizes([NBYTES])
+        body = rng.randbytes(rng.choice((0, 1, 100, 1000, 4097, 65535)))
+        hello = b"\x01\x00" + struct.pack(">H", len(body) % 65536) + b"\x03\x03" + body
+        return record(rng.choice((body, hello)), rng.choice((0x16, 0x16, 0x15, 0x17, 0x14, rng.randrange(256))))
 
     def message(self) -> bytes:
-        """A ZMTP message: one of ours, spoilt at one of three levels."""
+        """One of ours, spoilt in its header, its head or its length."""
         rng = self.rng
-        kind = rng.choice((OPEN, OPEN, PLAIN, PAYLOAD, rng.randrange(256)))
+        kind = rng.choice((OPEN, OPEN, PLAIN, PLAIN, PAYLOAD, rng.randrange(256)))
         sizes = [rng.choice((NBYTES, 0, 2**64 - 1, rng.randrange(2**40))) for _ in range(rng.choice((0, 1, 1, 300)))]
         header = pack_sizes(sizes) if kind == OPEN else self.mutator.frame(self.headers)
-        first = bytearray(first_frame(kind % 256, header))
-        if rng.random() < 0.4:
-            first[rng.randrange(10)] = rng.randrange(256)  # in the preamble
-        parts = [bytes(first), *(rng.randbytes(rng.choice((0, 7, NBYTES))) for _ in range(rng.choice((0, 0, 1, 3))))]
-        wire = bytearray(b"".join(frame(part, more=part is not parts[-1]) for part in parts))
-        if rng.random() < 0.1:
-            wire[rng.randrange(min(len(wire), 9))] = rng.randrange(256)  # in its flags or its length
+        wire = bytearray(HEAD.pack(kind, len(header)) + header)
+        if rng.random() < 0.3:
+            wire += rng.randbytes(rng.choice((7, NBYTES)))
+        if rng.random() < 0.2:
+            wire[rng.randrange(HEAD.size)] = rng.randrange(256)
         if rng.random() < 0.02:
-            wire += b"\x02" + struct.pack(">Q", rng.choice((5 << 20, 2**40, 2**63, 2**64 - 1))) + bytes(100)
+            wire += HEAD.pack(PLAIN, rng.choice((5 << 20, 2**31, 2**32 - 1))) + bytes(100)
         return bytes(wire)
 
 
-def _besiege(listener: zeromq.ZeroMQListener, keys: Keys | None, frames: int, seed: int) -> Counter[str]:
-    crowd = Crowd(Random(f"port {seed}"), int(listener.address.rpartition(":")[2]), b"CURVE" if keys else b"NULL")
+def _besiege(listener: tcp.TcpListener, keys: Keys | None, frames: int, seed: int) -> Counter[str]:
+    crowd = Crowd(Random(f"port {seed}"), int(listener.address.rpartition(":")[2]), keys=keys is not None)
     with guest(listener, keys) as worker:
         left, opened = frames, {worker.peer}
         while left > 0:
@@ -190,13 +180,13 @@ def _besiege(listener: zeromq.ZeroMQListener, keys: Keys | None, frames: int, se
                     assert event.peer in opened, f"seed {seed}: {event} of nobody"
                     assert isinstance(event, Closed) or not event.payload, f"seed {seed}: a stranger's payload"
                 crowd.outcomes[type(event).__name__] += 1
-            assert len(listener._peers) <= 1 + 9 * 20 + zeromq.MAX_STRANGERS
+            assert len(listener._links) <= 1 + Caps().half_open + Caps().waiting
     return crowd.outcomes
 
 
 def fuzz_port(frames: int, seed: int) -> Counter[str]:
     """A port without keys."""
-    return _besiege(zeromq.listen(), None, frames, seed)
+    return _besiege(tcp.listen(), None, frames, seed)
 
 
 def fuzz_port_with_keys(frames: int, seed: int) -> Counter[str]:
@@ -204,7 +194,7 @@ def fuzz_port_with_keys(frames: int, seed: int) -> Counter[str]:
     with tempfile.TemporaryDirectory() as directory:
         new(Path(directory) / "keys", ["ps-0", "worker-0"])
         mine, theirs = (load(Path(directory) / "keys", name) for name in ("ps-0", "worker-0"))
-        return _besiege(zeromq.listen(keys=mine), theirs, frames, seed)
+        return _besiege(tcp.listen(keys=mine), theirs, frames, seed)
 
 
 def fuzz_shared(frames: int, seed: int) -> Counter[str]:

@@ -15,7 +15,7 @@ from mutations import Mutator, rows
 
 from evener import transport
 from evener.server.lead import Leader
-from evener.transport import zeromq
+from evener.transport import tcp
 from evener.wire import codec
 from evener.wire.messages import Lost
 
@@ -102,10 +102,11 @@ def test_a_server_that_falls_over_is_seen(monkeypatch: pytest.MonkeyPatch) -> No
 
 
 def test_a_port_that_lets_in_who_has_no_key_is_seen(monkeypatch: pytest.MonkeyPatch) -> None:
-    listen, connect, greeting = zeromq.listen, transport.connect, fuzz_port.greeting
-    monkeypatch.setattr(zeromq, "listen", lambda keys: listen())
+    listen, connect, greeting = tcp.listen, transport.connect, fuzz_port.greeting
+    opening = fuzz_port.HEAD.pack(fuzz_port.OPEN, 8) + fuzz_port.pack_sizes([fuzz_port.NBYTES])
+    monkeypatch.setattr(tcp, "listen", lambda keys: listen())
     monkeypatch.setattr(transport, "connect", lambda *parts, keys: connect(*parts, keys=None))
-    monkeypatch.setattr(fuzz_port, "greeting", lambda mechanism: greeting(b"NULL"))
-    monkeypatch.setattr(fuzz_port.Crowd, "curve_command", lambda self: fuzz_port.ready())
+    monkeypatch.setattr(fuzz_port, "greeting", lambda keys: greeting(keys=False))
+    monkeypatch.setattr(fuzz_port.Crowd, "first_words", lambda self: opening)
     with pytest.raises(AssertionError, match="without a key"):
         fuzz_port.fuzz_port_with_keys(2000, 1)

@@ -75,7 +75,7 @@ def schedule(seed: int) -> Schedule:
     dies = chance.uniform(1.0, 6.0) if chance.random() < 0.1 else None
     stopped_for = [chance.uniform(0.1, 2.0) for _ in range(8)]
     if chance.random() < 0.3:
-        options += ["--transport", "zeromq", "--heartbeat-timeout", "1.5"]  # some stops look like deaths
+        options += ["--transport", "tcp", "--heartbeat-timeout", "1.5"]  # some stops look like deaths
     return Schedule(seed, options, "; ".join(faults), dies, stopped_for)
 
 

@@ -222,7 +222,7 @@ def cluster(tmp_path) -> Iterator[Cluster]:
 
 
 class Cluster:
-    """Tasks that were started one by one, over ZeroMQ: ps:0 and two workers that train until they are told to end."""
+    """Tasks that were started one by one, over TCP: ps:0 and two workers that train until they are told to end."""
 
     stack: contextlib.ExitStack
 
@@ -235,40 +235,35 @@ class Cluster:
     def task(self, job: str, index: int, plan: str = "") -> Run:
         hosts = ["--ps-hosts", f"127.0.0.1:{self.port}", "--worker-hosts", "127.0.0.1:1,127.0.0.1:2"]
         command = [*EVENER, "task", *RECIPE, *hosts, "--job-name", job, "--task-index", index, "--logdir", "run",
-                   "--transport", "zeromq", "--heartbeat-timeout", 2, "--train-steps", 10**6]  # fmt: skip
+                   "--transport", "tcp", "--heartbeat-timeout", 2, "--train-steps", 10**6]  # fmt: skip
         return self.stack.enter_context(Run(command, self.place, EVENER_CHAOS=plan))
 
 
-def test_a_stopped_worker_of_another_host_counts_as_gone_and_comes_back_or_is_fenced(cluster, tmp_path):
+def test_a_stopped_worker_of_another_host_is_a_straggler_and_goes_on(cluster, tmp_path):
+    """Its kernel answers for it, so its link lives: the others train on, and it joins them when it is let go."""
     server, other = cluster.task("ps", 0), cluster.task("worker", 0)
-    sleeper = cluster.task("worker", 1, "worker.computing@20=stop; worker.computing@60=stop")
+    sleeper = cluster.task("worker", 1, "worker.computing@20=stop; worker.computing@40=stop")
     me = psutil.Process(sleeper.process.pid)
 
     until(lambda: me.status() == psutil.STATUS_STOPPED, PATIENCE, "worker:1 stops")
-    server.wait_for(r"worker:1 is gone \(.*\); 1 lease returns", PATIENCE)
+    before = newest_step(server)
+    until(lambda: newest_step(server) > before, PATIENCE, "the others go on")
     me.send_signal(signal.SIGCONT)
-    server.wait_for(r"worker:1 is back \(epoch 2\)", PATIENCE)
-
-    until(lambda: me.status() == psutil.STATUS_STOPPED, PATIENCE, "worker:1 stops again")
-    until(lambda: len(re.findall("worker:1 is gone", server.said())) == 2, PATIENCE, "and counts as gone again")
-    successor = cluster.task("worker", 1)
-    until(
-        lambda: "epoch 3" in (tmp_path / "run" / "logs" / "ps-0.log").read_text(),
-        PATIENCE,
-        "another process takes over",
-    )
+    until(lambda: me.status() == psutil.STATUS_STOPPED, PATIENCE, "worker:1 has gone on, and stops again")
     me.send_signal(signal.SIGCONT)
-    fenced = sleeper.finish(PATIENCE)
-    assert fenced.code == 3
-    newer = f"the newer one is at {socket.gethostname()} pid {successor.process.pid}"
-    assert f"worker:1 was replaced by epoch 3; this process has epoch 2; {newer}" in fenced.text
 
     server.signal(signal.SIGTERM)
-    assert [task.finish(PATIENCE).code for task in (server, other, successor)] == [0, 0, 0], server.said()
+    assert [task.finish(PATIENCE).code for task in (server, other, sleeper)] == [0, 0, 0], server.said()
+    assert "is gone" not in server.said()
     audit = evener(tmp_path, "audit", "run")
     assert audit.code == 0, audit.text
-    for task in (server, other, successor, sleeper):
+    for task in (server, other, sleeper):
         check_nothing_left(task, belongings([]))
+
+
+def newest_step(server: Run) -> int:
+    told = re.findall(r"global step (\d+)", server.said())
+    return int(told[-1]) if told else 0
 
 
 # --- the disk

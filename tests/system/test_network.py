@@ -44,13 +44,22 @@ class Cluster:
         hosts = [f"--{job}-hosts=" + ",".join(a for task, a in addresses.items() if task.startswith(job))
                  for job in ("ps", "worker")]  # fmt: skip
         (place / "recipe.py").write_text(ENDLESS)
-        self.tasks: dict[str, Run] = {}
-        for task, host in self.host.items():
-            job, _, index = task.partition(":")
-            command = [sys.executable, "-m", "evener.cli.main", "task", words[0], *hosts, "--job-name", job]
-            self.tasks[task] = network.start(
-                host, [*command, "--task-index", index, "--logdir", "run", *words[1:]], place
-            )
+        self._command = [
+            sys.executable,
+            "-m",
+            "evener.cli.main",
+            "task",
+            words[0],
+            *hosts,
+            "--logdir",
+            "run",
+            *words[1:],
+        ]
+        self.tasks = {task: self.start(task, host) for task, host in self.host.items()}
+
+    def start(self, task: str, host: int) -> Run:
+        job, _, index = task.partition(":")
+        return self.network.start(host, [*self._command, "--job-name", job, "--task-index", index], self.place)
 
     def __getitem__(self, task: str) -> Run:
         return self.tasks[task]
@@ -140,6 +149,26 @@ def test_a_worker_whose_host_vanishes_is_noticed_by_its_silence_and_the_run_ends
     cluster.finish("worker:1")
     audit = evener(tmp_path, "audit", "run")
     assert audit.code == 0, audit.text
+
+
+def test_a_worker_that_was_replaced_while_its_host_was_silent_is_fenced_when_it_is_back(network, tmp_path):
+    words = ["recipe.py:endless", "--train-steps", "10000000", "--heartbeat-timeout", "4", "--insecure"]
+    cluster = Cluster(network, tmp_path, ps=1, workers=2, words=words)
+    cluster.wait_for_steps()
+
+    network.cut(cluster.host["worker:1"])
+    cluster["ps:0"].wait_for(rf"worker:1 is gone \(.*its connection {SILENT}\)", 60.0)
+    old, cluster.tasks["worker:1"] = cluster["worker:1"], cluster.start("worker:1", 4)
+    log = tmp_path / "run" / "logs" / "ps-0.log"
+    until(lambda: "epoch 2" in log.read_text(), 60.0, "another process takes over")
+    network.heal(cluster.host["worker:1"])
+    fenced = old.finish(60.0)
+    assert fenced.code == 3
+    assert "worker:1 was replaced by epoch 2; this process has epoch 1; the newer one is at" in fenced.text
+
+    cluster.wait_for_steps()
+    (tmp_path / "enough").touch()
+    cluster.finish()
 
 
 def test_a_slow_network_is_not_taken_for_a_dead_one(network, keys, tmp_path):

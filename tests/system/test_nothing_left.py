@@ -130,7 +130,7 @@ def test_one_process_ends_too(tmp_path, recipe):
 @pytest.mark.slow
 def test_after_kill_9_of_the_launcher(tmp_path, recipe):
     """Also the task that was stopped, and so cannot see anything, goes."""
-    with start(tmp_path, *cluster(tmp_path, recipe, "--transport", "zeromq")) as run:
+    with start(tmp_path, *cluster(tmp_path, recipe, "--transport", "tcp")) as run:
         at_gate(run, tmp_path)
         assert run.names() == {"ps:0", "worker:0", "worker:1"}
         held = belongings(run.tasks())

@@ -36,7 +36,7 @@ def test_an_open_port_would_be_seen() -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("transport", ["auto", "zeromq"])
+@pytest.mark.parametrize("transport", ["auto", "tcp"])
 def test_no_task_of_a_run_listens_beyond_this_machine(tmp_path: Path, transport: str) -> None:
     (tmp_path / "small.py").write_text(RECIPE)
     gate = tmp_path / "gate"
@@ -48,4 +48,4 @@ def test_no_task_of_a_run_listens_beyond_this_machine(tmp_path: Path, transport:
         gate.touch()
         assert run.finish().code == 0
     assert exposed == []
-    assert len(found) == (2 if transport == "zeromq" else 0)
+    assert len(found) == (2 if transport == "tcp" else 0)

@@ -25,7 +25,7 @@ CLUSTERS = {
     "accumulation": ("--ps 1 --workers 2 --mode sync --replicas-to-aggregate 3 --accumulate", 3),
     "async on 3 ps": ("--ps 3 --workers 2", 1),
     "sync on 3 ps": ("--ps 3 --workers 2 --mode sync", 2),
-    "zeromq": ("--ps 1 --workers 2 --mode sync --transport zeromq", 2),
+    "tcp": ("--ps 1 --workers 2 --mode sync --transport tcp", 2),
 }
 
 

@@ -87,7 +87,7 @@ def task(job: str, index: int, *ps: str, workers: int = 1, more: tuple[str, ...]
     hosts = ",".join(f"worker{i}:1" for i in range(workers))
     return [
         "task", "mnist", "--job-name", job, "--task-index", str(index), "--ps-hosts", ",".join(ps), "--worker-hosts",
-        hosts, "--logdir", f"run-{job}-{index}", "--transport", "zeromq", *more,
+        hosts, "--logdir", f"run-{job}-{index}", "--transport", "tcp", *more,
     ]  # fmt: skip
 
 
@@ -110,7 +110,7 @@ def test_2_a_port_that_another_program_holds(told):
         server, worker = told(*task("ps", 0, ps)), told(*task("worker", 0, ps))
         server.says(rf"{ps} is taken")
         server.says("fix: choose another port, or stop it")
-        worker.says(rf"ps:0 to listen at tcp://{ps}: whoever listens there does not speak ZeroMQ")
+        worker.says(rf"ps:0 to listen at tcp://{ps}: whoever listens there hangs up without an answer")
 
 
 def _hang_up_on_everyone(listening: socket.socket) -> None:

@@ -95,7 +95,7 @@ def test_two_workers_in_turn_and_audited(words, tmp_path, capfd):
 
 def test_bounded_over_sockets(words, tmp_path, capfd):
     logdir = tmp_path / "run"
-    way = ["--ps", 1, "--workers", 2, "--mode", "bounded", "--transport", "zeromq"]
+    way = ["--ps", 1, "--workers", 2, "--mode", "bounded", "--transport", "tcp"]
     good(evener(tmp_path, *words, *way, "--train-steps", STEPS, "--logdir", logdir))
     audited(capfd, logdir)
 

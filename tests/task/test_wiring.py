@@ -41,7 +41,7 @@ class Ways:
         ("auto", [True], ["shared"]),
         ("auto", [False, True, False], ["shared", "tcp", "shared"]),
         ("auto", [False, True, True], ["shared", "tcp", "shared"]),  # it was just beginning to listen
-        ("zeromq", [True], ["tcp"]),
+        ("tcp", [True], ["tcp"]),
         ("shared", [True], ["shared"]),
     ],
 )
@@ -79,7 +79,7 @@ def test_others_are_told_the_host_that_the_user_named_and_the_port_that_was_foun
 
 
 def test_a_ps_that_cannot_listen_both_ways_listens_in_neither():
-    first = transport.listen("zeromq", "tcp://127.0.0.1:0")
+    first = transport.listen("tcp", "tcp://127.0.0.1:0")
     address = first.address
     first.close()
     settings = Settings(ps=1, ps_hosts=(address.removeprefix("tcp://"),))

@@ -1,6 +1,7 @@
-"""Strangers at a TCP port, with keys and without: half-open connections, and sessions that are played again.
+"""Strangers at a TCP port, with keys and without: half-open connections, crowds, and sessions that are played again.
 
-What else they say to it is in `test_zeromq` and `test_keys`; many thousand frames more in `tests/properties`.
+What else they say to it is in `test_tcp` and `test_keys`; many thousand frames more in `tests/properties`. Time is a
+number here: what is overdue is so when the test says it.
 """
 
 from __future__ import annotations
@@ -8,45 +9,46 @@ from __future__ import annotations
 import contextlib
 import logging
 import os
+import resource
 import socket
+import struct
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
-import zmq
-from transport_children import PATIENCE, boxes, closed, hear
+from transport_children import PATIENCE, closed, connected, hear
 
-from evener.transport import zeromq, zeromq_wire
+from evener.transport import tcp, tcp_limits, tcp_reception
 from evener.transport.channel import Arrived, Closed, Opened, wait
 from evener.transport.keys import Keys, load, new
-from evener.transport.zeromq import ZeroMQListener
+from evener.transport.tcp import TcpListener
+from evener.transport.tcp_limits import HANDSHAKE_SECONDS, Caps
+from evener.transport.tcp_wire import greeting
 
-Both = tuple[ZeroMQListener, Keys | None]
+Both = tuple[TcpListener, Keys | None]
 
 
 @pytest.fixture(params=["no keys", "keys"])
-def door(request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Both]:
-    """A listener, and the keys of a worker that belongs. Handshakes have 0.5 s instead of 5."""
-    monkeypatch.setitem(zeromq_wire.SETTINGS, zmq.HANDSHAKE_IVL, 500)
+def door(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Both]:
+    """A listener, and the keys of a worker that belongs."""
     mine = theirs = None
     if request.param == "keys":
         new(tmp_path / "keys", ["ps-0", "worker-0"])
         mine, theirs = load(tmp_path / "keys", "ps-0"), load(tmp_path / "keys", "worker-0")
-    listener = zeromq.listen(keys=mine)
+    listener = tcp.listen(keys=mine)
     yield listener, theirs
     listener.close()
 
 
-def port_of(listener: ZeroMQListener) -> int:
+def port_of(listener: TcpListener) -> int:
     return int(listener.address.rpartition(":")[2])
 
 
-def session(listener: ZeroMQListener, keys: Keys | None, address: str = "") -> None:
+def session(listener: TcpListener, keys: Keys | None, address: str = "") -> None:
     """A worker comes, is admitted, pushes, is answered and leaves."""
-    channel = zeromq.connect(address or listener.address, *boxes(100), timeout=PATIENCE, keys=keys)
-    (opened,) = hear(listener, lambda events: any(isinstance(event, Opened) for event in events))
+    channel, opened = connected(listener, 100, address, keys=keys)
     listener.admit(opened.peer, (100,))
     channel.send(b"push", payload=True)
     assert hear(listener, bool) == [Arrived(opened.peer, b"push", True)]
@@ -60,43 +62,147 @@ def descriptors() -> int:
     return len(os.listdir("/proc/self/fd"))
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize("said", [b"", b"\xff", b"\xff" + bytes(8) + b"\x7f\x03"], ids=["nothing", "a byte", "eleven"])
-def test_two_hundred_half_open_connections_keep_no_worker_out_and_are_cut(
-    door: Both, said: bytes, caplog: pytest.LogCaptureFixture
+def until(listener: TcpListener, condition: Callable[[], bool]) -> None:
+    """Serve, and hear nothing, until a condition holds."""
+    deadline = time.monotonic() + PATIENCE
+    while not condition():
+        assert time.monotonic() < deadline
+        if wait([listener], 0.005):
+            assert listener.receive() == []
+
+
+@contextlib.contextmanager
+def crowd(listener: TcpListener, count: int, words: bytes) -> Iterator[list[socket.socket]]:
+    with contextlib.ExitStack() as stack:
+        yield [stack.enter_context(stranger) for _ in range(count) if (stranger := said_by_stranger(listener, words))]
+
+
+def said_by_stranger(listener: TcpListener, words: bytes) -> socket.socket:
+    sock = socket.create_connection(("127.0.0.1", port_of(listener)), PATIENCE)
+    sock.sendall(words)
+    return sock
+
+
+HALVES = {
+    "nothing": b"",
+    "a byte": b"E",
+    "a greeting": greeting(keys=False),
+    "a secure greeting": greeting(keys=True),
+    "half a record": greeting(keys=True) + b"\x16\x03\x01\x01\0half",
+}
+
+
+@pytest.mark.parametrize("words", HALVES.values(), ids=HALVES.keys())
+def test_half_open_connections_keep_no_worker_out_and_are_cut_when_their_time_is_over(
+    door: Both, words: bytes, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     listener, keys = door
-    session(listener, keys)  # what is made once is made now
-    before = descriptors()
-    with contextlib.ExitStack() as stack:
-        crowd = [
-            stack.enter_context(socket.create_connection(("127.0.0.1", port_of(listener)), 5.0)) for _ in range(200)
-        ]
-        for sock in crowd:
-            sock.sendall(said)
-        session(listener, keys)
-        assert not listener._links or not listener._peers
-        for sock in crowd:  # each is cut by the server: its descriptor is given back
-            sock.settimeout(PATIENCE)
-            with contextlib.suppress(ConnectionError):
-                while sock.recv(1000):
-                    pass
-        session(listener, keys)
-    deadline = time.monotonic() + PATIENCE
-    while descriptors() > before + 2 or listener._live:
-        assert time.monotonic() < deadline, (descriptors(), before, listener._live)
-        if wait([listener], 0.05):
-            assert listener.receive() == []
     session(listener, keys)
+    before = descriptors()
+    books = listener._reception.door
+    with crowd(listener, 100, words):
+        session(listener, keys)
+        until(listener, lambda: books.half_open in (0, 100))  # 0: with these words they were refused
+        monkeypatch.setattr(listener, "_clock", lambda: time.monotonic() + HANDSHAKE_SECONDS)
+        until(listener, lambda: not books.half_open)
+        monkeypatch.undo()
+        session(listener, keys)
+    until(listener, lambda: not listener._links and not listener._farewells)
+    assert descriptors() <= before
     assert len([record for record in caplog.records if record.levelno >= logging.WARNING]) <= 12
+
+
+def test_a_crowd_beyond_the_limit_loses_its_oldest_and_a_worker_still_gets_in(door: Both) -> None:
+    listener, keys = door
+    books = listener._reception.door
+    books.caps = Caps(half_open=20, half_open_each=10, waiting=4, waiting_each=4)
+    with crowd(listener, 50, b"E") as sockets:
+        until(listener, lambda: gone(sockets) == 40)
+        assert books.half_open == len(listener._links) == 10
+        session(listener, keys)
+    until(listener, lambda: not listener._links)
+
+
+def gone(sockets: list[socket.socket]) -> int:
+    """How many of these connections the server has closed."""
+    count = 0
+    for sock in sockets:
+        sock.setblocking(False)
+        with contextlib.suppress(BlockingIOError):
+            try:
+                count += not sock.recv(1)
+            except ConnectionError:
+                count += 1
+    return count
+
+
+@pytest.fixture
+def few_descriptors() -> Iterator[Callable[[int], None]]:
+    """Lowers the limit of this process so that it may open just so many more."""
+    limits = resource.getrlimit(resource.RLIMIT_NOFILE)
+    with contextlib.ExitStack() as stack:
+
+        def lower(more: int) -> None:
+            highest = max(map(int, os.listdir("/proc/self/fd")))
+            while (fd := os.open("/dev/null", os.O_RDONLY)) <= highest:  # leave no gaps
+                stack.callback(os.close, fd)
+            os.close(fd)
+            resource.setrlimit(resource.RLIMIT_NOFILE, (fd + more, limits[1]))
+
+        yield lower
+    resource.setrlimit(resource.RLIMIT_NOFILE, limits)
+
+
+def test_without_descriptors_nobody_is_taken_and_nothing_spins_until_there_are_some(
+    few_descriptors: Callable[[int], None], caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with contextlib.closing(tcp.listen()) as listener:
+        ends = [socket.socket() for _ in range(5)]
+        few_descriptors(0)
+        for sock in ends:
+            sock.connect(("127.0.0.1", port_of(listener)))
+        monkeypatch.setattr(listener, "_clock", lambda: 0.0)  # so that it does not try again by itself
+        assert wait([listener], PATIENCE)
+        assert listener.receive() == []
+        assert "Too many open files" in caplog.text
+        assert listener._reception.paused and not wait([listener], 0.05)
+        tcp_reception.raise_descriptors()
+        monkeypatch.undo()
+        until(listener, lambda: listener._reception.door.half_open == 5)
+        for sock in ends:
+            sock.close()
+        until(listener, lambda: not listener._links)
+        session(listener, None)
+
+
+def test_some_descriptors_are_no_connections(
+    few_descriptors: Callable[[int], None], monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr(tcp_reception, "raise_descriptors", lambda: resource.getrlimit(resource.RLIMIT_NOFILE)[0])
+    few_descriptors(tcp_limits.RESERVE + 30)  # the strangers' own ends are of this process, too
+    with contextlib.closing(tcp.listen()) as listener, crowd(listener, 20, b"E") as sockets:
+        books = listener._reception.door
+        books.caps = Caps()
+        until(listener, lambda: books.half_open + gone(sockets) == 20 and books.half_open > 0)
+        assert books.half_open < 20
+        with contextlib.ExitStack() as stack:
+            for _ in range(10):
+                stack.enter_context(open("/proc/self/stat"))
+
+
+def test_a_server_asks_for_as_many_descriptors_as_it_may_have(few_descriptors: Callable[[int], None]) -> None:
+    few_descriptors(10)
+    tcp.listen().close()
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    assert soft == min(hard, tcp_limits.MOST_DESCRIPTORS) or hard == resource.RLIM_INFINITY
 
 
 class Tap:
     """A TCP proxy that remembers what the client said."""
 
-    def __init__(self, port: int) -> None:
+    def __init__(self, port: int, at_once: int = 1 << 16) -> None:
         self.heard = b""
-        self._port = port
+        self._port, self._at_once = port, at_once
         self._door = socket.create_server(("127.0.0.1", 0))
         self.address = f"tcp://127.0.0.1:{self._door.getsockname()[1]}"
         self._thread = threading.Thread(target=self._serve)
@@ -112,7 +218,7 @@ class Tap:
 
     def _copy(self, source: socket.socket, target: socket.socket, remember: bool) -> None:
         with contextlib.suppress(OSError):
-            while data := source.recv(1 << 16):
+            while data := source.recv(self._at_once):
                 if remember:
                     self.heard += data
                 target.sendall(data)
@@ -129,40 +235,45 @@ def test_the_bytes_of_a_session_played_again_are_no_member(door: Both) -> None:
     tap = Tap(port_of(listener))
     session(listener, keys, tap.address)
     tap.close()
-    assert len(tap.heard) > 200
+    assert len(tap.heard) > 100
 
-    with socket.create_connection(("127.0.0.1", port_of(listener)), 5.0) as sock:
-        sock.settimeout(PATIENCE)
-        sock.sendall(tap.heard[:64])
-        # Without keys the server says READY unasked after its greeting; libzmq cuts who says a message before that.
-        with sock.makefile("rb") as answer:
-            assert len(answer.read(64 if keys else 65)) >= 64
-        sock.sendall(tap.heard[64:])
+    with said_by_stranger(listener, tap.heard) as sock:
         if keys is None:
-            opened, gone = hear(listener, lambda events: len(events) == 2)
-            assert isinstance(opened, Opened) and isinstance(gone, Closed)
-            assert "payload before it was admitted" in gone.reason
+            opened, ended = hear(listener, lambda events: len(events) == 2)
+            assert isinstance(opened, Opened) and isinstance(ended, Closed)
+            assert "payload before it was admitted" in ended.reason
         else:
-            with contextlib.suppress(ConnectionError):
-                while sock.recv(1000):  # until the server has cut it
-                    pass
-            while wait([listener], 0.1):
-                assert listener.receive() == []
-            assert not listener._links and not listener._peers
+            until(listener, lambda: gone([sock]) == 1)
+            assert not listener._peers
     session(listener, keys)
 
 
-def test_a_handshake_may_not_be_larger_than_a_frame(door: Both) -> None:
-    """Before a key is proven one frame is all that a connection can make us keep."""
+def test_a_session_cut_at_any_byte_leaves_nothing_behind(door: Both) -> None:
+    """By a farewell or by a reset; and nobody is a peer who did not come as far as that."""
     listener, keys = door
-    name = b"CURVE" if keys else b"NULL"
-    greeting = b"\xff" + bytes(8) + b"\x7f\x03\x01" + name.ljust(20, b"\0") + bytes(32)
-    with socket.create_connection(("127.0.0.1", port_of(listener)), 5.0) as sock:
-        sock.sendall(greeting + b"\x06" + (2 << 20).to_bytes(8, "big") + b"\x05HELLO")
-        sock.settimeout(PATIENCE)
-        with contextlib.suppress(ConnectionError):
-            while sock.recv(1000):
-                pass
-    while wait([listener], 0.05):
-        assert listener.receive() == []
+    tap = Tap(port_of(listener))
+    session(listener, keys, tap.address)
+    tap.close()
+    before = descriptors()
+    for at in range(0, len(tap.heard), 1 if keys is None else 7):
+        sock = said_by_stranger(listener, tap.heard[:at])
+        if at % 2:
+            sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+        sock.close()
+        while wait([listener], 0.0):
+            assert keys is None or listener.receive() == []
+            listener.receive()
+    deadline = time.monotonic() + PATIENCE
+    while listener._links or listener._farewells:
+        assert time.monotonic() < deadline
+        if wait([listener], 0.005):
+            listener.receive()
+    assert descriptors() <= before and not listener._peers
     session(listener, keys)
+
+
+def test_a_worker_that_says_one_byte_at_a_time_is_served_as_any_other(door: Both) -> None:
+    listener, keys = door
+    tap = Tap(port_of(listener), at_once=1)
+    session(listener, keys, tap.address)
+    tap.close()

@@ -5,10 +5,13 @@ from __future__ import annotations
 import contextlib
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Callable, Iterator
+from typing import Any
 
-from evener.transport.channel import Arrived, Closed, Incoming, Listener, Memory, Opened, Ranges, wait
+from evener import transport
+from evener.transport.channel import Arrived, Channel, Closed, Incoming, Listener, Memory, Opened, Ranges, wait
 
 #: Seconds for what happens at once, on a machine where others want the cores too. No test asks how long it took.
 PATIENCE = 60.0
@@ -54,6 +57,42 @@ def hear(listener: Listener, until: Callable[[list[Incoming]], bool], seconds: f
         if wait([listener], remaining):
             events += listener.receive()
     return events
+
+
+def during(listener: Listener, work: Callable[[], None]) -> list[Incoming]:
+    """Do something that takes a server which listens, and listen meanwhile; its events. Passes on what it raises."""
+    raised: list[BaseException] = []
+
+    def run() -> None:
+        try:
+            work()
+        except BaseException as error:
+            raised.append(error)
+
+    thread = threading.Thread(target=run)
+    thread.start()
+    events: list[Incoming] = []
+    deadline = time.monotonic() + PATIENCE
+    while thread.is_alive():
+        assert time.monotonic() < deadline, f"not done in {PATIENCE} s"
+        if wait([listener], 0.005):
+            events += listener.receive()
+    thread.join()
+    if raised:
+        raise raised[0]
+    return events
+
+
+def connected(listener: Listener, nbytes: int, address: str = "", **options: Any) -> tuple[Channel, Opened]:
+    """A new channel to a listener, and how the listener tells of it; nothing else may happen meanwhile."""
+    made: list[Channel] = []
+    options = {"timeout": PATIENCE} | options
+    events = during(
+        listener, lambda: made.append(transport.connect(address or listener.address, *boxes(nbytes), **options))
+    )
+    (opened,) = events or hear(listener, bool)
+    assert isinstance(opened, Opened), opened
+    return made[0], opened
 
 
 def serve(listener: Listener, nbytes: int, pushes: int) -> int:

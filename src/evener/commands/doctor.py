@@ -107,7 +107,7 @@ def _look(task: Task, address: str, mine: Keys | None) -> Finding:
 
 def _why_not(error: errors.EvenerError, mine: Keys | None) -> str:
     """The kind of an error of `transport.connect`, in two words."""
-    from evener.transport.zeromq_channel import BROKEN_OFF, FOREIGN, NOBODY
+    from evener.transport.tcp_dial import BROKEN_OFF, FOREIGN, NOBODY
 
     if isinstance(error, errors.AuthError):
         if "has none" in error.what or "has no keys" in error.what:
@@ -115,7 +115,9 @@ def _why_not(error: errors.EvenerError, mine: Keys | None) -> str:
         return "wrong key"
     if isinstance(error, errors.SecurityError):
         return "no key of it"
-    return {NOBODY: "refused", FOREIGN: "not evener", BROKEN_OFF: "not evener"}.get(error.why, "no answer")
+    if error.why == BROKEN_OFF or error.why.startswith(FOREIGN):
+        return "not evener"
+    return "refused" if error.why == NOBODY else "no answer"
 
 
 def _ask(task: str, where: str, channel: Channel) -> Finding:

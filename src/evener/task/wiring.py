@@ -40,7 +40,7 @@ def listen(settings: Settings, shard: int, run: str) -> list[Listener]:
         BindError: the address is taken, or not of this host.
         SecurityError: other machines would reach it, and there are no keys.
     """
-    if settings.transport != "zeromq" and not settings.ps_hosts:
+    if settings.transport != "tcp" and not settings.ps_hosts:
         return [transport.listen("shared")]
     mine = keys.load(settings.keys, f"ps-{shard}") if settings.keys else None
     address = f"tcp://{settings.ps_hosts[shard]}" if settings.ps_hosts else ""
@@ -48,7 +48,7 @@ def listen(settings: Settings, shard: int, run: str) -> list[Listener]:
         return [transport.listen("shared", same_host(run, shard, address))]
     listeners = [
         transport.listen(
-            "zeromq", address, keys=mine, insecure=settings.insecure, heartbeat=settings.heartbeat_timeout
+            "tcp", address, keys=mine, insecure=settings.insecure, heartbeat=settings.heartbeat_timeout
         )
     ]  # fmt: skip
     if settings.transport == "auto":
@@ -77,7 +77,7 @@ class Dialer:
             AuthError, SecurityError: keys that are missing, refused or not those of the cluster.
         """
         settings = self.settings
-        near = address.startswith("tcp:") and settings.ps_hosts and settings.transport != "zeromq"
+        near = address.startswith("tcp:") and settings.ps_hosts and settings.transport != "tcp"
         beside = same_host(self.run, shard, address) if near else ""
         if beside:
             try:

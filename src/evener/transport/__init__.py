@@ -1,8 +1,8 @@
 """How bytes travel: one seam (`channel`), three carriers behind it.
 
 `memory` joins threads of one process (for tests), `shared` joins processes of one host by mapped memory and words on
-a UNIX socket, `zeromq` joins hosts. A server says which kind it listens with; whoever connects finds the kind in the
-address: "memory:1", "shared:evener-5f0c", "tcp://10.0.0.4:2222". Nothing but this package knows ZeroMQ.
+a UNIX socket, `tcp` joins hosts. A server says which kind it listens with; whoever connects finds the kind in the
+address: "memory:1", "shared:evener-5f0c", "tcp://10.0.0.4:2222". Nothing but this package knows sockets.
 
 Between hosts a link has keys (`keys`); within one the kernel says who the other end is.
 """
@@ -19,11 +19,11 @@ from evener.transport.channel import Channel, Listener, Ranges
 if TYPE_CHECKING:
     from evener.transport.keys import Keys
 
-#: kind -> how its addresses begin, and its module (imported when it is first used: `evener --help` needs no ZeroMQ).
+#: kind -> how its addresses begin, and its module (imported when it is first used: `evener --help` needs none).
 TRANSPORTS = {
     "memory": ("memory:", "evener.transport.memory"),
     "shared": ("shared:", "evener.transport.shared"),
-    "zeromq": ("tcp://", "evener.transport.zeromq"),
+    "tcp": ("tcp://", "evener.transport.tcp"),
 }
 
 
@@ -71,10 +71,10 @@ def listen(
         raise ConfigError(
             f"'{address}' is not an address of the transport '{kind}'.", fix=f"write '{prefix}...', or leave it out."
         )
-    if kind == "zeromq":
-        from evener.transport import zeromq
+    if kind == "tcp":
+        from evener.transport import tcp
 
-        return zeromq.listen(address, keys=keys, insecure=insecure, heartbeat=heartbeat)
+        return tcp.listen(address, keys=keys, insecure=insecure, heartbeat=heartbeat)
     return _load(module).listen(address)
 
 
@@ -93,9 +93,9 @@ def connect(  # noqa: PLR0913 - what a link is made of, each once
 
     It gives up after `absent` seconds if nobody listens there: whoever does may have moved.
 
-    Returns without waiting for the server to notice; one that refuses us closes the link (PeerGone at `receive`).
-    Between hosts `keys` say who we are, and that `server` is the task which must answer; one that is silent for
-    `heartbeat` seconds counts as gone.
+    Within one host it returns without waiting for the server to notice, between hosts when the server has said who it
+    is; one that does not want this link closes it (PeerGone at `receive`). Between hosts `keys` say who we are, and
+    that `server` is the task which must answer; a host that is silent for `heartbeat` seconds counts as gone.
 
     Raises:
         ConfigError: the address belongs to no transport, or the ranges cannot be a payload.
@@ -105,10 +105,10 @@ def connect(  # noqa: PLR0913 - what a link is made of, each once
     """
     for kind, (prefix, module) in TRANSPORTS.items():
         if address.startswith(prefix):
-            if kind == "zeromq":
-                from evener.transport import zeromq
+            if kind == "tcp":
+                from evener.transport import tcp
 
-                return zeromq.connect(
+                return tcp.connect(
                     address, outbox, inbox,
                     timeout=timeout, absent=absent, keys=keys, server=server, heartbeat=heartbeat,
                 )  # fmt: skip

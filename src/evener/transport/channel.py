@@ -123,7 +123,7 @@ class Source(Protocol):
     def fileno(self) -> int: ...
 
     def pending(self) -> bool:
-        """Is there something to receive that `fileno` may no longer announce? (ZeroMQ's is edge-triggered.)"""
+        """Is there something to receive that `fileno` may no longer announce? (As what is due.)"""
         ...
 
 
@@ -264,7 +264,7 @@ AnySource = TypeVar("AnySource", bound=Source)
 def wait(sources: Sequence[AnySource], timeout: float) -> list[AnySource]:
     """The sources that have something to receive; waits up to `timeout` seconds for the first.
 
-    Never misses one; now and then it names one that turns out to have nothing (ZeroMQ woke for its own purposes), so
+    Never misses one; now and then it names one that turns out to have nothing (it looks after its links), so
     `receive` of what it names must allow for that.
     """
     ready = [source for source in sources if source.pending()]

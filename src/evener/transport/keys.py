@@ -1,30 +1,43 @@
-"""The keys of a cluster: one CURVE pair per task, in files that only their owner can read.
+"""The keys of a cluster: one Ed25519 pair per task, in files that only their owner can read.
 
-A directory holds NAME.public (for everyone) and NAME.secret (0600) of each task, NAME being "ps-0" or "worker-3" and
-each file one line of Z85. A task needs all public files and the one secret that is its own: whoever connects proves a
-secret, the public half of it tells which task that is. Secrets live in these files and in `Keys`, nowhere else: not in
-the environment, not on a command line, not in a log.
+A directory holds NAME.public (for everyone) and NAME.secret (0600) of each task, NAME being "ps-0" or "worker-3". Both
+are PEM: the public half as a certificate that nobody but itself signs, since that is what TLS carries, the secret as
+PKCS #8. A task needs all public files and the one secret that is its own: whoever connects proves a secret, the public
+half of it tells which task that is. Secrets live in these files and in `Keys`, nowhere else: not in the environment,
+not on a command line, not in a log.
 """
 
 from __future__ import annotations
 
 import contextlib
+import datetime
 import os
 import re
+import ssl
 import stat
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
-import zmq
-from zmq.utils import z85
+from cryptography import x509
+from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey, Ed25519PublicKey
+from cryptography.hazmat.primitives.serialization import (
+    Encoding,
+    NoEncryption,
+    PrivateFormat,
+    load_pem_private_key,
+)
 
 from evener.errors import ConfigError, SecurityError
 
 #: Names of tasks, as they stand in file names. No other file of a directory of keys is looked at.
 NAME = re.compile(r"[a-z]+(-(0|[1-9]\d{0,5}))?")
 PUBLIC, SECRET = ".public", ".secret"
-Z85_BYTES = 40  # of 32 bytes of key
+MAX_FILE = 4096
+#: A key of evener up to 0.1: one line of Z85, for ZeroMQ's CURVE.
+OLD = re.compile(rb"[0-9a-zA-Z.\-:+=^!/*?&<>()\[\]{}@%$#]{40}")
+#: Certificates end in no test and in no year: a key is valid as long as its file lies in the directory.
+SINCE, UNTIL = datetime.datetime(2000, 1, 1), datetime.datetime(9999, 12, 31)
 
 
 @dataclass(frozen=True, slots=True)
@@ -33,8 +46,8 @@ class Keys:
 
     name: str
     directory: Path  # where they were read, for error messages
-    secret: bytes = field(repr=False)  # Z85, as ZeroMQ takes it
-    public: Mapping[str, bytes]  # name of a task -> Z85
+    secret: bytes = field(repr=False)  # PEM
+    public: Mapping[str, bytes]  # name of a task -> its certificate, DER
 
 
 def names(ps: int, workers: int) -> list[str]:
@@ -78,7 +91,7 @@ def new(directory: Path | str, names: Iterable[str]) -> None:
     try:
         directory.mkdir(mode=0o755, parents=True, exist_ok=True)
         for name in wanted:
-            public, secret = zmq.curve_keypair()
+            public, secret = pair(name)
             for suffix, key, mode in ((SECRET, secret, 0o600), (PUBLIC, public, 0o644)):
                 _write(directory / (name + suffix), key, mode, made)
     except BaseException as error:
@@ -89,12 +102,27 @@ def new(directory: Path | str, names: Iterable[str]) -> None:
         raise
 
 
+def pair(name: str) -> tuple[bytes, bytes]:
+    """A new pair of keys for one task: certificate and secret, as PEM."""
+    secret = Ed25519PrivateKey.generate()
+    title = x509.Name([x509.NameAttribute(x509.NameOID.COMMON_NAME, f"evener {name}")])
+    builder = x509.CertificateBuilder(title, title, secret.public_key(), x509.random_serial_number(), SINCE, UNTIL)
+    certificate = builder.sign(secret, None)
+    private = secret.private_bytes(Encoding.PEM, PrivateFormat.PKCS8, NoEncryption())
+    return certificate.public_bytes(Encoding.PEM), private
+
+
+def pem(certificate: bytes) -> str:
+    """A certificate as text, of its DER."""
+    return ssl.DER_cert_to_PEM_cert(certificate)
+
+
 def _write(path: Path, key: bytes, mode: int, made: list[Path]) -> None:
     fd = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
     made.append(path)
     with os.fdopen(fd, "wb") as file:
         os.fchmod(fd, mode)  # whatever the umask says
-        file.write(key + b"\n")
+        file.write(key)
         file.flush()
         os.fsync(fd)
 
@@ -123,7 +151,7 @@ def load(directory: Path | str, task: str) -> Keys:
         if not NAME.fullmatch(path.stem):
             continue
         _check_unwritable(path)
-        key = public[path.stem] = _read(path)
+        public[path.stem], key = _certificate(path)
         if (other := owners.setdefault(key, path.stem)) != path.stem:
             raise SecurityError(
                 f"{other} and {path.stem} have the same public key in {directory}.",
@@ -132,13 +160,45 @@ def load(directory: Path | str, task: str) -> Keys:
             )
     path = directory / (name + SECRET)
     secret = _read(path)
-    if public.get(name) != zmq.curve_public(secret):
+    if owners.get(_public_half(path, secret)) != name:
         raise SecurityError(
             f"{path} does not belong to {name}{PUBLIC} beside it.",
             why="the others know this task by that public key.",
             fix="copy both files from the directory that `evener keys new` made.",
         )
     return Keys(name, directory, secret, public)
+
+
+def _certificate(path: Path) -> tuple[bytes, bytes]:
+    """(DER, public key) in one file."""
+    text = _read(path)
+    with _parsing(path):
+        certificate = x509.load_pem_x509_certificate(text)
+        key = certificate.public_key()
+        if not isinstance(key, Ed25519PublicKey):
+            raise ValueError
+        return certificate.public_bytes(Encoding.DER), key.public_bytes_raw()
+
+
+def _public_half(path: Path, secret: bytes) -> bytes:
+    with _parsing(path):
+        key = load_pem_private_key(secret, None)
+        if not isinstance(key, Ed25519PrivateKey):
+            raise ValueError
+        return key.public_key().public_bytes_raw()
+
+
+@contextlib.contextmanager
+def _parsing(path: Path) -> Iterator[None]:
+    """Turns every way in which a key cannot be read into one error, whose words quote nothing of it."""
+    try:
+        yield
+    except Exception:
+        raise SecurityError(
+            f"{path} is no key.",
+            why="a public key is an Ed25519 certificate in PEM, a secret one its private key.",
+            fix="copy it again from the directory that `evener keys new` made.",
+        ) from None
 
 
 def _read(path: Path) -> bytes:
@@ -155,16 +215,13 @@ def _read(path: Path) -> bytes:
                     why="others on this machine can read it, and then be this task.",
                     fix=f"run chmod 600 {path}",
                 )
-            text = file.read(4 * Z85_BYTES).strip()
-    try:
-        if len(text) != Z85_BYTES or len(z85.decode(text)) != 32:
-            raise ValueError
-    except Exception:  # z85 has several ways to fail; its words would quote the key, so they end here
+            text = file.read(MAX_FILE)
+    if OLD.fullmatch(text.strip()):
         raise SecurityError(
-            f"{path} is no key.",
-            why=f"a key is one line of {Z85_BYTES} characters of Z85.",
-            fix="copy it again from the directory that `evener keys new` made.",
-        ) from None
+            f"{path} is a key of an older evener.",
+            why="it was made for ZeroMQ (CURVE), which no longer carries the links between hosts.",
+            fix="make new keys with `evener keys new DIR` and give each task its own.",
+        )
     return text
 
 

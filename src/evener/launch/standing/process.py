@@ -25,7 +25,7 @@ def stand(found: Found, settings: Settings, say: Callable[[str], None]) -> None:
     task, address = found.task, found.cluster.address(found.task)
     mine = keys.load(settings.keys, str(task)) if settings.keys else None
     listener = transport.listen(
-        "zeromq", f"tcp://{address}", keys=mine, insecure=settings.insecure, heartbeat=settings.heartbeat_timeout
+        "tcp", f"tcp://{address}", keys=mine, insecure=settings.insecure, heartbeat=settings.heartbeat_timeout
     )
     given: dict[str, Any] = {"insecure": settings.insecure, "heartbeat_timeout": settings.heartbeat_timeout}
     given["keys"] = str(Path(settings.keys).resolve()) if settings.keys else ""

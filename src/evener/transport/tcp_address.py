@@ -8,8 +8,6 @@ import logging
 import re
 import socket
 
-import zmq
-
 from evener.errors import BindError, ConfigError, SecurityError
 
 PREFIX = "tcp://"
@@ -38,16 +36,12 @@ def resolve(host: str) -> str:
     return str(found[0][4][0])
 
 
-def route(connection: zmq.Socket[bytes], ip: str, port: int) -> str:
-    """The endpoint as ZeroMQ takes it; lets the socket speak IPv6 if it must."""
-    if ":" not in ip:
-        return f"{PREFIX}{ip}:{port}"
-    connection.setsockopt(zmq.IPV6, 1)
-    return f"{PREFIX}[{ip}]:{port}"
+#: Connections that the kernel keeps for us while we do something else.
+BACKLOG = 1024
 
 
-def bind(listening: zmq.Socket[bytes], address: str, *, open_to_all: bool, insecure: bool) -> str:
-    """Bind the server's socket; gives the address with its real port.
+def bind(address: str, *, open_to_all: bool, insecure: bool) -> tuple[socket.socket, str]:
+    """The server's socket, which listens and never blocks; and the address with its real port.
 
     Args:
         open_to_all: no keys are asked of those who connect.
@@ -71,15 +65,29 @@ def bind(listening: zmq.Socket[bytes], address: str, *, open_to_all: bool, insec
         exposed = open_to_all and not ipaddress.ip_address(ip.partition("%")[0]).is_loopback
         if exposed and not insecure:
             raise _exposed(host, ip)
-        listening.bind(route(listening, ip, port))
-    except (OSError, zmq.ZMQError) as error:
+        listening = _listening(ip, port)
+    except OSError as error:
         raise _bind_error(host, port, error) from error
-    bound = str(listening.get_string(zmq.LAST_ENDPOINT))
+    bound = f"{PREFIX}[{ip}]" if ":" in ip else f"{PREFIX}{ip}"
+    bound += f":{listening.getsockname()[1]}"
     if exposed:
         logging.getLogger(__name__).warning(
             "listening on %s without keys, as --insecure says: whoever reaches it can read and change the model.", bound
         )
-    return bound
+    return listening, bound
+
+
+def _listening(ip: str, port: int) -> socket.socket:
+    listening = socket.socket(socket.AF_INET6 if ":" in ip else socket.AF_INET, socket.SOCK_STREAM)
+    try:
+        listening.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)  # or the last run's links would keep the port
+        listening.setblocking(False)
+        listening.bind((ip, port))
+        listening.listen(BACKLOG)
+    except BaseException:
+        listening.close()
+        raise
+    return listening
 
 
 def _exposed(host: str, ip: str) -> SecurityError:
@@ -90,7 +98,7 @@ def _exposed(host: str, ip: str) -> SecurityError:
     )
 
 
-def _bind_error(host: str, port: int, error: OSError | zmq.ZMQError) -> BindError:
+def _bind_error(host: str, port: int, error: OSError) -> BindError:
     if error.errno == errno.EADDRINUSE:
         return BindError(
             f"{host}:{port} is taken.", why="another process listens there.", fix="choose another port, or stop it."

@@ -44,8 +44,9 @@ bench-gpu:  ## on a machine with a GPU, builds nothing: the tests that need one,
 	PYTHONPATH=src $(PYTHON) -m pytest -q tests/gpu
 	PYTHONPATH=src $(PYTHON) benchmarks/gpu.py
 
-fuzz: $(STAMP)  ## mutated frames through codec, servers and ports: N=1000000 [SEED=...]
+fuzz: $(STAMP)  ## mutated frames through codec, servers and ports, and files through readers: N=1000000 [SEED=...]
 	$(BIN)/python tests/properties/fuzzing.py --n $(N) $(if $(SEED),--seed $(SEED))
+	$(BIN)/python tests/properties/fuzzing_files.py --n $$(($(N) / 10)) $(if $(SEED),--seed $(SEED))
 
 clean:
 	rm -rf $(VENV) .pytest_cache .mypy_cache .ruff_cache .hypothesis

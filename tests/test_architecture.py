@@ -33,6 +33,8 @@ FLOORS = [
     {"settings"},
     {"control", "data", "devices", "policy", "wire", "transport"},
     {"tensorflow", "bounds", "chaos", "clipping", "figures", "modes"},
+    {"pickle_cost"},
+    {"files", "allowance"},
     {"errors", "leaving", "report", "tally"},
 ]  # fmt: skip
 

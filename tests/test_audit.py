@@ -429,3 +429,20 @@ def test_ranges_are_sets_of_numbers(numbers, stop, others):
     assert members(without(of(numbers), of(others))) == sorted(set(numbers) - others)
     assert [number in ranges for number in range(35)] == [number in numbers for number in range(35)]
     assert all(left[1] < right[0] for left, right in zip(list(ranges), list(ranges)[1:], strict=False))
+
+
+def test_numbers_without_end_are_judged_at_once():
+    """A ledger from elsewhere may say anything."""
+    far = 2**62
+    account = audit([Begin(step=0, batch_size=far, samples=3)], [
+        (1, Begin(step=0, batch_size=far, samples=3)), (2, Update(1, [(far, 0, 1, 1)])), (3, End(1, "", far * 2, [5])),
+    ], [])  # fmt: skip
+
+    assert not account.clean
+    assert len(account.broken) < 5
+    assert str(account)
+
+
+@given(st.sets(st.integers(0, 40)), st.sets(st.integers(0, 40)))
+def test_what_is_without_others_is_the_difference_of_sets(these, others):
+    assert without(of(these), of(others)) == of(these - others)

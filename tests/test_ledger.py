@@ -8,10 +8,11 @@ import signal
 
 import pytest
 
+from evener.audit import audit
 from evener.errors import CheckpointError, VersionError
-from evener.ledger import Begin, Ledger, lost, path_of, writing
+from evener.ledger import Begin, Ledger, granted, lost, path_of, writing
 from evener.ledger.lines import Complete, Cut, Damaged, Dropped, End, Gap, Returned, Update
-from evener.ledger.reading import beginnings, read
+from evener.ledger.reading import LONGEST, beginnings, read
 from evener.policy.leases import LeaseState
 
 ABOUT = Begin(generation=2, run="r", mode="async", batch_size=100, seed=7, evener="0.1")
@@ -272,3 +273,79 @@ def test_the_ledger_of_a_newer_evener_is_refused(path):
 def test_fields_that_a_newer_evener_appends_are_ignored(path):
     path.write_text('["u",1,[[0,0,1,1]],"more"]\n')
     assert lines(path) == [Update(1, [(0, 0, 1, 1)])]
+
+
+# --- files of somebody else, and none any more
+
+
+def test_a_link_in_its_place_is_not_written_through(ledger, path, told):
+    (path.parent / "victim").write_bytes(b"precious")
+    path.symlink_to("victim")
+    updates(ledger, 2)
+
+    assert (path.parent / "victim").read_bytes() == b"precious"
+    assert told == [
+        f"the ledger {path} cannot be written (it is a symbolic link); its lines wait in memory; training goes on"
+    ]
+
+
+def test_a_fifo_in_its_place_is_neither_written_nor_read(ledger, path, told):
+    os.mkfifo(path)
+    updates(ledger, 2)
+
+    assert "it is a FIFO, not a regular file" in told[0]
+    with pytest.raises(CheckpointError, match="it is a FIFO, not a regular file"):
+        lines(path)
+    assert lost(path, 0) == 0
+
+
+def test_a_deleted_one_begins_again_at_the_checkpoint_and_that_is_told_once(ledger, path, told):
+    ledger.begin(0, 60000, LeaseState(0, ()))
+    ledger.update(1, [(0, 0, 1, 1)])
+    path.unlink()
+    path.parent.rmdir()
+    ledger.update(2, [(1, 0, 1, 2)])
+    ledger.cut(2, LeaseState(2, ()))
+    ledger.update(3, [(2, 0, 1, 3)])  # while the checkpoint is being written
+    ledger.complete()
+    ledger.update(4, [(3, 0, 1, 4)])
+    ledger.cut(4, LeaseState(4, ()))
+    ledger.complete()
+
+    assert told == [f"warning: the ledger {path} was deleted; it begins again at step 2"]
+    begin, *rest = lines(path)
+    assert (begin.step, begin.next_lease, begin.samples, begin.generation, begin.run) == (2, 2, 60000, 2, "r")
+    assert rest == [Gap(1), Complete(2), Update(4, [(3, 0, 1, 4)]), Cut(4, 4, []), Complete(4)]
+    account = audit(beginnings(path), read(path), [])
+    assert (account.violations, len(account.gaps)) == ((), 2)
+
+
+def test_a_line_that_is_longer_than_any_is_damage_and_not_read_whole(ledger, path):
+    updates(ledger, 1)
+    ledger.close()
+    with path.open("ab") as file:
+        file.write(b"[" * (3 * LONGEST) + b"\n")
+    with path.open("ab") as file:
+        file.write(b'["c",7]\n')
+
+    *_, damaged, last = lines(path)
+    assert (damaged, last) == (Damaged(torn=False), Complete(7))
+    assert lost(path, 0) in (0, 7)
+
+
+def test_a_line_nested_too_deep_is_damage(path):
+    path.write_bytes(b'["u",1,' + b"[" * 100_000 + b"]" * 100_000 + b"]\n")
+
+    assert lines(path) == [Damaged(torn=False)]
+
+
+def test_lives_are_known_from_it_where_the_file_of_grants_is_gone(ledger, path):
+    assert granted(path) == (0, {})
+    ledger.begin(0, 60000, LeaseState(0, ()))
+    ledger.update(1, [(0, 0, 1, 1), (1, 3, 2, 1)])
+    ledger.drop((2, 0, 4, 1), "late", back=True)
+    ledger.returned(5, 9, [7])
+    ledger.update(2, [(0, 0, 2, 1)])
+    ledger.close()
+
+    assert granted(path) == (2, {0: 4, 3: 2, 5: 9})

@@ -7,6 +7,7 @@ what is not a tensor, a number, text or a collection of them is refused, and not
 from __future__ import annotations
 
 import io
+import os
 import re
 import warnings
 from collections.abc import Mapping
@@ -19,6 +20,8 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save as save_safetensors
 from torch import Tensor
 
+from evener import files, pickle_cost
+from evener.allowance import Excess
 from evener.errors import ConfigError, InputError
 from evener.state.atomic import atomic_write
 
@@ -49,8 +52,17 @@ def read(path: Path) -> Weights:
             why=f"weights are read from {', '.join((*PICKLED, SAFE))} files, and from checkpoints of evener.",
             fix="name such a file, a logdir, or one of its checkpoints/step-* directories.",
         )
-    if not path.is_file():
-        raise ConfigError(f"there is no file {path} on this machine.", fix="check the path, or copy the file there.")
+    try:
+        with files.opened(path) as file:
+            size = os.fstat(file.fileno()).st_size
+    except FileNotFoundError as error:
+        raise ConfigError(
+            f"there is no file {path} on this machine.", fix="check the path, or copy the file there."
+        ) from error
+    except OSError as error:
+        raise InputError(f"{path} cannot be read: {error.strerror}.", fix="copy or write it again.") from error
+    if size > files.memory():
+        raise InputError(f"{path} has {size} bytes, more than there is memory for.", fix="use a larger machine.")
     found = _safe(path) if path.suffix == SAFE else _unpickled(path)
     tensors = {name: value for name, value in found.items() if _plain(value)}
     return Weights(tensors, tuple(name for name in found if name not in tensors))
@@ -63,14 +75,22 @@ def _plain(value: object) -> bool:
 def _safe(path: Path) -> Mapping[str, Any]:
     try:
         return load_file(path)
-    except (OSError, SafetensorError) as error:
+    except (OSError, SafetensorError, KeyError, ValueError, RuntimeError) as error:
         raise InputError(f"{path} cannot be read: {error}.", fix="copy or write it again.") from error
 
 
 def _unpickled(path: Path) -> Mapping[str, Any]:
     try:
-        with warnings.catch_warnings(action="ignore"):  # of what is refused a moment later
-            found = torch.load(path, map_location="cpu", weights_only=True)
+        # Warnings are of what is refused a moment later.
+        with warnings.catch_warnings(action="ignore"), files.opened(path) as file:
+            pickle_cost.check(file, os.fstat(file.fileno()).st_size)
+            found = torch.load(file, map_location="cpu", weights_only=True)
+    except Excess as error:
+        raise InputError(
+            f"{path} is refused: it holds {error}.",
+            why="read as it says, it would take more time or memory than its tensors do.",
+            fix="where the file comes from, save the tensors alone: torch.save(model.state_dict(), path).",
+        ) from error
     except Exception as error:  # PyTorch has no class of its own for what it refuses
         raise _unread(path, error) from error
     for name in INSIDE:
@@ -88,13 +108,13 @@ def _unread(path: Path, error: Exception) -> ConfigError | InputError:
     text = str(error)
     names = re.search(r"(?:GLOBAL|Unsupported class|function) (\S+)", text)
     if names or "TorchScript" in text:
-        named = names[1] if names else "a TorchScript program"
+        named = names[1][:80] if names else "a TorchScript program"
         return ConfigError(
             f"{path} is refused: it does not hold tensors alone, but {named}.",
             why="a .pt file is a pickle, and to read any other object is to run whatever code the file names.",
             fix="where the file comes from, save the tensors alone: torch.save(model.state_dict(), path).",
         )
-    told = text.partition(". ")[0] if " " in text else type(error).__name__
+    told = text.partition(". ")[0][:200] if " " in text else type(error).__name__
     return InputError(
         f"{path} cannot be read: {told}.", why="it is damaged, or torch.save did not write it.",
         fix="copy or write it again.",

@@ -110,3 +110,47 @@ def test_damage_is_refused_or_gives_other_plain_data(changes):
 def test_noise_is_refused_or_plain(content):
     with contextlib.suppress(pickled.Refused):
         pickled.read(b"\x80\x02" + content)
+
+
+# --- a pickle that says much in few bytes
+
+
+def program(*opcodes: bytes) -> bytes:
+    return b"\x80\x02" + b"".join(opcodes) + b"."
+
+
+DOUBLED = b")q\x00" + b"h\x00h\x00\x86q\x00" * 60  # a tuple of the one before, twice: 2^60 leaves
+
+
+@pytest.mark.parametrize(
+    ("content", "reason"),
+    [
+        (program(b"}", DOUBLED, b"K\x01s"), "leaves, the same ones again and again"),
+        (program(b"cnumpy\ndtype\n", DOUBLED, b"\x85R"), "leaves, the same ones again and again"),
+        (program(b"}(", b"K\x01\x85", b"K\x01u"), r"an entry whose key is \(1\)"),
+        (program(b"}", b")" + b"\x85" * 3_000_000, b"K\x01s"), "more than 100 containers in each other"),
+        (program(b"]" * 3_000_000, b"a" * 2_999_999), "more than 100000 lists, dicts and tuples"),
+        (program(b"]" * 1000, b"a" * 999), "more than 100 containers in each other"),
+        (program(b"]q\x00h\x00a"), "a container that holds itself"),
+        (program(b"]q\x00]q\x01h\x00ah\x01h\x01a"), "a container that holds itself"),
+        (program(b"]q\x00]h\x00ah\x00K\x01a"), "a container that grows while another one holds it"),
+        (program(b"N" * 4_000_001), "more than 4000000 opcodes"),
+        (program(b"K\x01\x85K\x01\x85\x93"), "it names something by what is no text"),
+        (program(b"X\x64\0\0\0" + b"x" * 100 + b"q\x00c_codecs\nencode\nq\x01U\x06latin1q\x02"
+                 + b"h\x01h\x00h\x02\x86R" * 9), "more bytes are made of it than it has"),
+    ],
+    ids=["key", "message", "tuple as key", "deep tuples", "many lists", "deep lists", "itself", "itself, twice",
+         "grows", "opcodes", "name", "copies"],
+)  # fmt: skip
+def test_what_costs_more_than_plain_data_is_refused(content, reason):
+    with pytest.raises(pickled.Refused, match=reason):
+        pickled.read(content)
+
+
+@pytest.mark.parametrize(
+    "shape", [b"\x8a\x09" + b"\xff" * 8 + b"\x00\x85", b"K\x00\x8a\x09" + b"\xff" * 8 + b"\x00\x86"]
+)
+def test_an_array_of_an_absurd_shape_is_refused(shape):
+    made = b"cnumpy.core.multiarray\n_reconstruct\ncnumpy\nndarray\nK\x00\x85U\x01b\x87R(K\x01"
+    with pytest.raises(pickled.Refused, match="an array of shape"):
+        pickled.read(program(made, shape, b"cnumpy\ndtype\nU\x02u1K\x00K\x01\x87R\x89U\x00tb"))

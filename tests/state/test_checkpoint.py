@@ -20,8 +20,9 @@ import torch
 from safetensors.torch import load_file
 from training import Net, assert_equal, recipe_of, restored, save, sgd, shards_of, train, whole_of
 
+from evener import files as opening
 from evener.errors import CheckpointError, NonFinite, VersionError
-from evener.state import atomic, locks
+from evener.state import atomic
 from evener.state.checkpoint import MANIFEST, Store, load
 
 
@@ -348,7 +349,7 @@ def test_the_lock_is_free_after_close(store):
 @pytest.mark.parametrize("code", [errno.EACCES, errno.EROFS, errno.ENOSPC])
 def test_a_directory_that_cannot_be_written_is_named(tmp_path, monkeypatch, code):
     # As root nothing is read-only, so the refusal is made here.
-    monkeypatch.setattr(locks, "os", Disk(fail_at=0, code=code))
+    monkeypatch.setattr(opening, "os", Disk(fail_at=0, code=code))
 
     with pytest.raises(CheckpointError, match=rf"{tmp_path} is not writable \({os.strerror(code)}\)") as refused:
         Store(tmp_path)
@@ -367,6 +368,7 @@ def test_opening_sweeps_what_a_killed_writer_left_and_nothing_else(store):
     save(store, states)
     keep = {*names(store.directory), "grants.json", "step-00000000/notes.txt"}
     for name in ("step-00000000/parameters-0.safetensors.tmp.812", "step-00000009/parameters-0.safetensors",
+                 "step-00000009/.unfinished",
                  "step-00000010/manifest.json.tmp.77", "grants.json", "grants.json.tmp.5",
                  "step-00000000/notes.txt"):  # fmt: skip
         (store.directory / name).parent.mkdir(exist_ok=True)
@@ -374,7 +376,7 @@ def test_opening_sweeps_what_a_killed_writer_left_and_nothing_else(store):
     store.close()
 
     Store(store.directory, writable=False)
-    assert len(names(store.directory)) == len(keep) + 4  # who only reads changes nothing
+    assert len(names(store.directory)) == len(keep) + 5  # who only reads changes nothing
     Store(store.directory).close()
     assert names(store.directory) == keep
     assert {path.name for path in store.directory.iterdir()} == {".lock", "grants.json", "step-00000000"}
@@ -659,3 +661,13 @@ def test_the_manifest_is_json_that_people_can_read(store):
     body = msgspec.json.decode((path / MANIFEST).read_bytes())["body"]
 
     assert (body["format"], body["step"], body["shapes"]["first.weight"]) == (1, 0, [61, 7])
+
+
+def test_a_link_in_the_place_of_a_draft_is_not_written_through(tmp_path):
+    (tmp_path / "victim").write_bytes(b"precious")
+    (tmp_path / f"file.tmp.{os.getpid()}").symlink_to("victim")
+    atomic.atomic_write(tmp_path / "file", [b"ours"])
+
+    assert (tmp_path / "file").read_bytes() == b"ours"
+    assert not (tmp_path / "file").is_symlink()
+    assert (tmp_path / "victim").read_bytes() == b"precious"

@@ -16,7 +16,7 @@ from dataclasses import dataclass, field
 
 from evener.audit.account import Account, Violation
 from evener.audit.lineage import Lineage, Saved
-from evener.audit.ranges import Range, Ranges
+from evener.audit.ranges import Range
 from evener.ledger.lines import Begin, Complete, Cut, Damaged, Dropped, End, Gap, Line, Returned, Skipped, Update
 
 #: Violations that are kept word for word.
@@ -239,9 +239,11 @@ def _kept_up_to(starts: Sequence[int]) -> list[float]:
 
 def _broken(unapplied: Iterable[Range], batch_size: int, samples: int, epochs: int) -> list[Range]:
     """The epochs that lack a sample: lease k is the positions kB to (k+1)B - 1 of the stream (`data/order.py`)."""
-    broken = Ranges()
+    broken: list[Range] = []
     for start, stop in unapplied if samples else ():
-        for epoch in range(start * batch_size // samples, (stop * batch_size - 1) // samples + 1):
-            if epoch < epochs:
-                broken.add(epoch)
-    return list(broken)
+        first, end = start * batch_size // samples, min((stop * batch_size - 1) // samples + 1, epochs)
+        if broken and first <= broken[-1][1]:
+            broken[-1] = (broken[-1][0], max(broken[-1][1], end))
+        elif first < end:
+            broken.append((first, end))
+    return broken

@@ -64,7 +64,7 @@ def of(numbers: Iterable[int]) -> list[Range]:
     [(2, 5), (9, 10)]
     """
     ranges = Ranges()
-    for number in numbers:
+    for number in sorted(numbers):  # each is then put at the end
         ranges.add(number)
     return list(ranges)
 
@@ -76,14 +76,17 @@ def without(these: Sequence[Range], others: Sequence[Range]) -> list[Range]:
     [(0, 2), (3, 5), (7, 10)]
     """
     left: list[Range] = []
+    at = 0
     for first, stop in these:
         start = first
-        for cut_from, cut_to in others:
-            if cut_to <= start or cut_from >= stop:
-                continue
+        while at < len(others) and others[at][0] < stop:
+            cut_from, cut_to = others[at]
             if start < cut_from:
                 left.append((start, cut_from))
-            start = cut_to
+            start = max(start, cut_to)
+            if cut_to > stop:  # it cuts the next one too
+                break
+            at += 1
         if start < stop:
             left.append((start, stop))
     return left

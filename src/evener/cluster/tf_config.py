@@ -22,6 +22,10 @@ def read(text: str) -> tuple[Cluster, Task] | None:
         return None
     try:
         config: Any = json.loads(text)
+    except RecursionError as error:
+        raise ConfigError(
+            "TF_CONFIG is not what it should be: too many lists in each other.", fix="correct it."
+        ) from error
     except json.JSONDecodeError as error:
         raise ConfigError(
             f"TF_CONFIG is not JSON: line {error.lineno} column {error.colno}: {error.msg}.", fix="correct it."
@@ -69,5 +73,5 @@ def _jobs(config: Any) -> dict[str, Any]:
 
 def _addresses(job: str, told: Any) -> list[str]:
     if not isinstance(told, list) or not all(isinstance(address, str) for address in told):
-        raise ConfigError(f"job {job!r} of TF_CONFIG is {told!r}.", fix='write a list: ["host:port", ...].')
+        raise ConfigError(f"job {job!r} of TF_CONFIG is {repr(told)[:80]}.", fix='write a list: ["host:port", ...].')
     return told

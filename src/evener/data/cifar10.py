@@ -9,8 +9,8 @@ are TFRecord files that `evener data convert` made of them.
 from __future__ import annotations
 
 import gzip
+import io
 import re
-import tarfile
 import zlib
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
@@ -19,9 +19,11 @@ from typing import Any, BinaryIO, cast
 import torch
 from torch import Tensor
 
+from evener.data import archive
 from evener.data.cifar10_files import FIX, RECORD, Images, converted, pickles, records
 from evener.data.dataset import Augmented, Data, Tensors
 from evener.errors import InputError
+from evener.files import opened
 
 MIRRORS = ("https://www.cs.toronto.edu/~kriz/",)
 
@@ -140,7 +142,7 @@ def _files_in(folder: Path) -> dict[str, Path]:
 
 def _batch(path: Path) -> Images:
     try:
-        with path.open("rb") as file:
+        with opened(path) as file:
             packed = file.read(2) == b"\x1f\x8b"
             file.seek(0)
             content = _unpacked(file, path) if packed else _all(file, str(path))
@@ -170,44 +172,45 @@ def _too_large(name: str) -> InputError:
 
 def _unpacked(file: BinaryIO, path: Path) -> bytes:
     """What a gzip file holds; says where it breaks off."""
-    pieces: list[bytes] = []
-    done = 0
+    content = io.BytesIO()  # which gives its bytes away without a copy
     try:
         with gzip.GzipFile(fileobj=file) as unpacked:
             while piece := unpacked.read1(1 << 20):
-                pieces.append(piece)
-                done += len(piece)
-                if done > MAX_NBYTES:
+                content.write(piece)
+                if content.tell() > MAX_NBYTES:
                     raise _too_large(str(path))
     except (EOFError, gzip.BadGzipFile, zlib.error) as error:
+        done = content.tell()
         raise InputError(
             f"{path} is damaged: it cannot be decompressed beyond byte {done}, in record {done // RECORD} (from 0) "
             f"({error}).",
             why="it was cut short or changed; its last bytes hold a checksum.",
             fix=FIX,
         ) from error
-    return b"".join(pieces)
+    return content.getvalue()
 
 
 def _members(path: Path) -> Iterator[tuple[str, Images]]:
     """The batches in an archive, by name without endings. Nothing is unpacked to the disk."""
-    name = "its beginning"
-    with path.open("rb") as file:
+    last = "its beginning"
+    with opened(path) as file:
         try:
-            with tarfile.open(fileobj=file, mode="r|gz") as archive:
-                for member in archive:
-                    name = member.name.rpartition("/")[2]
-                    content = archive.extractfile(member) if _BATCH.fullmatch(name) and member.isfile() else None
-                    if content is not None:
-                        where = f"{path}: {member.name}"
-                        yield name.removesuffix(".bin"), _parsed(name, _all(cast(BinaryIO, content), where), where)
-        except (tarfile.TarError, EOFError, zlib.error, OSError) as error:
+            with gzip.GzipFile(fileobj=file) as unpacked:
+                for name, content in archive.members(cast(BinaryIO, unpacked), _limit):
+                    last = name.rpartition("/")[2]
+                    yield last.removesuffix(".bin"), _parsed(last, content, f"{path}: {name}")
+        except (archive.Damaged, EOFError, zlib.error, OSError) as error:
             raise InputError(
-                f"{path} is damaged: it cannot be unpacked beyond byte {file.tell()}, at {name} "
+                f"{path} is damaged: it cannot be unpacked beyond byte {file.tell()}, behind {last} "
                 f"({error or type(error).__name__}).",
                 why="it was cut short or changed.",
                 fix=FIX,
             ) from error
+
+
+def _limit(name: str) -> int:
+    """The most bytes that a member of an archive may have."""
+    return MAX_NBYTES if _BATCH.fullmatch(name.rpartition("/")[2]) else 0
 
 
 def _joined(source: Path, batches: dict[str, Images]) -> tuple[Images, Images]:

@@ -17,6 +17,7 @@ from typing import BinaryIO, cast
 import numpy as np
 from numpy.typing import NDArray
 
+from evener import files
 from evener.errors import InputError
 
 UINT8 = 0x08
@@ -82,7 +83,7 @@ def same_count(images: Path, labels: Path, counts: tuple[int, int], fix: str) ->
 @contextmanager
 def _opened(path: Path) -> Iterator[tuple[BinaryIO, bool]]:
     """The file and whether it is compressed."""
-    with path.open("rb") as file:
+    with files.opened(path) as file:
         packed = file.read(2) == b"\x1f\x8b"
         file.seek(0)
         if packed:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from evener.ledger.lines import Begin
-from evener.ledger.reading import lost, path_of
+from evener.ledger.reading import granted, lost, path_of
 from evener.ledger.writing import Ledger
 
-__all__ = ["Begin", "Ledger", "lost", "path_of"]
+__all__ = ["Begin", "Ledger", "granted", "lost", "path_of"]

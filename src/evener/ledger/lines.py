@@ -35,6 +35,7 @@ from collections.abc import Sequence
 import msgspec
 
 from evener.errors import VersionError
+from evener.files import NOT_JSON
 
 FORMAT = 1
 
@@ -125,7 +126,7 @@ def parse(text: bytes) -> Line | Damaged:
     """
     try:
         line: Line = _decode(text)
-    except (msgspec.MsgspecError, UnicodeDecodeError):
+    except NOT_JSON:
         return Damaged(torn=not text.endswith(b"\n"))
     if isinstance(line, Begin) and line.format > FORMAT:
         raise VersionError(

@@ -4,15 +4,20 @@ from __future__ import annotations
 
 import logging
 import os
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
+from typing import BinaryIO
 
 from evener.errors import CheckpointError
-from evener.ledger.lines import Begin, Cut, Damaged, End, Line, Update, parse
+from evener.files import opened
+from evener.ledger.lines import Begin, Cut, Damaged, Dropped, End, Line, Returned, Update, parse
 
 log = logging.getLogger(__name__)
 
 FILE = "ledger.jsonl"
+
+#: Bytes of a line. The longest names the leases that are out when a checkpoint is cut.
+LONGEST = 1 << 22
 
 
 def path_of(logdir: Path) -> Path:
@@ -27,8 +32,8 @@ def read(path: Path) -> Iterator[tuple[int, Line | Damaged]]:
         VersionError: a newer evener wrote it.
     """
     try:
-        with path.open("rb") as file:
-            for number, text in enumerate(file, 1):
+        with opened(path) as file:
+            for number, text in enumerate(_lines(file), 1):
                 if text != b"\n":
                     yield number, parse(text)
     except OSError as error:
@@ -41,14 +46,44 @@ def beginnings(path: Path) -> Iterator[Begin]:
     """Only these, faster; raises as `read` does."""
     mark = b'["b",'
     try:
-        with path.open("rb") as file:
-            for text in file:
+        with opened(path) as file:
+            for text in _lines(file):
                 if text.startswith(mark) and isinstance(line := parse(text), Begin):
                     yield line
     except OSError as error:
         raise CheckpointError(
             f"{path} cannot be read ({error.strerror}).", fix="name the logdir of a run; it holds ledger.jsonl."
         ) from error
+
+
+def _lines(file: BinaryIO) -> Iterator[bytes]:
+    """The lines of a file; of one that is longer than any of ours, the beginning, which is no line."""
+    while text := file.readline(LONGEST):
+        end = text
+        while len(end) == LONGEST and not end.endswith(b"\n"):
+            end = file.readline(LONGEST)
+        yield text if end is text else text[:80] + b"\n"
+
+
+def granted(path: Path) -> tuple[int, dict[int, int]]:
+    """The newest generation, and the newest epoch of each worker, that a ledger knows of; none where there is none.
+
+    Raises:
+        VersionError: a newer evener wrote it.
+    """
+    generation, epochs = 0, dict[int, int]()
+    for _, line in read(path) if path.exists() else ():
+        lives: Iterable[tuple[int, int]] = ()
+        match line:
+            case Begin():
+                generation = max(generation, line.generation)
+            case Update():
+                lives = [(worker, epoch) for _, worker, epoch, _ in line.entries]
+            case Dropped() | Returned():
+                lives = [(line.worker, line.epoch)]
+        for worker, epoch in lives:
+            epochs[worker] = max(epoch, epochs.get(worker, 0))
+    return generation, epochs
 
 
 def lost(path: Path, step: int) -> int:
@@ -70,9 +105,9 @@ def _backwards(path: Path, chunk: int = 1 << 16) -> Iterator[bytes]:
     """The lines of a file, the last one first."""
     if not path.exists():
         return
-    with path.open("rb") as file:
+    with opened(path) as file:
         at, tail = file.seek(0, os.SEEK_END), b""
-        while at > 0:
+        while at > 0 and len(tail) <= LONGEST:  # else it is no ledger
             size = min(chunk, at)
             at = file.seek(at - size)
             tail, *whole = (file.read(size) + tail).split(b"\n")

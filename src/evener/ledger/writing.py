@@ -6,10 +6,12 @@ import errno
 import logging
 import os
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from pathlib import Path
 
 import msgspec
 
+from evener.files import descriptor
 from evener.ledger.lines import Begin, Complete, Cut, Dropped, End, Entry, Gap, Line, Returned, Skipped, Update, encode
 from evener.policy.leases import LeaseState
 from evener.state.atomic import LACKING
@@ -52,16 +54,13 @@ class Ledger:
         self._lines = 0  # begun or whole in `_waiting`
         self._missing = 0  # lines given up
         self._told = False
-        self._step = 0  # of the checkpoint that was cut last
+        self._cut: tuple[int, LeaseState] = (0, LeaseState(0, ()))  # the step of the last checkpoint, and its leases
+        self._since = 0  # lines after it
 
     def begin(self, step: int, samples: int, book: LeaseState) -> None:
         """Training starts at this step, with this much data and these leases still to come."""
-        self._append(
-            msgspec.structs.replace(
-                self._about, time=round(self._clock(), 3), step=step, samples=samples, next_lease=book.next_lease,
-                unapplied=book.unapplied,
-            )
-        )  # fmt: skip
+        self._about = msgspec.structs.replace(self._about, samples=samples)
+        self._begin(step, book)
 
     def update(self, step: int, entries: Sequence[Entry]) -> None:
         """These gradients became one update, which led to this step."""
@@ -82,16 +81,19 @@ class Ledger:
 
     def cut(self, step: int, book: LeaseState) -> None:
         """A checkpoint of this step is copied, to be written in the background."""
-        self._step = step
+        self._cut = (step, book)
         self._append(Cut(step, book.next_lease, book.unapplied))
+        self._since = 0
 
     def complete(self) -> None:
         """The checkpoint that was cut last is complete on the disk."""
-        self._append(Complete(self._step))
+        self._again(*self._cut, self._since)
+        self._append(Complete(self._cut[0]))
         self._flush()
 
     def end(self, step: int, reason: str, book: LeaseState) -> None:
         """The run is over."""
+        self._again(step, book, 0)
         self._append(End(step, reason, book.next_lease, book.unapplied))
         self._flush()
 
@@ -106,7 +108,29 @@ class Ledger:
             self._fd = -1
         self._path = None
 
+    def _begin(self, step: int, book: LeaseState) -> None:
+        self._append(
+            msgspec.structs.replace(
+                self._about, time=round(self._clock(), 3), step=step, next_lease=book.next_lease,
+                unapplied=book.unapplied,
+            )
+        )  # fmt: skip
+
+    def _again(self, step: int, book: LeaseState, since: int) -> None:
+        """The file may have been deleted, with the logdir: another begins at this step, and lacks the lines since."""
+        if self._fd < 0 or self._path is None or os.fstat(self._fd).st_nlink:
+            return
+        self._tell(f"warning: the ledger {self._path} was deleted; it begins again at step {step}")
+        os.close(self._fd)
+        self._fd, self._waiting, self._lines, self._mid_line = -1, bytearray(), 0, False
+        with suppress(OSError):  # told when the line is written
+            self._path.parent.mkdir(parents=True, exist_ok=True)
+        self._begin(step, book)
+        if since:
+            self._append(Gap(since))
+
     def _append(self, line: Line) -> None:
+        self._since += 1
         if self._path is not None:
             self._write(encode(line) + b"\n")
 
@@ -131,7 +155,7 @@ class Ledger:
 
     def _open(self) -> int:
         assert self._path is not None, "the ledger is closed"
-        fd = os.open(self._path, os.O_RDWR | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC, 0o644)
+        fd = descriptor(self._path, os.O_RDWR | os.O_CREAT | os.O_APPEND, link=False)
         size = os.fstat(fd).st_size
         if size and os.pread(fd, 1, size - 1) != b"\n":  # whoever wrote before was killed, or the disk was full
             self._waiting[:0] = b"\n"

@@ -9,6 +9,7 @@ from pathlib import Path
 import msgspec
 from torch import nn
 
+from evener import files
 from evener.errors import ConfigError, EvenerError
 from evener.figures import EarlyStopping, Figure
 from evener.recipes.recipe import Recipe
@@ -64,8 +65,8 @@ class Best:
 
     def _known(self) -> float:
         try:
-            note = msgspec.json.decode((self._directory / NOTE).read_bytes(), type=Note)
-        except (OSError, msgspec.MsgspecError, UnicodeDecodeError):
+            note = msgspec.json.decode(files.content(self._directory / NOTE, files.SMALL), type=Note)
+        except (OSError, *files.NOT_JSON):
             return math.nan
         return note.value if note.figure == self._figure.name else math.nan
 

@@ -29,7 +29,9 @@ def atomic_write(path: Path, chunks: Iterable[bytes | memoryview]) -> Record:
     """Write a file so that its name holds either everything or nothing, even after a power loss."""
     draft = path.with_name(f"{path.name}.tmp.{os.getpid()}")
     digest, nbytes = hashlib.sha256(), 0
-    fd = os.open(draft, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o644)
+    with contextlib.suppress(FileNotFoundError):  # of a process of this number that is no more; or a link
+        os.unlink(draft)
+    fd = os.open(draft, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o644)
     try:
         with os.fdopen(fd, "wb", buffering=0) as file:
             for chunk in chunks:

@@ -13,12 +13,11 @@ from __future__ import annotations
 
 import hashlib
 import logging
-import shutil
-from collections.abc import Callable
+import os
+from collections.abc import Callable, Collection, Mapping
+from contextlib import suppress
 from pathlib import Path
-from typing import Any
 
-import msgspec
 import torch
 from safetensors import SafetensorError
 from safetensors.torch import load as load_safetensors, save as save_safetensors
@@ -26,45 +25,17 @@ from torch import Tensor
 
 from evener import chaos
 from evener.errors import CheckpointError, NonFinite, VersionError
+from evener.files import memory, opened
 from evener.state.atomic import Record, atomic_write, sync_directory
+from evener.state.leftovers import KINDS, MANIFEST, begin, end, name_of, remove, step_of, sweep
 from evener.state.locks import Lock
+from evener.state.manifest import Manifest, read_manifest, write_manifest
 from evener.state.parts import Names, join, join_numbers
 from evener.state.state import Contents
 
 log = logging.getLogger(__name__)
 
-FORMAT = 1
-MANIFEST = "manifest.json"
-KINDS = ("parameters", "averages", "optimizer")
-
-
-class Manifest(msgspec.Struct, frozen=True, kw_only=True):
-    """What a checkpoint holds besides tensors."""
-
-    format: int = FORMAT
-    step: int
-    shards: int
-    recipe: str
-    options: dict[str, Any]  # of the recipe: `evener eval` needs them again
-    files: dict[str, Record]
-    shapes: dict[str, list[int]]  # of every tensor that travels, to join split ones
-    parts: dict[str, tuple[str, int, int]] | None = None  # `Layout.parts`: which names in files are of parts
-    values: dict[str, Any]  # per shard index: groups, schedule
-    next_lease: int
-    unapplied: list[int]  # leases below next_lease whose gradient is not in these parameters
-    skipped: list[int] = []  # and those that were given up, which are not to be given out again
-    seqs: dict[str, tuple[int, int]]  # worker -> (epoch, last push applied): rolls back with the parameters
-    batch_size: int = 0  # what a lease meant; 0: not known
-    samples: int = 0  # of the training data; 0: not known
-    seed: int = -1  # of their order; -1: not known
-    examples: int = 0
-    dropped: int = 0
-    evener: str = ""
-
-
-class _Sealed(msgspec.Struct, frozen=True):
-    sha256: str
-    body: msgspec.Raw
+__all__ = ["KINDS", "MANIFEST", "Manifest", "Store", "load", "read_manifest"]
 
 
 class Store:
@@ -79,18 +50,18 @@ class Store:
 
     def __init__(self, directory: Path, *, writable: bool = True, tell: Callable[[str], None] = log.warning) -> None:
         self.directory = directory
+        self._tell = tell
         self._lock: Lock | None = None
         if writable:
             self._lock = Lock(directory, tell)
-            self._sweep()
+            sweep(directory, tell)
 
-    def _sweep(self) -> None:
-        """Remove what a killed writer left: directories that never got their manifest, and drafts."""
-        for entry in self.directory.glob("step-*"):
-            if entry.is_dir() and not (entry / MANIFEST).exists():
-                shutil.rmtree(entry, ignore_errors=True)
-        for draft in [*self.directory.glob("*.tmp.*"), *self.directory.glob("*/*.tmp.*")]:
-            draft.unlink(missing_ok=True)
+    def _again(self) -> None:
+        """The directory may have been deleted since: then it is made and locked again."""
+        if self._lock is not None and self._lock.lost():
+            self._lock.close()
+            self._lock = Lock(self.directory, self._tell)
+            self._tell(f"warning: {self.directory} was deleted, with what was in it; it is made again")
 
     def close(self) -> None:
         """Release the lock; the kernel does it too, at death."""
@@ -99,7 +70,7 @@ class Store:
             self._lock = None
 
     def path(self, step: int) -> Path:
-        return self.directory / f"step-{step:08d}"
+        return self.directory / name_of(step)
 
     def write_shard(self, contents: Contents, shard: int) -> dict[str, Record]:
         """Write one shard's files of a checkpoint; it counts only once `commit` is done.
@@ -108,11 +79,11 @@ class Store:
             NonFinite: a parameter is NaN or infinite; nothing is written.
             OSError: the disk is full or broken; no file of this shard is left. `discard` takes the rest.
         """
-        for name, tensor in contents.parameters.items():
-            if name not in contents.buffers and tensor.is_floating_point() and not bool(torch.isfinite(tensor).all()):
-                raise NonFinite(f"{name!r} is not finite at step {contents.step}; the checkpoint was not written.")
+        if name := _not_finite(contents.parameters, contents.buffers):
+            raise NonFinite(f"{name!r} is not finite at step {contents.step}; the checkpoint was not written.")
+        self._again()
         path = self.path(contents.step)
-        path.mkdir(exist_ok=True)
+        begin(path)
         files: dict[str, Record] = {}
         try:
             chaos.point("checkpoint.writing")
@@ -129,23 +100,23 @@ class Store:
 
     def commit(self, manifest: Manifest) -> Path:
         """Make the checkpoint count. When this returns it survives power loss."""
-        body = msgspec.json.encode(manifest)
-        sealed = _Sealed(hashlib.sha256(body).hexdigest(), msgspec.Raw(body))
         path = self.path(manifest.step)
         if missing := [path / name for name in manifest.files if not (path / name).exists()]:
             raise CheckpointError(
                 f"{missing[0]} is not there, though its ps task wrote it.",
                 fix="with ps tasks on several machines, let --logdir be a directory that they share.",
             )
-        atomic_write(path / MANIFEST, [msgspec.json.encode(sealed)])
+        write_manifest(path, manifest)
         sync_directory(self.directory)
+        end(path)
         chaos.point("checkpoint.committed")
         return path
 
     def discard(self, step: int) -> None:
         """Remove what a failed save left, on all shards; a committed checkpoint stays."""
         if not (self.path(step) / MANIFEST).exists():
-            shutil.rmtree(self.path(step), ignore_errors=True)
+            with suppress(OSError):
+                remove(self.path(step))
 
     def keep_newest(self, keep: int, *, upto: int | None = None) -> None:
         """Delete all but the newest `keep` checkpoints, manifest first so that a half-deleted one does not count.
@@ -159,16 +130,13 @@ class Store:
             self.forget(step)
 
     def forget(self, step: int) -> None:
-        """Delete one checkpoint."""
-        path = self.path(step)
-        (path / MANIFEST).unlink(missing_ok=True)
-        sync_directory(path)
-        shutil.rmtree(path, ignore_errors=True)
+        """Delete one checkpoint, and nothing beside it that somebody has put there."""
+        remove(self.path(step))
 
     def steps(self) -> list[int]:
         """Steps that have a manifest, in order; by number, never by file time."""
-        found = [path.parent.name.removeprefix("step-") for path in self.directory.glob(f"step-*/{MANIFEST}")]
-        return sorted(int(step) for step in found if step.isdigit())
+        found = (step_of(path.parent.name) for path in self.directory.glob(f"step-*/{MANIFEST}"))
+        return sorted(step for step in found if step is not None)
 
     def newest(self, tell: Callable[[str], None] = log.warning) -> tuple[Manifest, Contents] | None:
         """The newest checkpoint that is whole; None if there never was one.
@@ -210,48 +178,46 @@ def load(path: Path) -> tuple[Manifest, Contents]:
         kind = name.partition("-")[0]
         if kind in groups:
             groups[kind] |= _read_tensors(path / name, record)
+    if manifest.buffers is not None and (bad := _not_finite(groups["parameters"], manifest.buffers)):
+        raise CheckpointError(f"{path} is damaged: {bad!r} is NaN or infinite in it.")
     names = Names(manifest.shapes, manifest.parts)
-    contents = Contents(
-        manifest.step,
-        join(groups["parameters"], names),
-        join(groups["averages"], names),
-        join(groups["optimizer"], names),
-        {**manifest.values.get("0", {}), "numbers": join_numbers(manifest.values, names)},
-    )
-    return manifest, contents
-
-
-def read_manifest(path: Path) -> Manifest:
-    """Without its tensors; raises as `load` does."""
-    file = path / MANIFEST
+    numbers = join_numbers(manifest.values, names)
     try:
-        sealed = msgspec.json.decode(file.read_bytes(), type=_Sealed)
-        if hashlib.sha256(bytes(sealed.body)).hexdigest() != sealed.sha256:
-            raise CheckpointError(f"{file} is damaged: checksum mismatch.")
-        head = msgspec.json.decode(sealed.body)
-        if isinstance(head, dict) and isinstance(head.get("format"), int) and head["format"] > FORMAT:
-            raise VersionError(f"{file} has format {head['format']}, this evener reads up to {FORMAT}.",
-                               fix="update evener.")  # fmt: skip
-        return msgspec.json.decode(sealed.body, type=Manifest)
-    except OSError as error:
-        raise CheckpointError(
-            f"{path} is not a checkpoint: {MANIFEST} cannot be read ({error.strerror}).",
-            fix="name a directory like .../checkpoints/step-00002000.",
-        ) from error
-    except (msgspec.MsgspecError, UnicodeDecodeError) as error:
-        raise CheckpointError(f"{file} is not a manifest of evener: {error}.") from error
+        parameters, averages, optimizer = (join(groups[kind], names) for kind in KINDS)
+    except RuntimeError as error:
+        raise CheckpointError(f"{path} is damaged: parts of a tensor do not fit together ({error}).") from error
+    values = {**manifest.values.get("0", {}), "numbers": numbers}
+    return manifest, Contents(manifest.step, parameters, averages, optimizer, values)
 
 
 def _read_tensors(file: Path, record: Record) -> dict[str, Tensor]:
     try:
-        data = file.read_bytes()
+        with opened(file) as reader:
+            size = os.fstat(reader.fileno()).st_size
+            if size != record.nbytes:
+                raise CheckpointError(f"{file} has {size} bytes, the manifest says {record.nbytes}.")
+            if size > memory():
+                raise MemoryError
+            data = reader.read(record.nbytes)
     except OSError as error:
         raise CheckpointError(f"{file} cannot be read ({error.strerror}).") from error
-    if len(data) != record.nbytes:
-        raise CheckpointError(f"{file} has {len(data)} bytes, the manifest says {record.nbytes}.")
+    except MemoryError as error:
+        raise CheckpointError(f"{file} has {record.nbytes} bytes, more than there is memory for.") from error
     if hashlib.sha256(data).hexdigest() != record.sha256:
         raise CheckpointError(f"{file} is damaged: checksum mismatch.")
     try:
-        return load_safetensors(data)
-    except SafetensorError as error:
+        tensors = load_safetensors(data)
+    except (SafetensorError, KeyError, ValueError, RuntimeError) as error:  # of it, and of PyTorch about what it says
         raise CheckpointError(f"{file} is not a safetensors file: {error}.") from error
+    return tensors
+
+
+def _not_finite(tensors: Mapping[str, Tensor], allowed: Collection[str]) -> str:
+    """The first tensor that is NaN or infinite somewhere and may not be."""
+    bad = (
+        name for name, tensor in tensors.items()
+        if tensor.is_floating_point()
+        and not bool(torch.isfinite(tensor).all())
+        and name.partition("[")[0] not in allowed
+    )  # fmt: skip
+    return next(bad, "")

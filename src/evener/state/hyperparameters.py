@@ -6,14 +6,15 @@ what the recipe says now is told; `--hyperparameters recipe` has it the other wa
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 from torch import nn
 from torch.optim import Optimizer
 
 from evener.errors import CheckpointError
-from evener.state.values import pack, plain, unpack
+from evener.state.values import check_kinds, pack, plain, unpack
 
 CHOICES = ("checkpoint", "recipe")
 
@@ -142,7 +143,9 @@ class Groups:
         for index, group in enumerate(self.optimizer.param_groups):
             if self.match[index] >= 0:
                 saved = self.saved[self.match[index]]
-                group.update({key: unpack(value) for key, value in saved.items() if key != "params"})
+                settings = {key: unpack(value) for key, value in saved.items() if key != "params"}
+                check_kinds(settings, group)
+                group.update(settings)
 
     def reordered(self, schedule: Mapping[str, Any]) -> dict[str, Any]:
         """A scheduler's state, with its entries for each group in the order of the groups now."""
@@ -167,6 +170,20 @@ def beside_the_recipes(
         return [sentence], []  # of evener 0.1.0: nobody knows which parameters they held
     groups = Groups(optimizer, names, {}, saved)
     return [sentence] * groups.others(), groups.differences(scheduled=scheduled, cycling=False)
+
+
+@contextmanager
+def damage_told(step: int) -> Iterator[None]:
+    """What a checkpoint keeps of optimizer and schedule may be anything: an error of it is told as the checkpoint's."""
+    try:
+        yield
+    except (ArithmeticError, AttributeError, LookupError, RuntimeError, TypeError, ValueError) as error:
+        raise CheckpointError(
+            f"the checkpoint of step {step} cannot be continued: what it keeps of optimizer or schedule does not fit "
+            f"({type(error).__name__}: {str(error)[:200]}).",
+            why="it is damaged, of another version of PyTorch, or evener did not write it.",
+            fix="say --hyperparameters recipe, begin a new logdir with --init-from, or use an older checkpoint.",
+        ) from error
 
 
 def schedule_differences(saved: Mapping[str, Any], now: Mapping[str, Any]) -> list[tuple[str, Any, Any]]:

@@ -9,10 +9,14 @@ from collections.abc import Callable
 from pathlib import Path
 
 from evener.errors import CheckpointError
+from evener.files import descriptor
 from evener.state.atomic import LACKING, sync_directory
 
 #: What `flock` answers when somebody else has the lock; EACCES where a network file system makes it of other locks.
 HELD = (errno.EWOULDBLOCK, errno.EAGAIN, errno.EACCES)
+
+#: What the file of a lock begins with.
+NOTE = b"pid "
 
 
 class Lock:
@@ -27,14 +31,14 @@ class Lock:
     """
 
     def __init__(self, directory: Path, tell: Callable[[str], None]) -> None:
-        self._directory, self._fd = directory, -1
+        self._directory, self._file, self._fd = directory, directory / ".lock", -1
         self._acquire(tell)
         self._probe(tell)
 
     def _acquire(self, tell: Callable[[str], None]) -> None:
         try:
             self._directory.mkdir(parents=True, exist_ok=True)
-            self._fd = os.open(self._directory / ".lock", os.O_RDWR | os.O_CREAT, 0o644)
+            self._fd = descriptor(self._file, os.O_RDWR | os.O_CREAT, link=False)
         except OSError as error:
             raise self._not_writable(error) from error
         try:
@@ -47,8 +51,14 @@ class Lock:
                 )
                 return
             raise self._refused(error) from error
-        os.ftruncate(self._fd, 0)
-        os.pwrite(self._fd, f"pid {os.getpid()}".encode(), 0)
+        if os.pread(self._fd, len(NOTE), 0) in (b"", NOTE):  # else it is a file of somebody else
+            os.ftruncate(self._fd, 0)
+            os.pwrite(self._fd, NOTE + str(os.getpid()).encode(), 0)
+
+    def lost(self) -> bool:
+        """Whether the directory was deleted, or the lock in it: another run would not see it."""
+        # Not told by its number: on some file systems that changes by itself.
+        return self._fd < 0 or not os.path.lexists(self._file) or os.fstat(self._fd).st_nlink == 0
 
     def _refused(self, error: OSError) -> CheckpointError:
         holder = os.read(self._fd, 64).decode(errors="replace")
@@ -77,7 +87,14 @@ class Lock:
             )
 
     def _not_writable(self, error: OSError) -> CheckpointError:
-        return CheckpointError(f"{self._directory} is not writable ({error.strerror}).", fix="choose another --logdir.")
+        strange = error.errno in (errno.ELOOP, errno.EINVAL) and error.filename == str(self._file)
+        return CheckpointError(
+            f"{self._directory} is not writable ({error.strerror}).",
+            why=f"a run writes its number into {self._file}." if strange else "",
+            fix=f"look what it is and remove {self._file}, or choose another --logdir."
+            if strange
+            else "choose another --logdir.",
+        )
 
     def close(self) -> None:
         """Let go of the directory."""

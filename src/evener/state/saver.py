@@ -50,6 +50,7 @@ def manifest_of(  # noqa: PLR0913 - what a checkpoint says besides tensors, each
         values={"0": contents.values},
         batch_size=settings.batch_size, samples=samples, seed=settings.seed,
         next_lease=book.next_lease, unapplied=list(book.unapplied), skipped=list(book.skipped),
+        buffers=sorted({spec.name for spec in layout.specs if not spec.trained} | state.frozen.keys()),
         seqs={str(worker): seq for worker, seq in seqs.items()}, examples=examples, dropped=dropped, evener=evener,
     )  # fmt: skip
 

@@ -16,7 +16,7 @@ from torch.optim.lr_scheduler import ReduceLROnPlateau
 from evener.errors import ConfigError
 from evener.recipes.recipe import Recipe
 from evener.recipes.references import kind_of, place_of
-from evener.state.values import plain, unpack
+from evener.state.values import check_kinds, plain, unpack
 
 
 @dataclass(frozen=True, slots=True)
@@ -128,7 +128,9 @@ class Schedule:
     def load(self, packed: Mapping[str, Any], step: int) -> None:
         """Continue from `state` at this global step."""
         self._epoch = math.floor(step / self._pace)
-        self.scheduler.load_state_dict({key: unpack(value) for key, value in packed.items()})
+        saved = {key: unpack(value) for key, value in packed.items()}
+        check_kinds(saved, self.scheduler.state_dict())
+        self.scheduler.load_state_dict(saved)
 
 
 def _made(make: Callable[..., Any], optimizer: Optimizer, pace: Fraction) -> Any:

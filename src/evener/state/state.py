@@ -13,7 +13,7 @@ from torch.optim import Optimizer
 from evener.errors import NonFinite
 from evener.recipes.recipe import Recipe
 from evener.state import foreign, rules
-from evener.state.hyperparameters import Groups, beside_the_recipes, kept, schedule_differences, told
+from evener.state.hyperparameters import Groups, beside_the_recipes, damage_told, kept, schedule_differences, told
 from evener.state.optimizers import check_apart, cut_like, known_as, names_of_groups, optimizer_of, over_pieces
 from evener.state.schedules import Schedule
 from evener.state.tensors import Slot, beside, copied, frozen, named_tensors
@@ -114,11 +114,11 @@ class State:
         if contents is None:
             return []
         self.step = contents.step
-        self._fill(contents)
-        self.infinite |= self.parameters.infinite_buffers()
-        if hyperparameters == "recipe":
-            return [*self._forward(contents), *sentences]
-        return [*sentences, *self._go_on(groups, contents)]
+        with damage_told(contents.step):
+            self._fill(contents)
+            self.infinite |= self.parameters.infinite_buffers()
+            asked = hyperparameters == "recipe"
+            return [*self._forward(contents), *sentences] if asked else [*sentences, *self._go_on(groups, contents)]
 
     def back(self, contents: Contents) -> None:
         """Be again as this checkpoint of the same run: parameters, optimizer, averages, schedule."""

@@ -76,6 +76,17 @@ def unpack(packed: Any) -> Any:
     return made
 
 
+def check_kinds(saved: Mapping[str, Any], now: Mapping[str, Any]) -> None:
+    """A number may take the place of a number, a text that of a text or of none. Raises TypeError for others."""
+    for key, value in saved.items():
+        if key not in now:
+            continue
+        number = isinstance(now[key], int | float | Tensor) and not isinstance(now[key], bool)
+        text = isinstance(now[key], str | None)
+        if not isinstance(value, int | float | Tensor) if number else isinstance(value, str) and not text:
+            raise TypeError(f"{key!r} is {repr(value)[:80]} in it, {repr(now[key])[:80]} here")
+
+
 def plain(values: Mapping[str, Any]) -> dict[str, Any]:
     """A dictionary, packed; left out is what cannot be (functions), which the recipe makes anew."""
     kept: dict[str, Any] = {}

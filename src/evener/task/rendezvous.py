@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
 
-from evener import errors
+from evener import errors, files
 from evener.cluster.cluster import Cluster
 from evener.control.control import TaskEnd
 from evener.report import Published, Reporter, Status
@@ -120,10 +120,14 @@ class Directory:
 def _read(file: Path) -> str:
     """The address in a file; nothing where there is none (yet)."""
     try:
-        with file.open("rb") as opened:
-            text = opened.read(LONGEST + 1).decode("ascii", "replace").strip()
-    except OSError:
+        with files.opened(file) as reader:
+            text = reader.read(LONGEST + 1).decode("ascii", "replace").strip()
+    except FileNotFoundError:
         return ""
+    except OSError as error:
+        raise errors.ProtocolError(
+            f"{file} holds no address: {error.strerror}.", fix="remove it, or choose another --rendezvous."
+        ) from error
     if len(text) > LONGEST or not text.startswith(("tcp://", "shared:")):
         raise errors.ProtocolError(
             f"{file} holds no address: {text[:60]!r}.", fix="remove it, or choose another --rendezvous."

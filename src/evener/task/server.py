@@ -10,7 +10,8 @@ from pathlib import Path
 
 import msgspec
 
-from evener import chaos, errors
+from evener import chaos, errors, files
+from evener.ledger import granted, path_of
 from evener.report import Reporter
 from evener.server.agreement import Expected
 from evener.server.course import Setup
@@ -20,6 +21,8 @@ from evener.server.serve import never, serve
 from evener.server.shard import Shard
 from evener.settings import Settings
 from evener.state.atomic import atomic_write
+from evener.state.checkpoint import Manifest
+from evener.state.manifest import MOST
 from evener.state.saver import Saver, Schedule
 from evener.state.state import State
 from evener.task.build import (
@@ -45,6 +48,10 @@ class Grants(msgspec.Struct):
     generation: int = 0
     epochs: dict[int, int] = {}
     holders: dict[int, str] = {}  # worker -> the process that has its newest epoch
+
+
+#: Bytes of the file of grants: 100,000 workers.
+LARGEST = 16 << 20
 
 
 def schedule_of(settings: Settings) -> Schedule:
@@ -171,11 +178,12 @@ def _leader(  # noqa: PLR0913 - what a leader is given, each once
     chaos.point("server.restoring")
     restored = beginning(store, saver, settings, "ps:0", report)
     path = checkpoints(settings) / "grants.json"
-    grants = _grants(path)
+    grants = _grants(path, path_of(Path(settings.logdir)), restored[0] if restored else None)
     grants.generation += 1
 
     def keep_grants(epochs: dict[int, int], holders: dict[int, str]) -> None:
         grants.epochs, grants.holders = epochs, holders
+        path.parent.mkdir(parents=True, exist_ok=True)  # the logdir may have been deleted since
         atomic_write(path, [msgspec.json.encode(grants)])
 
     keep_grants(grants.epochs, grants.holders)
@@ -188,10 +196,20 @@ def _leader(  # noqa: PLR0913 - what a leader is given, each once
     return Leader(links, shard, setup)
 
 
-def _grants(path: Path) -> Grants:
+def _grants(path: Path, ledger: Path, manifest: Manifest | None) -> Grants:
+    """What was granted so far. Where the file is missing, as beside a copied checkpoint: all that else is known."""
     try:
-        return msgspec.json.decode(path.read_bytes(), type=Grants)
+        grants = msgspec.json.decode(files.content(path, LARGEST), type=Grants)
+        if not all(0 <= number <= MOST for number in (grants.generation, *grants.epochs, *grants.epochs.values())):
+            raise ValueError("a number in it is none of a life")
     except FileNotFoundError:
-        return Grants()
-    except (msgspec.MsgspecError, UnicodeDecodeError) as error:
-        raise errors.CheckpointError(f"{path} is damaged: {error}.", fix="remove it if no task is running.") from error
+        grants = Grants(*granted(ledger))
+    except (OSError, ValueError, *files.NOT_JSON) as error:
+        raise errors.CheckpointError(
+            f"{path} is damaged: {getattr(error, 'strerror', None) or error}.",
+            why="it says which process may push under which number.",
+            fix="remove it if no task is running: it is made again from the ledger and the checkpoint.",
+        ) from error
+    for worker, (epoch, _) in (manifest.seqs if manifest else {}).items():
+        grants.epochs[int(worker)] = max(epoch, grants.epochs.get(int(worker), 0))
+    return grants

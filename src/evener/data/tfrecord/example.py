@@ -25,6 +25,9 @@ Values = list[bytes] | NDArray[np.float32] | NDArray[np.int64]
 BYTES, FLOAT, INT64 = 1, 2, 3  # the field numbers in Feature
 KINDS = {0: "nothing", BYTES: "bytes", FLOAT: "float", INT64: "int64"}
 
+#: Features and values of one record that lie apart. Numbers that lie in one piece count once.
+MOST = 1 << 20
+
 _VARINT, _FIXED64, _LENGTH, _FIXED32 = 0, 1, 2, 5  # wire types
 _UINT64 = 2**64 - 1
 
@@ -56,12 +59,16 @@ def fields(record: bytes) -> dict[str, Field]:
         Malformed: not an Example.
     """
     found: dict[str, Field] = {}
+    pieces = 0
     for number, wire, start, stop in _walk(record, 0, len(record)):
         if (number, wire) == (1, _LENGTH):
             for inner, kind, begin, end in _walk(record, start, stop):
                 if (inner, kind) == (1, _LENGTH):
                     name, field = _entry(record, begin, end)
                     found[name] = field
+                    pieces += 1 + len(field.spans)
+                    if pieces > MOST:
+                        raise Malformed(f"more than {MOST} features and values")
     return found
 
 
@@ -202,6 +209,8 @@ def _merge(record: bytes, start: int, stop: int, field: Field) -> None:
         for number, coded, first, last in _walk(record, begin, end):
             if number == 1 and coded in (single, _LENGTH):
                 field.spans.append((first, last))
+                if len(field.spans) > MOST:
+                    raise Malformed(f"more than {MOST} values that lie apart")
 
 
 def _walk(record: bytes, at: int, stop: int) -> Iterator[tuple[int, int, int, int]]:

@@ -12,7 +12,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from evener.data.tfrecord.index import Index, index
-from evener.data.tfrecord.records import OnDisk, Source, opened, read, told
+from evener.data.tfrecord.records import OnDisk, opened, read, told
+from evener.data.tfrecord.search import Source
 from evener.errors import InputError
 
 #: A file, a pattern such as "data/train-*", or several of these, in this order.

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+from array import array
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,8 +13,10 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from evener import files
 from evener.data.tfrecord import crc
-from evener.data.tfrecord.records import Bad, OnDisk, Record, Source, walk
+from evener.data.tfrecord.records import Bad, OnDisk, Record, walk
+from evener.data.tfrecord.search import Source
 
 FORMAT = "evener tfrecord index 1"
 Stamp = tuple[int, str, int]  # a file's size, digest of its ends, time: a time that lies costs a walk, no more
@@ -65,17 +68,18 @@ def path_of(path: Path) -> Path:
 
 
 def _made(source: Source, skip: bool) -> Index:
-    places: list[tuple[int, int]] = []
-    bad: list[Bad] = []
+    # Arrays of numbers: a gigabyte of empty records is 60 million of them.
+    offsets, lengths = array("q"), array("q")
+    skipped, first = 0, None
     for found in walk(source, data=skip, skip=skip):
         if isinstance(found, Record):
-            places.append((found.offset, found.length))
+            offsets.append(found.offset)
+            lengths.append(found.length)
         elif skip:
-            bad.append(found)
+            skipped, first = skipped + 1, first or found
         else:
             raise found.error()
-    table = np.array(places, np.int64).reshape(-1, 2)
-    return Index(table[:, 0].copy(), table[:, 1].copy(), skip, len(bad), bad[0] if bad else None)
+    return Index(np.array(offsets, np.int64), np.array(lengths, np.int64), skip, skipped, first)
 
 
 def _keep(path: Path, stamp: Stamp, made: Index) -> None:
@@ -89,7 +93,9 @@ def _keep(path: Path, stamp: Stamp, made: Index) -> None:
     part = kept.with_name(f"{kept.name}.{os.getpid()}")
     with suppress(OSError):  # a read-only or full disk: the next run goes from length to length again
         try:
-            part.write_bytes(content + crc.tail(content))
+            fd = files.descriptor(part, os.O_WRONLY | os.O_CREAT | os.O_EXCL, link=False)
+            with os.fdopen(fd, "wb") as file:
+                file.write(content + crc.tail(content))
             part.replace(kept)
         finally:
             part.unlink(missing_ok=True)
@@ -98,7 +104,7 @@ def _keep(path: Path, stamp: Stamp, made: Index) -> None:
 def _kept(source: Source, stamp: Stamp) -> Index | None:
     """The kept index, or None when there is none or it does not belong to the file as it is now."""
     try:
-        content = path_of(source.path).read_bytes()
+        content = files.content(path_of(source.path), source.size + files.SMALL)  # 16 bytes a record, as it has itself
         about, _, table = content[:-4].partition(b"\n")
         read = json.loads(about)
         if content[-4:] != crc.tail(content[:-4]) or read["format"] != FORMAT or tuple(read["stamp"]) != stamp:
@@ -106,13 +112,14 @@ def _kept(source: Source, stamp: Stamp) -> Index | None:
         offsets, lengths = np.frombuffer(table, "<i8").astype(np.int64).reshape(2, -1)
         first = Bad(source.path, *read["first"]) if "first" in read else None
         found = Index(offsets, lengths, bool(read["checked"]), int(read["skipped"]), first)
-    except (OSError, ValueError, TypeError, KeyError):
+    except (OSError, ValueError, TypeError, KeyError, OverflowError, RecursionError):
         return None
     return found if _fits(found, source.size) else None
 
 
 def _fits(found: Index, size: int) -> bool:
+    for numbers in (found.offsets, found.lengths):  # before they are added: sums of large ones are negative
+        if not bool(((numbers >= 0) & (numbers <= size)).all()):
+            return False
     ends = found.offsets + found.lengths + 16
-    starts = np.concatenate((ends[:-1], [size]))
-    inside = bool((found.lengths >= 0).all() and (found.offsets >= 0).all())
-    return inside and bool((ends[:-1] <= found.offsets[1:]).all()) and (not len(ends) or int(ends[-1]) <= starts[-1])
+    return bool((ends <= np.append(found.offsets[1:], size)).all())

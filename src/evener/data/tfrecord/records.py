@@ -5,24 +5,21 @@ All of it is little-endian. A file that was cut between two records looks whole:
 
 from __future__ import annotations
 
+import errno
 import gzip
 import hashlib
 import os
-import stat
 import sys
 import zlib
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Protocol
 
-import numpy as np
-
+from evener import files
 from evener.data.tfrecord import crc
+from evener.data.tfrecord.search import MAX_RECORD, Search, Source, length_of
 from evener.errors import InputError
 
-#: Protocol buffers cannot be larger, so a length above it is damage.
-MAX_RECORD = 2**31 - 1
 #: A compressed file is unpacked into memory, up to this size.
 MAX_UNPACKED = 4 * 1024**3
 
@@ -30,17 +27,6 @@ MAX_UNPACKED = 4 * 1024**3
 ENDS = 4096
 
 _BLOCK, _SMALL_BLOCK, _LARGE_RECORD = 256 * 1024, 4096, 16 * 1024
-
-
-class Source(Protocol):
-    """The bytes of one file, unpacked."""
-
-    path: Path
-    size: int
-
-    def read(self, offset: int, count: int) -> bytes:
-        """Up to `count` bytes from `offset`; fewer at the end."""
-        ...
 
 
 @dataclass(frozen=True, slots=True)
@@ -85,12 +71,10 @@ class OnDisk:
         self.path = path
         self._descriptor = -1
         try:
-            self._descriptor = os.open(path, os.O_RDONLY)
+            self._descriptor = files.descriptor(path, os.O_RDONLY, link=True)
             found = os.fstat(self._descriptor)
         except OSError as error:
             raise unreadable(path, error) from error
-        if not stat.S_ISREG(found.st_mode):
-            raise InputError(f"{path} is no regular file.", why="records are read by position.", fix="name files.")
         self.size = found.st_size
         self.time_ns = found.st_mtime_ns
         # What a change shows by. Not its time: some file systems tell none, or another one a second later.
@@ -102,6 +86,12 @@ class OnDisk:
             return os.pread(self._descriptor, count, offset)
         except OSError as error:
             raise unreadable(self.path, error) from error
+
+    def data_from(self, offset: int) -> int:
+        try:
+            return os.lseek(self._descriptor, offset, os.SEEK_DATA)
+        except OSError as error:  # there are no more data; or this file system does not tell
+            return self.size if error.errno == errno.ENXIO else offset
 
     def __del__(self) -> None:
         if self._descriptor >= 0:
@@ -115,7 +105,7 @@ class Unpacked:
         self.path = path
         content = bytearray()
         try:
-            with gzip.open(path) as file:
+            with files.opened(path) as packed, gzip.GzipFile(fileobj=packed) as file:
                 while piece := file.read(1 << 20):
                     content += piece
                     if len(content) > max_nbytes:
@@ -132,17 +122,26 @@ class Unpacked:
             ) from error
         except OSError as error:
             raise unreadable(path, error) from error
-        self._content = bytes(content)
+        except MemoryError as error:
+            raise InputError(
+                f"{path} holds more than {len(content)} bytes when unpacked, and there is no more memory.",
+                why="compressed files are read into memory.",
+                fix="unpack it with gunzip; plain files are read from disk, record by record.",
+            ) from error
+        self._content = memoryview(content)  # without a copy
         self.size = len(content)
 
     def read(self, offset: int, count: int) -> bytes:
-        return self._content[offset : offset + count]
+        return bytes(self._content[offset : offset + count])
+
+    def data_from(self, offset: int) -> int:
+        return offset
 
 
 def is_gzip(path: Path) -> bool:
     """By its first bytes. A plain file whose first length looks like gzip has that length's checksum behind it."""
     first = OnDisk(path).read(0, crc.HEAD)
-    return first[:3] == b"\x1f\x8b\x08" and first != crc.head(max(_length(first), 0))
+    return first[:3] == b"\x1f\x8b\x08" and first != crc.head(max(length_of(first), 0))
 
 
 def opened(path: Path) -> OnDisk | Unpacked:
@@ -180,7 +179,7 @@ def walk(source: Source, *, data: bool, skip: bool = False) -> Iterator[Record |
         data: read and check the data too, not the lengths alone.
         skip: go on behind bad stretches. After a damaged length the next good record is searched for, byte by byte.
     """
-    window = _Window(source)
+    window, search = _Window(source), Search(source)
     number = offset = block = 0
     while offset < source.size:
         # Behind a large record, only the next head is wanted when data are not.
@@ -191,7 +190,7 @@ def walk(source: Source, *, data: bool, skip: bool = False) -> Iterator[Record |
                 yield found
                 return
             if found.nbytes == 0:
-                found = replace(found, nbytes=_good_from(source, offset + 1) - offset)
+                found = replace(found, nbytes=search.good_from(offset + 1) - offset)
             offset += found.nbytes
         else:
             block = found.length
@@ -244,7 +243,7 @@ def _next(window: _Window, number: int, offset: int, data: bool, block: int) -> 
     def bad(reason: str, nbytes: int = 0) -> Bad:
         return Bad(window.source.path, offset, nbytes, number, reason)
 
-    length = _length(head)
+    length = length_of(head)
     if length < 0:
         return bad(f"the file ends after {len(head)} of the 12 bytes of its length and checksum", left)
     if head != crc.head(length) or length > MAX_RECORD:
@@ -259,23 +258,3 @@ def _next(window: _Window, number: int, offset: int, data: bool, block: int) -> 
     if len(frame) < length + 16 or frame[-4:] != crc.tail(content):
         return bad("its data do not agree with their checksum", length + 16)
     return Record(number, offset, length, content)
-
-
-def _length(head: bytes) -> int:
-    """What the first 12 bytes of a record say; -1 when they are fewer."""
-    return int.from_bytes(head[:8], "little") if len(head) == crc.HEAD else -1
-
-
-def _good_from(source: Source, offset: int) -> int:
-    """Where the next record with good length and good data begins, or the end of the file."""
-    while offset + crc.HEAD <= source.size:
-        block = source.read(offset, _BLOCK)
-        places: list[int] = crc.heads(np.frombuffer(block, np.uint8)).tolist()
-        for place in places:
-            start, length = offset + place, _length(block[place : place + crc.HEAD])
-            if length <= MAX_RECORD and start + length + 16 <= source.size:
-                frame = source.read(start, length + 16)
-                if frame[-4:] == crc.tail(frame[crc.HEAD : -4]):
-                    return start
-        offset += max(len(block) - crc.HEAD + 1, 1)
-    return source.size

@@ -178,8 +178,11 @@ def _value(part: _Part, found: Mapping[str, Field], record: bytes, row: int) -> 
     field = found.get(part.name)
     if field is None or not field.kind:
         raise Unfit(row, f"it has no feature {part.name!r}, but {', '.join(map(repr, found)) or 'none at all'}")
-    read = values(record, field)
     wanted = f"{'bytes' if part.dtype is None else part.dtype} {list(part.shape)}"
+    coded = sum(stop - start for start, stop in field.spans)
+    if field.kind == INT64 and coded > 10 * part.count:  # not decoded: that takes many times the memory
+        raise Unfit(row, f"feature {part.name!r} holds {coded} bytes of whole numbers, not {wanted}")
+    read = values(record, field)
     if isinstance(read, list):
         if len(read) == 1 and part.dtype is None:
             return read[0]

@@ -1,0 +1,156 @@
+"""The manifest of a checkpoint: written last, sealed by its own checksum, believed only as far as it can be true."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import msgspec
+
+from evener import files
+from evener.errors import CheckpointError, VersionError
+from evener.state.atomic import Record, atomic_write
+from evener.state.leftovers import KINDS, MANIFEST, is_shard, step_of
+
+FORMAT = 1
+#: Bytes of a manifest. The most that a model may have, 100,000 tensors, take about 20 MB.
+LARGEST = 32 << 20
+#: Lists and objects in each other, in what is free to have any form: options, settings, schedules.
+DEPTH = 64
+#: Whole numbers above it do not travel between tasks.
+MOST = 2**52
+
+
+class Manifest(msgspec.Struct, frozen=True, kw_only=True):
+    """What a checkpoint holds besides tensors."""
+
+    format: int = FORMAT
+    step: int
+    shards: int
+    recipe: str
+    options: dict[str, Any]  # of the recipe: `evener eval` needs them again
+    files: dict[str, Record]
+    shapes: dict[str, list[int]]  # of every tensor that travels, to join split ones
+    parts: dict[str, tuple[str, int, int]] | None = None  # `Layout.parts`: which names in files are of parts
+    values: dict[str, dict[str, Any]]  # per shard index: groups, schedule
+    next_lease: int
+    unapplied: list[int]  # leases below next_lease whose gradient is not in these parameters
+    skipped: list[int] = []  # and those that were given up, which are not to be given out again
+    buffers: list[str] | None = None  # tensors that nobody trains, a mask may be infinite; None: not known
+    seqs: dict[str, tuple[int, int]]  # worker -> (epoch, last push applied): rolls back with the parameters
+    batch_size: int = 0  # what a lease meant; 0: not known
+    samples: int = 0  # of the training data; 0: not known
+    seed: int = -1  # of their order; -1: not known
+    examples: int = 0
+    dropped: int = 0
+    evener: str = ""
+
+
+class _Sealed(msgspec.Struct, frozen=True):
+    sha256: str
+    body: msgspec.Raw
+
+
+class _Head(msgspec.Struct, frozen=True):
+    format: Any = None
+
+
+def write_manifest(path: Path, manifest: Manifest) -> None:
+    """All or nothing. Raises OSError."""
+    body = msgspec.json.encode(manifest)
+    sealed = _Sealed(hashlib.sha256(body).hexdigest(), msgspec.Raw(body))
+    atomic_write(path / MANIFEST, [msgspec.json.encode(sealed)])
+
+
+def read_manifest(path: Path) -> Manifest:
+    """The manifest in a checkpoint's directory.
+
+    Raises:
+        CheckpointError: it is missing, damaged or foreign, or says what cannot be.
+        VersionError: a newer evener wrote it.
+    """
+    file = path / MANIFEST
+    try:
+        sealed = msgspec.json.decode(files.content(file, LARGEST), type=_Sealed)
+        if hashlib.sha256(bytes(sealed.body)).hexdigest() != sealed.sha256:
+            raise CheckpointError(f"{file} is damaged: checksum mismatch.")
+        head = msgspec.json.decode(sealed.body, type=_Head)
+        if isinstance(head.format, int) and head.format > FORMAT:
+            raise VersionError(f"{file} has format {head.format}, this evener reads up to {FORMAT}.",
+                               fix="update evener.")  # fmt: skip
+        manifest = msgspec.json.decode(sealed.body, type=Manifest)
+    except OSError as error:
+        raise CheckpointError(
+            f"{path} is not a checkpoint: {MANIFEST} cannot be read ({error.strerror}).",
+            fix="name a directory like .../checkpoints/step-00002000.",
+        ) from error
+    except files.NOT_JSON as error:
+        raise CheckpointError(f"{file} is not a manifest of evener: {error}.") from error
+    for complaint in _complaints(manifest, path):
+        raise CheckpointError(f"{file} says what cannot be: {complaint}.")
+    return manifest
+
+
+def _complaints(manifest: Manifest, path: Path) -> Iterator[str]:
+    """What no checkpoint can say, though its form is right."""
+    if step_of(path.name) not in (None, manifest.step):
+        yield f"it is of step {manifest.step}"
+    counts = {name: getattr(manifest, name) for name in _COUNTS}
+    yield from (f"{name} is {value}" for name, value in counts.items() if not 0 <= value <= MOST)
+    if not 0 < manifest.shards <= MOST or abs(manifest.seed) > 2**64:
+        yield f"it has {manifest.shards} shards and the seed {manifest.seed}"
+    if len(set(manifest.unapplied)) != len(manifest.unapplied):
+        yield "a lease is unapplied twice"
+    if any(not 0 <= lease < manifest.next_lease for lease in manifest.unapplied):
+        yield f"a lease is unapplied that is not of 0 to {manifest.next_lease - 1}"
+    if any(not 0 <= lease < manifest.next_lease for lease in manifest.skipped):
+        yield f"a lease was given up that is not of 0 to {manifest.next_lease - 1}"
+    for worker, seq in manifest.seqs.items():
+        if not (worker.isascii() and worker.isdecimal() and len(worker) < 10 and all(0 <= n <= MOST for n in seq)):
+            yield f"worker {worker[:20]!r} made push {seq}"
+    yield from (f"it has a file {name[:80]!r}" for name in manifest.files if not _may_be_called(name))
+    sizes = [size for shape in manifest.shapes.values() for size in shape]
+    sizes += [place for _, start, stop in (manifest.parts or {}).values() for place in (start, stop)]
+    if any(not 0 <= size <= MOST for size in sizes):
+        yield "a tensor has a size that none can have"
+    yield from _values_complaints(manifest)
+
+
+_COUNTS = ("step", "next_lease", "batch_size", "samples", "examples", "dropped")
+
+
+def _may_be_called(name: str) -> bool:
+    """A later evener may add kinds of files, which are passed over; none has a directory in its name."""
+    return is_shard(name) if name.partition("-")[0] in KINDS else "/" not in name
+
+
+def _values_complaints(manifest: Manifest) -> Iterator[str]:
+    """Of optimizers and schedules: here their form, `State.begin` looks at what it means."""
+    if _deeper([manifest.options, manifest.values], DEPTH):
+        yield f"more than {DEPTH} lists and objects in each other"
+    for of_shard in manifest.values.values():
+        groups = of_shard.get("groups", [])
+        if not isinstance(groups, list) or not all(map(_is_group, groups)):
+            yield "the optimizer's groups are none"
+        for name in ("numbers", "schedule"):
+            if not isinstance(of_shard.get(name, {}), dict):
+                yield f"{name} is no object"
+
+
+def _is_group(group: Any) -> bool:
+    names = group.get("params", []) if isinstance(group, dict) else None
+    return isinstance(names, list) and all(isinstance(name, str) for name in names)
+
+
+def _deeper(values: list[Any], most: int) -> bool:
+    """Whether more than `most` lists and objects lie in each other; without recursion, level by level."""
+    for _ in range(most):
+        values = [
+            inner
+            for value in values
+            if isinstance(value, dict | list)
+            for inner in (value.values() if isinstance(value, dict) else value)
+        ]
+    return any(isinstance(value, dict | list) for value in values)

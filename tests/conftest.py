@@ -1,5 +1,8 @@
 """For all tests: hypothesis repeats itself, and PyTorch leaves the other cores to other tests."""
 
+import os
+import tempfile
+
 import torch
 from hypothesis import HealthCheck, settings
 
@@ -9,3 +12,7 @@ settings.register_profile(
 )
 settings.load_profile("evener")
 torch.set_num_threads(1)
+
+#: This user's own keys and meeting places, for this process of the suite and all that it starts.
+_private = tempfile.TemporaryDirectory(prefix="evener-tests-")
+os.environ["XDG_RUNTIME_DIR"] = _private.name

@@ -10,7 +10,7 @@ if TYPE_CHECKING:
     from evener.devices.marks import device
     from evener.errors import EvenerError
     from evener.figures import EarlyStopping
-    from evener.recipes.recipe import Recipe, accuracy
+    from evener.recipes.recipe import Recipe, accuracy, recipe
     from evener.result import Result
     from evener.session.hooks import Hook, StopAtStep
     from evener.settings import Settings
@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
 _HOMES = {
     "run": "evener.api", "evaluate": "evener.api", "load": "evener.api", "Recipe": "evener.recipes.recipe",
-    "accuracy": "evener.recipes.recipe",
+    "accuracy": "evener.recipes.recipe", "recipe": "evener.recipes.recipe",
     "Result": "evener.result", "Settings": "evener.settings", "EvenerError": "evener.errors",
     "Hook": "evener.session.hooks", "StopAtStep": "evener.session.hooks", "EarlyStopping": "evener.figures",
     "each_epoch": "evener.state.schedules", "each_validation": "evener.state.schedules", "Data": "evener.data.dataset",
@@ -27,7 +27,8 @@ _HOMES = {
 
 __all__ = [
     "Data", "EarlyStopping", "EvenerError", "Hook", "MapStyle", "Recipe", "Result", "Settings", "StopAtStep",
-    "Tensors", "accuracy", "device", "each_epoch", "each_validation", "evaluate", "load", "run",
+    "Tensors", "accuracy", "device", "each_epoch", "each_validation", "evaluate", "load",
+    "recipe", "run",
 ]  # fmt: skip
 
 

@@ -5,13 +5,14 @@ from __future__ import annotations
 import io
 import sys
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TextIO
 
 from evener import settings as settings_module
 from evener.cluster.environment import Flags, Rank, explain, find, on_this_machine, rank_here, seeing_devices
+from evener.cluster.private import keyed, keyed_here
 from evener.commands.preparation import as_rank, download, how, make_logdir, options_there, settings_of
 from evener.control.proc import process_seconds
 from evener.errors import ConfigError, EvenerError
@@ -75,6 +76,8 @@ def run(
     start, here = Path.cwd(), existing_servers is None
     settings, made = settings_of(recipe, as_rank(options, rank), elsewhere=rank is None, fresh_logdir=leads, here=here)
     check_gpus(settings, rank.local_size if rank else settings.processes)
+    if settings.ps and here:
+        settings = keyed_here(settings)
     if settings.logdir and leads and here:
         make_logdir(Path(settings.logdir))
     apart = rank is None and settings.way != "single"  # in processes that this one starts
@@ -240,7 +243,7 @@ def be_task(
         resolve(recipe, options.get("recipe_options") or {}).data()
         return None
     found, start = find(flags), Path.cwd()
-    settings = settings_of(recipe, options_in(found.cluster, options))[0]
+    settings = keyed(settings_of(recipe, options_in(found.cluster, options))[0], found.cluster.ps)
     make_logdir(Path(settings.logdir))
     title = f"{settings.recipe}: {found.task}, {settings.mode}, logs in {seen_from(start, settings.logdir)}"
     view = make_view(stream=stream or sys.stdout, tasks=[str(found.task)], title=title, clock=time.monotonic)
@@ -257,16 +260,26 @@ def be_task(
     return outcome.result(settings, first_step_seconds=None) if outcome.finished else None
 
 
-def stand_by(flags: Flags, say: Callable[[str], None], **given: Any) -> None:
+def stand_by(
+    flags: Flags,
+    say: Callable[[str], None],
+    *,
+    recipes: Sequence[str] = (),
+    logdirs: Sequence[str] = (),
+    **given: Any,
+) -> None:
     """Be a standing server until SIGTERM or Ctrl-C: `evener server`.
 
     Args:
         flags: as for `be_task`.
+        recipes: what clients may name, as "mnist" or "mypackage.*"; empty: the recipes that ship.
+        logdirs: where runs may write; empty: below the current directory.
         **given: the server's own settings: keys, insecure, heartbeat_timeout.
     """
+    from evener.launch.standing.allowed import Allowed
     from evener.launch.standing.process import stand
 
-    stand(find(flags), settings_module.make(given), say)
+    stand(find(flags), settings_module.make(given), Allowed.of(recipes, logdirs), say)
 
 
 def explain_task(flags: Flags) -> str:

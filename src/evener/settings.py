@@ -72,6 +72,7 @@ class Settings:
     batch_size: int = 100
     eval_batch_size: int | None = None  # samples validated at once; None: as many as are trained on
     seed: int = 0
+    typed_recipes: bool = False  # call only what is marked or typed as a recipe: somebody else named it
     allow_difference: bool = False  # tasks may run other code, or see other data
     threads: int = 1  # PyTorch threads of each task
 

@@ -15,6 +15,10 @@ def add_server(commands: Any) -> None:
     command = commands.add_parser("server", help="stand by as one task of a cluster, for one job after the other")
     add_cluster_options(command)
     add_key_options(command)
+    text = "recipes that clients may name, as mnist or mypackage.*; default: those that evener ships"
+    command.add_argument("--recipes", metavar="NAME,...", help=text)
+    text = "directories that runs may write below; default: the current one"
+    command.add_argument("--logdirs", metavar="DIR,...", help=text)
     command.set_defaults(run=run_server, options=command.options())
 
 
@@ -22,6 +26,7 @@ def add_doctor(commands: Any) -> None:
     command = commands.add_parser("doctor", help="try every task of a cluster from here; exit code 0: all are ready")
     add_cluster_options(command)
     command.add_argument("--keys", default="", metavar="DIR", help="the cluster's keys, if it has some")
+    command.add_argument("--insecure", action="store_true", help="the cluster has no keys")
     command.add_argument("--json", action="store_true", help="print one JSON object")
     command.set_defaults(run=run_doctor, options=command.options())
 
@@ -53,9 +58,13 @@ def old_flags(args: argparse.Namespace) -> None:
 
 def run_server(args: argparse.Namespace) -> int:
     from evener.api import stand_by
+    from evener.cluster.environment import hosts
 
     given = {name: getattr(args, name) for name in ("keys", "insecure", "heartbeat_timeout")}
-    stand_by(flags(args), lambda line: print(line, flush=True), **{n: v for n, v in given.items() if v is not None})
+    stand_by(
+        flags(args), lambda line: print(line, flush=True), recipes=hosts(args.recipes or ""),
+        logdirs=hosts(args.logdirs or ""), **{name: value for name, value in given.items() if value is not None},
+    )  # fmt: skip
     return 0
 
 
@@ -64,7 +73,7 @@ def run_doctor(args: argparse.Namespace) -> int:
     from evener.commands.doctor import as_json, examine, table
 
     task = None if args.job_name is None or args.task_index is None else Task(args.job_name, args.task_index)
-    findings = examine(find_cluster(flags(args)), args.keys, task)
+    findings = examine(find_cluster(flags(args)), args.keys, task, insecure=args.insecure)
     print(json.dumps(as_json(findings)) if args.json else table(findings))
     return 0 if all(one.ready for one in findings) else 1
 

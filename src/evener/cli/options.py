@@ -27,7 +27,7 @@ def add_link_options(command: argparse.ArgumentParser) -> None:
 def add_key_options(command: argparse.ArgumentParser) -> None:
     add = command.add_argument
     add("--keys", metavar="DIR", help="encrypt, and let in only tasks whose keys lie there (evener keys new DIR)")
-    add("--insecure", action="store_true", default=None, help="listen beyond this machine without keys")
+    add("--insecure", action="store_true", default=None, help="no keys: let in whoever reaches the ports")
     add("--heartbeat-timeout", type=float, metavar="S", help="silence after which a peer counts as gone; default 10")
 
 

@@ -189,6 +189,11 @@ def rank_here(environment: Mapping[str, str] | None = None) -> Rank | None:
     return Rank(rank, size, *local) if size > 1 else None
 
 
+def runtime_directory() -> str:
+    """Where the system keeps this user's sockets and secrets while it runs; empty if it does not say."""
+    return os.environ.get("XDG_RUNTIME_DIR", "")
+
+
 def loopback_variables(environment: Mapping[str, str]) -> dict[str, str]:
     """Gloo and NCCL listen on this machine alone, instead of where its name leads to; a user's own choice stays."""
     interface = "lo" if sys.platform == "linux" else "lo0"

@@ -13,6 +13,8 @@ from typing import Any
 
 from evener import errors, transport
 from evener.cluster.cluster import Cluster, Task
+from evener.cluster.private import keyed
+from evener.settings import Settings
 from evener.transport import keys as keys_module
 from evener.transport.channel import Channel, Memory, Ranges
 from evener.transport.keys import Keys
@@ -43,16 +45,19 @@ class Finding:
         return self.state in (READY, JOINED)
 
 
-def examine(cluster: Cluster, keys: str = "", task: Task | None = None) -> list[Finding]:
+def examine(cluster: Cluster, keys: str = "", task: Task | None = None, *, insecure: bool = False) -> list[Finding]:
     """One finding for each task, in order; takes at most 3 s.
 
     Args:
         keys: the directory of the cluster's keys, if it has some.
         task: whose key to use; else the client's, or the first whose secret lies there.
+        insecure: the cluster has no keys.
 
     Raises:
         SecurityError: the keys cannot be read.
     """
+    if not keys and not insecure:  # of one machine: this user's own
+        keys = keyed(Settings(ps=1), [cluster.address(one) for one in cluster.tasks()]).keys
     mine = _load(Path(keys), task) if keys else None
     tasks = cluster.tasks()
     found: dict[Task, Finding] = {}

@@ -13,13 +13,13 @@ from torch.optim import Optimizer
 
 from evener.clipping import check_clipping
 from evener.data.dataset import Data
-from evener.errors import ConfigError
+from evener.errors import ConfigError, SecurityError
 from evener.figures import EarlyStopping
 from evener.recipes import RECIPES, options as _options
 from evener.recipes.references import did_you_mean, find, kind_of, reference_of as _reference_of
 from evener.settings import Settings
 
-__all__ = ["Recipe", "accuracy", "options_of", "reference_of", "resolve"]
+__all__ = ["Recipe", "accuracy", "options_of", "recipe", "reference_of", "resolve"]
 
 
 def accuracy(output: Tensor, target: Tensor) -> Tensor:
@@ -188,18 +188,45 @@ _NAMES = (
 )
 
 
-def resolve(reference: str, options: Mapping[str, object] | None = None) -> Recipe:
+def recipe(function: Callable[..., Recipe]) -> Callable[..., Recipe]:
+    """Mark a function that returns a recipe, where its return type does not say so: others may name it then.
+
+    >>> @recipe
+    ... def mine(hidden: int = 8): ...
+    """
+    function.__evener_recipe__ = True  # type: ignore[attr-defined]
+    return function
+
+
+def _check_typed(found: Any, reference: str) -> None:
+    """Refuse to call what does not say that it is a recipe. Raises SecurityError."""
+    returns = getattr(found, "__annotations__", {}).get("return")
+    said = returns is Recipe or returns in ("Recipe", "evener.Recipe")
+    if not isinstance(found, Recipe) and not (said or getattr(found, "__evener_recipe__", False)):
+        raise SecurityError(
+            f"{reference} does not say that it is a recipe, so it is not called.",
+            why="somebody else has named it: a standing server calls only what is meant to be.",
+            fix="write `-> evener.Recipe` as its return type, or @evener.recipe above it.",
+        )
+
+
+def resolve(reference: str, options: Mapping[str, object] | None = None, *, typed: bool = False) -> Recipe:
     """Find a recipe by name and make it with options.
 
     Args:
         reference: a shipped recipe ("mnist"), "package.module:attr" or "path/to/file.py:attr"; attr is a `Recipe`
             or a function that returns one.
         options: arguments for the function; texts are converted to the types that it declares.
+        typed: call only what is marked or typed as a recipe.
 
     Raises:
+        SecurityError: it is not.
         ConfigError: no such recipe, or options that do not fit. What the user's own code raises passes through.
     """
-    return from_object(_find(reference), options, name=reference)
+    found = _find(reference)
+    if typed:
+        _check_typed(found, reference)
+    return from_object(found, options, name=reference)
 
 
 def from_object(found: Any, options: Mapping[str, object] | None = None, *, name: str = "") -> Recipe:

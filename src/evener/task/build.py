@@ -55,7 +55,7 @@ class Built:
 def build(settings: Settings, recipe: Recipe | None = None) -> Built:
     """Make the model from the run's seed, so that every task makes the same one without talking."""
     found = recipe is None
-    recipe = recipe or resolve(settings.recipe, settings.recipe_options)
+    recipe = recipe or resolve(settings.recipe, settings.recipe_options, typed=settings.typed_recipes)
     recipe = _clipping(recipe, settings)
     seed_all(settings.seed)
     model = recipe.model()

@@ -38,7 +38,7 @@ from evener.task.build import (
 )
 from evener.task.follower import LeaderLine, follower
 from evener.task.rendezvous import Rendezvous
-from evener.task.wiring import listen, public_address
+from evener.task.wiring import close, listen, public_address
 from evener.transport.channel import Listener
 
 
@@ -98,8 +98,7 @@ def run_server(  # noqa: PLR0913 - what a task is told, each once
             tell_and_log(task, report, f"{loss.what} All go on from the newest checkpoint {_then(loss)}.")
             built = build(settings)  # parameters as at the start: there may be no checkpoint yet
     finally:
-        for listener in listeners:
-            listener.close()
+        close(settings, index, run, listeners)
 
 
 def _then(loss: errors.ServerLost) -> str:

@@ -3,12 +3,17 @@
 from __future__ import annotations
 
 import contextlib
+import logging
+import time
 from dataclasses import dataclass
 
 from evener import errors, transport
+from evener.cluster.private import private_directory
 from evener.settings import Settings
-from evener.transport import keys
+from evener.transport import keys, meeting_names
 from evener.transport.channel import Channel, Listener, Ranges
+
+log = logging.getLogger(__name__)
 
 #: Seconds at a port where nobody listens; of a name of this machine the kernel knows at once.
 ABSENT = 0.2
@@ -16,13 +21,44 @@ ABSENT = 0.2
 BESIDE = 0.1
 
 
-def same_host(run: str, shard: int, address: str) -> str:
-    """Where a ps task that listens at tcp://HOST:PORT also listens for tasks of its own machine and user.
+def meeting(run: str, shard: int, address: str) -> str:
+    """The key under which a ps task that listens at tcp://HOST:PORT tells tasks of its machine and user where to meet.
 
-    A name, not a port: nobody else can reach it, the kernel vouches for the user (RELIABILITY section 5), and tensors
-    go through shared memory. The port keeps apart two runs of one machine that were told the same cluster.
+    There tensors go through shared memory, and the kernel vouches for the user (RELIABILITY section 5). The port keeps
+    apart two runs of one machine that were told the same cluster.
     """
-    return f"shared:evener-{run}-ps-{shard}-{address.rpartition(':')[2]}"
+    return f"{run}-ps-{shard}-{address.rpartition(':')[2]}"
+
+
+def _listen_beside(run: str, shard: int, address: str) -> Listener:
+    """Listen for tasks of this machine too. Raises SecurityError where no name can be told to this user alone."""
+    private, name = private_directory(), meeting_names.fresh()
+    listener = transport.listen("shared", name)
+    try:
+        meeting_names.tell(private, meeting(run, shard, address), name)
+    except OSError as error:
+        listener.close()
+        raise errors.SecurityError(
+            f"cannot write in {private}.", why=str(error), fix="make room there, or use --transport tcp."
+        ) from error
+    return listener
+
+
+def close(settings: Settings, shard: int, run: str, listeners: list[Listener]) -> None:
+    """Listen no more; nobody is told of it any longer."""
+    for listener in listeners:
+        if settings.ps_hosts and listener.address.startswith("shared:"):
+            public = listeners[0].address if len(listeners) > 1 else settings.ps_hosts[shard]
+            with contextlib.suppress(errors.SecurityError):
+                meeting_names.forget(private_directory(), meeting(run, shard, public), listener.address)
+        listener.close()
+
+
+def _beside(run: str, shard: int, address: str) -> str:
+    """Where this ps task is met on this machine; empty if it is not here, or not yet."""
+    with contextlib.suppress(errors.SecurityError):
+        return meeting_names.find(private_directory(), meeting(run, shard, address))
+    return ""
 
 
 def public_address(settings: Settings, shard: int, listener: Listener) -> str:
@@ -45,7 +81,7 @@ def listen(settings: Settings, shard: int, run: str) -> list[Listener]:
     mine = keys.load(settings.keys, f"ps-{shard}") if settings.keys else None
     address = f"tcp://{settings.ps_hosts[shard]}" if settings.ps_hosts else ""
     if settings.transport == "shared":
-        return [transport.listen("shared", same_host(run, shard, address))]
+        return [_listen_beside(run, shard, address)]
     listeners = [
         transport.listen(
             "tcp", address, keys=mine, insecure=settings.insecure, heartbeat=settings.heartbeat_timeout
@@ -53,10 +89,9 @@ def listen(settings: Settings, shard: int, run: str) -> list[Listener]:
     ]  # fmt: skip
     if settings.transport == "auto":
         try:
-            listeners.append(transport.listen("shared", same_host(run, shard, listeners[0].address)))
-        except errors.BindError:
-            listeners[0].close()
-            raise
+            listeners.append(_listen_beside(run, shard, listeners[0].address))
+        except errors.SecurityError as error:  # tasks of this machine come by the network too
+            log.warning("%s", error)
     return listeners
 
 
@@ -78,10 +113,9 @@ class Dialer:
         """
         settings = self.settings
         near = address.startswith("tcp:") and settings.ps_hosts and settings.transport != "tcp"
-        beside = same_host(self.run, shard, address) if near else ""
-        if beside:
+        if near:
             try:
-                return transport.connect(beside, outbox, inbox, timeout=0.0)
+                return self._nearer(shard, address, outbox, inbox)
             except errors.Unavailable:
                 if settings.transport == "shared":
                     raise
@@ -90,9 +124,18 @@ class Dialer:
             address, outbox, inbox, timeout=timeout, absent=ABSENT if address.startswith("tcp:") else 0.0, keys=mine,
             server=f"ps-{shard}", heartbeat=settings.heartbeat_timeout,
         )  # fmt: skip
-        if beside:  # it may have begun to listen only now
+        if near:  # it may have begun to listen only now
             with contextlib.suppress(errors.Unavailable):
-                nearer = transport.connect(beside, outbox, inbox, timeout=BESIDE)
+                nearer = self._nearer(shard, address, outbox, inbox, BESIDE)
                 channel.close()
                 return nearer
         return channel
+
+    def _nearer(self, shard: int, address: str, outbox: Ranges, inbox: Ranges, timeout: float = 0.0) -> Channel:
+        """A link through shared memory. Raises Unavailable: it does not listen on this machine."""
+        deadline = time.monotonic() + timeout
+        while not (beside := _beside(self.run, shard, address)):
+            if time.monotonic() >= deadline:
+                raise errors.Unavailable(f"ps:{shard} is not met on this machine.", fix="start it here, or wait.")
+            time.sleep(0.01)
+        return transport.connect(beside, outbox, inbox, timeout=max(0.0, deadline - time.monotonic()))

@@ -45,7 +45,7 @@ def bind(address: str, *, open_to_all: bool, insecure: bool) -> tuple[socket.soc
 
     Args:
         open_to_all: no keys are asked of those who connect.
-        insecure: the user says that this is all right beyond this machine, too.
+        insecure: the user says that this is all right.
 
     Raises:
         ConfigError: it is no address to listen on.
@@ -62,15 +62,14 @@ def bind(address: str, *, open_to_all: bool, insecure: bool) -> tuple[socket.soc
     host, port = parsed
     try:
         ip = resolve(host)
-        exposed = open_to_all and not ipaddress.ip_address(ip.partition("%")[0]).is_loopback
-        if exposed and not insecure:
+        if open_to_all and not insecure:
             raise _exposed(host, ip)
         listening = _listening(ip, port)
     except OSError as error:
         raise _bind_error(host, port, error) from error
     bound = f"{PREFIX}[{ip}]" if ":" in ip else f"{PREFIX}{ip}"
     bound += f":{listening.getsockname()[1]}"
-    if exposed:
+    if open_to_all:
         logging.getLogger(__name__).warning(
             "listening on %s without keys, as --insecure says: whoever reaches it can read and change the model.", bound
         )
@@ -91,9 +90,11 @@ def _listening(ip: str, port: int) -> socket.socket:
 
 
 def _exposed(host: str, ip: str) -> SecurityError:
+    near = ipaddress.ip_address(ip.partition("%")[0]).is_loopback
     return SecurityError(
         f"refusing to listen on {host if host == ip else f'{host} ({ip})'} without keys.",
-        why="other machines reach this address: whoever connects could read and change the model.",
+        why=f"other {'users of this machine' if near else 'machines'} reach this address: whoever connects could read "
+        "and change the model.",
         fix="run `evener keys new DIR` and give each task its keys, or say --insecure on a network you trust.",
     )
 

@@ -4,18 +4,21 @@ from __future__ import annotations
 
 import signal
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from evener import transport
 from evener.cluster.environment import Found, explain
+from evener.cluster.private import keyed
 from evener.control.interrupts import STOPPING
+from evener.launch.standing.allowed import Allowed
 from evener.launch.standing.server import Own, StandingServer
 from evener.settings import Settings
 from evener.transport import keys
 
 
-def stand(found: Found, settings: Settings, say: Callable[[str], None]) -> None:
+def stand(found: Found, settings: Settings, allowed: Allowed, say: Callable[[str], None]) -> None:
     """Be a standing server in this process, until SIGTERM or Ctrl-C.
 
     Raises:
@@ -23,6 +26,7 @@ def stand(found: Found, settings: Settings, say: Callable[[str], None]) -> None:
         SecurityError: other machines would reach it, and there are no keys.
     """
     task, address = found.task, found.cluster.address(found.task)
+    settings = keyed(replace(settings, ps=len(found.cluster.ps), workers=len(found.cluster.worker)), [address])
     mine = keys.load(settings.keys, str(task)) if settings.keys else None
     listener = transport.listen(
         "tcp", f"tcp://{address}", keys=mine, insecure=settings.insecure, heartbeat=settings.heartbeat_timeout
@@ -39,4 +43,5 @@ def stand(found: Found, settings: Settings, say: Callable[[str], None]) -> None:
             signal.signal(number, ask)
     for line in explain(found).splitlines():
         say(line)
-    StandingServer(Own(task, address, given), listener, say=say).serve(lambda: asked)
+    say(f"{task}: takes {allowed.told()}")
+    StandingServer(Own(task, address, given, allowed), listener, say=say).serve(lambda: asked)

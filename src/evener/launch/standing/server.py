@@ -22,6 +22,7 @@ from evener import errors, settings as settings_module
 from evener.cluster.cluster import Address, Task
 from evener.control import control
 from evener.control.control import Assignment, Order, Stop, Stream, log_of
+from evener.launch.standing.allowed import Allowed
 from evener.launch.starters.process import Processes, Running, Starter
 from evener.launch.starters.remote import check_recipe, pieces
 from evener.report import Progress, Status
@@ -58,6 +59,7 @@ class Own:
     task: Task
     address: Address
     settings: Mapping[str, Any]  # keys, insecure, heartbeat_timeout
+    allowed: Allowed = field(default_factory=Allowed)  # what clients may ask for
 
 
 class StandingServer:
@@ -181,6 +183,7 @@ class StandingServer:
                 fix="install the same evener everywhere.",
             )
         check_recipe(reserve.recipe)
+        self._own.allowed.check_recipe(reserve.recipe)
 
     def _reserve(self, peer: int, reserve: Reserve) -> None:
         if self._leaving:
@@ -226,6 +229,8 @@ class StandingServer:
             raise errors.ClusterMismatch(f"this is {task}, not {order.job}:{order.index}.")
         told = {**order.settings, **self._own.settings}
         check_recipe(str(told.get("recipe")))
+        self._own.allowed.check_recipe(str(told.get("recipe")))
+        told["typed_recipes"] = True
         hosts = list(told.get("ps_hosts") or ())
         if task.job == "ps" and task.index < len(hosts):
             hosts[task.index] = str(Address(self._own.address.host, 0))
@@ -233,6 +238,7 @@ class StandingServer:
         if not settings_module.make(told).logdir:
             raise errors.ConfigError("the job names no logdir.")
         told["logdir"] = os.path.abspath(told["logdir"])  # the recipe's code may change the current directory
+        self._own.allowed.check_logdir(told["logdir"])
         return msgspec.structs.replace(order, settings=told)
 
     # --- the task

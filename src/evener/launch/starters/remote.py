@@ -22,6 +22,7 @@ import msgspec
 
 from evener import errors, transport
 from evener.cluster.cluster import Cluster, Task
+from evener.cluster.private import keyed
 from evener.control import control
 from evener.control.control import Assignment, Order, log_of
 from evener.report import AnyReport, Failed
@@ -149,6 +150,7 @@ class StandingServers:
 
     def __init__(self, servers: Cluster, settings: Settings) -> None:
         check_recipe(settings.recipe)
+        settings = keyed(settings, [servers.address(task) for task in servers.tasks()])
         self._servers, self._settings = servers, settings
         self._keys = keys.load(settings.keys, "client") if settings.keys else None
         self._links: dict[Task, _Link] = {}

@@ -1,0 +1,69 @@
+"""What the owner of a standing server lets its clients ask for: their key is for starting runs, for nothing else."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from dataclasses import dataclass
+from fnmatch import fnmatchcase
+
+from evener.errors import ConfigError, SecurityError
+from evener.recipes import RECIPES
+
+
+@dataclass(frozen=True, slots=True)
+class Allowed:
+    """Recipes by name or pattern, and directories that runs may write below."""
+
+    recipes: tuple[str, ...] = tuple(RECIPES)
+    logdirs: tuple[str, ...] = ()
+
+    @classmethod
+    def of(cls, recipes: Sequence[str], logdirs: Sequence[str]) -> Allowed:
+        """As the owner wrote them, seen from the current directory.
+
+        Raises:
+            ConfigError: a directory that is not there.
+        """
+        places = tuple(os.path.realpath(place) for place in logdirs or (os.getcwd(),))
+        for place in places:
+            if not os.path.isdir(place):
+                raise ConfigError(f"--logdirs names {place}, which is no directory.", fix="make it first.")
+        return cls(tuple(recipes) or tuple(RECIPES), places)
+
+    def told(self) -> str:
+        """For people."""
+        return f"recipes {', '.join(self.recipes)}; runs write below {', '.join(self.logdirs)}"
+
+    def check_recipe(self, recipe: str) -> None:
+        """Refuse a recipe that the owner has not allowed: before anything of it is imported.
+
+        Raises:
+            SecurityError: it is one.
+        """
+        module, colon, _ = recipe.partition(":")
+        own = [pattern for pattern in self.recipes if pattern not in RECIPES]
+        if recipe not in self.recipes and not (
+            colon and any(fnmatchcase(recipe, pattern) or fnmatchcase(module, pattern) for pattern in own)
+        ):
+            raise SecurityError(
+                f"this server does not take the recipe {recipe!r}.",
+                why=f"whoever started it allowed {', '.join(self.recipes)}.",
+                fix=f"start it with --recipes {module}, if its code may run there.",
+            )
+
+    def check_logdir(self, logdir: str) -> None:
+        """Refuse a logdir elsewhere.
+
+        Raises:
+            SecurityError: it is.
+        """
+        real = os.path.realpath(logdir)
+        if self.logdirs and not any(
+            real == place or real.startswith(place.rstrip("/") + "/") for place in self.logdirs
+        ):
+            raise SecurityError(
+                f"this server does not write to {logdir}.",
+                why=f"whoever started it allowed {', '.join(self.logdirs)}.",
+                fix="choose a --logdir below one of these, or start it with --logdirs DIR.",
+            )

@@ -52,7 +52,9 @@ def cluster_keys() -> tuple[Keys, Keys]:
 
 def listen(kind: str, address: str = "") -> Listener:
     kind, _, keyed = kind.partition("+")
-    return transport.listen(kind, address, keys=cluster_keys()[0] if keyed else None, heartbeat=NEVER)
+    return transport.listen(
+        kind, address, keys=cluster_keys()[0] if keyed else None, insecure=not keyed, heartbeat=NEVER
+    )
 
 
 def connect(kind: str, address: str, outbox: Ranges, inbox: Ranges, timeout: float = SECONDS) -> Channel:

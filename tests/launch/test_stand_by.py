@@ -10,6 +10,7 @@ from evener.cluster.cluster import Cluster
 from evener.cluster.environment import Found
 from evener.control.interrupts import STOPPING
 from evener.launch.standing import process as stand_by
+from evener.launch.standing.allowed import Allowed
 from evener.settings import Settings
 from evener.transport import keys
 
@@ -45,7 +46,9 @@ def stand(monkeypatch):
 
     def stand(**options):
         cluster = Cluster.of({"ps": ["127.0.0.1:0"], "worker": ["127.0.0.1:0"]})
-        stand_by.stand(Found(cluster, cluster.task("ps", 0), "a test"), Settings(**options), lambda line: None)
+        stand_by.stand(
+            Found(cluster, cluster.task("ps", 0), "a test"), Settings(**options), Allowed(), lambda line: None
+        )
         return Server.seen, listened[-1]
 
     yield stand

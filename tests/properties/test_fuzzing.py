@@ -104,7 +104,7 @@ def test_a_server_that_falls_over_is_seen(monkeypatch: pytest.MonkeyPatch) -> No
 def test_a_port_that_lets_in_who_has_no_key_is_seen(monkeypatch: pytest.MonkeyPatch) -> None:
     listen, connect, greeting = tcp.listen, transport.connect, fuzz_port.greeting
     opening = fuzz_port.HEAD.pack(fuzz_port.OPEN, 8) + fuzz_port.pack_sizes([fuzz_port.NBYTES])
-    monkeypatch.setattr(tcp, "listen", lambda keys: listen())
+    monkeypatch.setattr(tcp, "listen", lambda keys: listen(insecure=True))
     monkeypatch.setattr(transport, "connect", lambda *parts, keys: connect(*parts, keys=None))
     monkeypatch.setattr(fuzz_port, "greeting", lambda keys: greeting(keys=False))
     monkeypatch.setattr(fuzz_port.Crowd, "first_words", lambda self: opening)

@@ -5,7 +5,7 @@ import sys
 
 import pytest
 
-from evener.errors import ConfigError
+from evener.errors import ConfigError, SecurityError
 from evener.recipes.recipe import options_of, reference_of, resolve
 from evener.recipes.references import find, importing
 
@@ -257,3 +257,29 @@ def test_who_is_being_imported_can_be_asked(tmp_path):
     )
     assert resolve(f"{path}:seen_recipe").name == f"{path}:seen_recipe"
     assert importing() is None
+
+
+# --- named by somebody else
+
+
+@pytest.mark.parametrize(
+    ("code", "called"),
+    [
+        ("def named() -> Recipe:", True),
+        ('def named() -> "evener.Recipe":', True),
+        ("@evener.recipe\ndef named():", True),
+        ("def named():", False),
+        ("def named() -> str:", False),
+    ],
+)
+def test_what_somebody_else_names_is_called_only_if_it_says_that_it_is_a_recipe(code, called, tmp_path):
+    path = tmp_path / "theirs.py"
+    path.write_text(f"import evener\nfrom evener import Recipe\n{code}\n    raise RuntimeError('it was called')\n")
+    with pytest.raises(RuntimeError if called else SecurityError, match="called"):
+        resolve(f"{path}:named", typed=True)
+
+
+def test_a_function_of_another_module_is_not_called():
+    with pytest.raises(SecurityError, match=r"subprocess:getoutput does not say that it is a recipe"):
+        resolve("subprocess:getoutput", {"cmd": "id"}, typed=True)
+    assert resolve("mnist", typed=True).name

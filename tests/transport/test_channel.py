@@ -81,7 +81,7 @@ def test_wait_may_be_told_to_wait_for_ever() -> None:
 
 def test_one_loop_serves_listeners_of_all_kinds() -> None:
     with contextlib.ExitStack() as stack:
-        listeners = [transport.listen(kind) for kind in transport.TRANSPORTS]
+        listeners = [transport.listen(kind, insecure=True) for kind in transport.TRANSPORTS]
         channels, heard = {}, list[Incoming]()
         for listener in listeners:
             stack.callback(listener.close)

@@ -239,7 +239,7 @@ def test_the_seam_passes_keys_through_and_tells_users_of_every_kind(directory: P
 
 
 def test_without_keys_a_peer_has_no_name() -> None:
-    with contextlib.closing(tcp.listen()) as listener:
+    with contextlib.closing(tcp.listen(insecure=True)) as listener:
         channel, opened = connected(listener, 100)
         assert listener.user(opened.peer) == ""
         channel.close()
@@ -279,14 +279,14 @@ def test_a_worker_without_keys_is_told_that_the_server_asks_for_one(listener: Tc
 
 
 def test_a_worker_with_keys_does_not_speak_to_a_server_without(directory: Path) -> None:
-    with contextlib.closing(tcp.listen()) as listener:
+    with contextlib.closing(tcp.listen(insecure=True)) as listener:
         with pytest.raises(AuthError, match=r"ps:0 at .* has no keys, worker:1 has some"):
             connect(listener, load(directory, "worker-1"))
         assert nobody_came(listener)
 
 
 def test_a_server_that_is_not_there_yet_is_no_question_of_keys(directory: Path) -> None:
-    listener = tcp.listen()
+    listener = tcp.listen(insecure=True)
     listener.close()
     with pytest.raises(Unavailable, match="has not answered") as error:
         tcp.connect(listener.address, *boxes(8), timeout=NEVER, absent=0.0, keys=load(directory, "worker-1"))
@@ -477,19 +477,24 @@ def test_insecure_is_said_in_the_log_at_each_start(caplog: pytest.LogCaptureFixt
         assert "without keys, as --insecure says" in caplog.text
 
 
-def test_with_keys_a_server_listens_anywhere_and_on_loopback_it_needs_none(
+def test_with_keys_a_server_listens_anywhere_and_says_nothing_of_it(
     directory: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     transport.listen("tcp", "tcp://0.0.0.0:0", keys=load(directory, "ps-0")).close()
-    for host in ("127.0.0.1", "127.8.8.8", "localhost"):
-        transport.listen("tcp", f"tcp://{host}:0").close()
-        transport.listen("tcp", f"tcp://{host}:0", insecure=True).close()
     assert not caplog.records
+
+
+@pytest.mark.parametrize("host", ["127.0.0.1", "127.8.8.8", "localhost", "[::1]"])
+def test_without_keys_other_users_of_this_machine_are_strangers_too(host: str) -> None:
+    with pytest.raises(SecurityError, match="without keys") as refused:
+        transport.listen("tcp", f"tcp://{host}:0")
+    assert "other users of this machine reach this address" in refused.value.why
+    transport.listen("tcp", f"tcp://{host}:0", insecure=True).close()
 
 
 def test_no_port_of_this_process_is_open_to_all_addresses(directory: Path) -> None:
     with (
-        contextlib.closing(transport.listen("tcp")),
+        contextlib.closing(transport.listen("tcp", insecure=True)),
         contextlib.closing(tcp.listen(keys=load(directory, "ps-0"))) as listener,
     ):
         channel, _ = connected(listener, 8, keys=load(directory, "worker-0"))
@@ -517,7 +522,7 @@ def test_ipv6_loopback_serves_too(directory: Path) -> None:
             probe.bind(("::1", 0))
     except OSError:
         pytest.skip("this machine has no IPv6 loopback")
-    with contextlib.closing(tcp.listen("tcp://[::1]:0")) as listener:
+    with contextlib.closing(tcp.listen("tcp://[::1]:0", insecure=True)) as listener:
         assert listener.address.startswith("tcp://[::1]:")
         channel, opened = connected(listener, 8)
         assert opened.description == "::1"

@@ -37,7 +37,7 @@ def door(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Both]:
     if request.param == "keys":
         new(tmp_path / "keys", ["ps-0", "worker-0"])
         mine, theirs = load(tmp_path / "keys", "ps-0"), load(tmp_path / "keys", "worker-0")
-    listener = tcp.listen(keys=mine)
+    listener = tcp.listen(keys=mine, insecure=mine is None)
     yield listener, theirs
     listener.close()
 
@@ -156,7 +156,7 @@ def few_descriptors() -> Iterator[Callable[[int], None]]:
 def test_without_descriptors_nobody_is_taken_and_nothing_spins_until_there_are_some(
     few_descriptors: Callable[[int], None], caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    with contextlib.closing(tcp.listen()) as listener:
+    with contextlib.closing(tcp.listen(insecure=True)) as listener:
         ends = [socket.socket() for _ in range(5)]
         few_descriptors(0)
         for sock in ends:
@@ -180,7 +180,7 @@ def test_some_descriptors_are_no_connections(
 ) -> None:
     monkeypatch.setattr(tcp_reception, "raise_descriptors", lambda: resource.getrlimit(resource.RLIMIT_NOFILE)[0])
     few_descriptors(tcp_limits.RESERVE + 30)  # the strangers' own ends are of this process, too
-    with contextlib.closing(tcp.listen()) as listener, crowd(listener, 20, b"E") as sockets:
+    with contextlib.closing(tcp.listen(insecure=True)) as listener, crowd(listener, 20, b"E") as sockets:
         books = listener._reception.door
         books.caps = Caps()
         until(listener, lambda: books.half_open + gone(sockets) == 20 and books.half_open > 0)
@@ -192,7 +192,7 @@ def test_some_descriptors_are_no_connections(
 
 def test_a_server_asks_for_as_many_descriptors_as_it_may_have(few_descriptors: Callable[[int], None]) -> None:
     few_descriptors(10)
-    tcp.listen().close()
+    tcp.listen(insecure=True).close()
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     assert soft == min(hard, tcp_limits.MOST_DESCRIPTORS) or hard == resource.RLIM_INFINITY
 

@@ -29,7 +29,7 @@ from evener.transport.tcp_wire import BYE, HEAD, OPEN, PAYLOAD, PLAIN, greeting,
 
 @pytest.fixture
 def listener() -> Iterator[TcpListener]:
-    listener = tcp.listen()
+    listener = tcp.listen(insecure=True)
     yield listener
     listener.close()
 
@@ -37,7 +37,7 @@ def listener() -> Iterator[TcpListener]:
 @pytest.fixture
 def patient() -> Iterator[TcpListener]:
     """Another, to which silence says nothing."""
-    listener = tcp.listen(heartbeat=NEVER)
+    listener = tcp.listen(insecure=True, heartbeat=NEVER)
     yield listener
     listener.close()
 
@@ -135,11 +135,11 @@ def test_a_killed_server_is_known_to_its_worker_without_a_heartbeat() -> None:
 import sys
 from evener import transport
 from evener.transport.channel import wait
-listener = transport.listen("tcp", sys.argv[1])
+listener = transport.listen("tcp", sys.argv[1], insecure=True)
 while wait([listener], 10):
     listener.receive()
 """
-    probe = tcp.listen()
+    probe = tcp.listen(insecure=True)
     address = probe.address
     probe.close()
     with worker(address, 0, program) as child:
@@ -197,7 +197,7 @@ import sys
 from evener import transport
 from evener.transport.channel import Memory, Ranges
 r = Ranges(Memory(8), ((0, 8),))
-a = transport.listen("tcp")
+a = transport.listen("tcp", insecure=True)
 b = transport.connect(sys.argv[1], r, r, timeout=60)
 b.send(b"x")
 """
@@ -219,7 +219,7 @@ def test_close_leaves_no_thread_no_port_and_no_descriptor() -> None:
 
 
 def still_serves_once() -> int:
-    listener = tcp.listen()
+    listener = tcp.listen(insecure=True)
     channel, opened = connected(listener, 2_000_000)
     listener.admit(opened.peer, (2_000_000,))
     channel.send(b"push")
@@ -230,7 +230,7 @@ def still_serves_once() -> int:
 
 
 def test_close_does_not_wait_for_a_peer_that_does_not_read() -> None:
-    listener = tcp.listen()
+    listener = tcp.listen(insecure=True)
     channel, opened = connected(listener, 30_000_000)
     listener.admit(opened.peer, (30_000_000,))
     listener.send(opened.peer, b"", [memoryview(bytes(30_000_000))])  # more than the kernel's buffers hold
@@ -322,7 +322,7 @@ def test_a_taken_port_is_named() -> None:
         other.listen()
         port = other.getsockname()[1]
         with pytest.raises(BindError, match=f"127.0.0.1:{port} is taken") as error:
-            tcp.listen(f"tcp://127.0.0.1:{port}")
+            tcp.listen(f"tcp://127.0.0.1:{port}", insecure=True)
         assert "choose another" in error.value.fix
 
 

@@ -44,7 +44,7 @@ class Ending:
     def fail(self, failure: NonFinite) -> None:
         """End the run because of this; the state is whole, so it is saved first."""
         self.failure = self.failure or failure
-        self.stop(failure.what, complete=False, failed=True)
+        self.stop(failure.what.rstrip("."), complete=False, failed=True)
 
     def leave(self, reason: str) -> None:
         """A ps task was told to leave. No update is made any more; the state is saved, then this generation ends.

@@ -79,7 +79,7 @@ def run(
     if settings.ps and here:
         settings = keyed_here(settings)
     if settings.logdir and leads and here:
-        make_logdir(Path(settings.logdir))
+        make_logdir(Path(settings.logdir), settings.resume_step)
     apart = rank is None and settings.way != "single"  # in processes that this one starts
     if apart and here and settings.recipe_options.get("download"):
         download(settings)
@@ -244,7 +244,7 @@ def be_task(
         return None
     found, start = find(flags), Path.cwd()
     settings = keyed(settings_of(recipe, options_in(found.cluster, options))[0], found.cluster.ps)
-    make_logdir(Path(settings.logdir))
+    make_logdir(Path(settings.logdir), settings.resume_step if str(found.task) == "ps:0" else None)
     title = f"{settings.recipe}: {found.task}, {settings.mode}, logs in {seen_from(start, settings.logdir)}"
     view = make_view(stream=stream or sys.stdout, tasks=[str(found.task)], title=title, clock=time.monotonic)
     outcome = Outcome()

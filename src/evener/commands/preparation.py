@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import logging
 import secrets
 import time
 from collections.abc import Mapping
@@ -12,12 +13,15 @@ from typing import TYPE_CHECKING, Any
 
 from evener import settings as settings_module
 from evener.cluster.environment import Rank
+from evener.commands.resume import resume_from
 from evener.errors import ConfigError
 from evener.settings import Settings
 
 if TYPE_CHECKING:
     from evener.cluster.cluster import Cluster
     from evener.recipes.recipe import Recipe
+
+log = logging.getLogger(__name__)
 
 
 def how(settings: Settings) -> str:
@@ -95,7 +99,15 @@ def run_name(recipe: str) -> str:
     return "-".join(parts[:1] if parts[1:] == ["recipe"] else parts).replace("/", "-") or "run"
 
 
-def make_logdir(logdir: Path) -> None:
+def make_logdir(logdir: Path, resume_step: int | None = None) -> None:
+    """Make a run's directory, or make an old one go on from this step.
+
+    Raises:
+        ConfigError: it cannot be written.
+        CheckpointError: it has no whole checkpoint of that step.
+    """
+    if resume_step is not None:
+        resume_from(logdir / "checkpoints", resume_step, log.warning)
     try:
         (logdir / "logs").mkdir(parents=True, exist_ok=True)
         probe = logdir / "logs" / ".probe"
@@ -135,5 +147,10 @@ def options_there(recipe: object, servers: Cluster, options: Mapping[str, Any]) 
 
     name = recipe if isinstance(recipe, str) else repr(recipe)
     check_recipe(name)
+    if options.get("resume_step") is not None:
+        raise ConfigError(
+            "--resume-step does not go with --existing-servers.", why="the logdir is on their machine.",
+            fix="set newer checkpoints aside there, by another name.",
+        )  # fmt: skip
     fresh = Path("evener-runs") / f"{run_name(name)}-{time.strftime('%Y%m%d-%H%M%S')}-{secrets.token_hex(2)}"
     return {"logdir": str(fresh), **options_for(servers, options)}

@@ -109,10 +109,16 @@ def _remove_empty(path: Path) -> None:
         path.rmdir()
 
 
-def _set_aside(path: Path, tell: Callable[[str], None]) -> None:
+def set_aside(path: Path, why: str) -> Path:
+    """Give a directory a name under which nothing looks for it, and no other one lies. Raises OSError."""
     for number in count(1):
-        target = path.with_name(f"{path.name}.damaged{f'-{number}' if number > 1 else ''}")
+        target = path.with_name(f"{path.name}.{why}{f'-{number}' if number > 1 else ''}")
         if not os.path.lexists(target):
             break
     os.rename(path, target)
+    return target
+
+
+def _set_aside(path: Path, tell: Callable[[str], None]) -> None:
+    target = set_aside(path, "damaged")
     tell(f"warning: {path} has no {MANIFEST} any more, so it is no checkpoint: set aside as {target.name}, not deleted")

@@ -75,7 +75,9 @@ class InterruptAt(evener.Hook):
             os.kill(os.getpid(), signal.SIGINT)
 
 
-def recipe(optimizer: str = "sgd", hidden: int = 8, gate: str = "", gate_step: int = 20, interrupt_at: int = 0):
+def recipe(
+    optimizer: str = "sgd", hidden: int = 8, gate: str = "", gate_step: int = 20, interrupt_at: int = 0
+) -> evener.Recipe:
     hooks = [Gate(gate, gate_step)] * bool(gate) + [InterruptAt(interrupt_at)] * bool(interrupt_at)
     return evener.Recipe(
         model=lambda: model(hidden), data=data, optimizer=OPTIMIZERS[optimizer], ema_decay=0.9,

@@ -1,8 +1,9 @@
 """Seeded random schedules of faults over short real runs: `python tests/system/chaos_soak.py [SEED ...]`.
 
 A schedule is a mode, a size, how often checkpoints are written and some faults, all drawn from its seed. Most faults
-are points in the tasks (`evener.chaos`): killed, stopped, ended or delayed there. Some schedules also kill the launcher
-and let the same command continue. A stopped task is sent SIGCONT after a while, by this program.
+are points in the tasks (`evener.chaos`): killed, told to leave, stopped, ended, delayed, hung, or on a full disk there.
+Some schedules also kill the launcher and let the same command continue, or have strangers at every door. A stopped task
+is sent SIGCONT after a while, by this program.
 
 However a schedule goes, the run must end by itself with the exact number of steps, an account in which every batch
 came exactly once, a model that has learned, and nothing left behind.
@@ -14,10 +15,11 @@ import argparse
 import json
 import random
 import signal
+import socket
 import sys
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -58,6 +60,7 @@ class Schedule:
     plan: str
     launcher_dies_after: float | None = None  # seconds
     stopped_for: list[float] = field(default_factory=list)  # seconds, of one stop after the other
+    intruders: bool = False  # strangers connect to whatever listens, say nothing and stay
 
     def __str__(self) -> str:
         dies = f" launcher killed after {self.launcher_dies_after:.1f} s;" if self.launcher_dies_after else ""
@@ -69,14 +72,17 @@ def schedule(seed: int) -> Schedule:
     chance = random.Random(seed)
     ps, workers = chance.choice([1, 2]), chance.choice([2, 3])
     options = ["--ps", str(ps), "--workers", str(workers), *mode(chance, workers)]
-    options += ["--save-checkpoint-steps", str(chance.choice([5, 20, 50, 1000]))]
     tasks = [f"ps:{index}" for index in range(ps)] + [f"worker:{index}" for index in range(workers)]
     faults = [fault(chance, chance.choice(tasks)) for _ in range(chance.randint(2, 5))]
+    if chance.random() < 0.2 and options[4:] != ["--mode", "sync"]:  # lockstep needs that very worker
+        faults.append(f"worker:{chance.randrange(workers)}/worker.computing@{chance.randint(2, OFTEN)}=sleep:600")
+        options += ["--stall-timeout", "24"]
     dies = chance.uniform(1.0, 6.0) if chance.random() < 0.1 else None
+    options += ["--save-checkpoint-steps", str(chance.choice([5, 20, 50, 1000]))]
     stopped_for = [chance.uniform(0.1, 2.0) for _ in range(8)]
     if chance.random() < 0.3:
         options += ["--transport", "tcp", "--heartbeat-timeout", "1.5"]  # some stops look like deaths
-    return Schedule(seed, options, "; ".join(faults), dies, stopped_for)
+    return Schedule(seed, options, "; ".join(faults), dies, stopped_for, intruders=chance.random() < 0.3)
 
 
 def mode(chance: random.Random, workers: int) -> list[str]:
@@ -92,6 +98,8 @@ def fault(chance: random.Random, task: str) -> str:
     points = POINTS[task.partition(":")[0]] | POINTS.get(task, {})
     point = chance.choice(list(points))
     life = chance.choice(["", "", "", "#2"])
+    if point.startswith("disk.") and chance.random() < 0.5:
+        return f"{task}{life}/{point}@{chance.randint(1, points[point])}=enospc"
     pause = f"sleep:{chance.uniform(0.1, 1.5):.1f}"
     action = chance.choices(["kill", "term", "exit", "stop", pause], [5, 3, 1, 2, 1])[0]
     return f"{task}{life}/{point}@{chance.randint(1, points[point])}={action}"
@@ -141,6 +149,7 @@ def logs(directory: Path) -> Iterator[str]:
 def watch(run: Run, schedule: Schedule) -> bool:
     """Until the run has ended, or its launcher was killed (False): lets stopped tasks go on. Nothing may be left."""
     stops, let_go, held, looked = list(schedule.stopped_for), {}, [], 0.0
+    strangers: list[socket.socket] = []
     killed = False
     while run.process.poll() is None:
         now = time.monotonic() - run.started
@@ -148,6 +157,8 @@ def watch(run: Run, schedule: Schedule) -> bool:
         if now - looked > 1.0:
             looked = now
             held.append(belongings(run.tasks()))
+            if schedule.intruders and len(strangers) < 200:
+                strangers += intrude(run.tasks())
         if schedule.launcher_dies_after is not None and now > schedule.launcher_dies_after and not killed:
             killed = True
             run.signal(signal.SIGKILL)
@@ -162,9 +173,31 @@ def watch(run: Run, schedule: Schedule) -> bool:
                     del let_go[process.pid]
                     process.send_signal(signal.SIGCONT)
         time.sleep(0.02)
+    for stranger in strangers:
+        stranger.close()
     for one in held:
         check_nothing_left(run, one)
     return not killed
+
+
+def intrude(tasks: Sequence[psutil.Process]) -> list[socket.socket]:
+    """Connections to every port and abstract socket of these tasks, of somebody who says nothing."""
+    doors: list[tuple[int, int, object]] = []
+    for task in tasks:
+        with suppress(psutil.Error):
+            for one in task.net_connections("all"):
+                if one.family == socket.AF_UNIX and str(one.laddr).startswith("@evener"):
+                    doors.append((socket.AF_UNIX, socket.SOCK_SEQPACKET, "\0" + str(one.laddr)[1:]))
+                elif one.status == psutil.CONN_LISTEN:
+                    doors.append((one.family, socket.SOCK_STREAM, tuple(one.laddr)))
+    strangers = []
+    for family, kind, address in doors:
+        stranger = socket.socket(family, kind)
+        stranger.setblocking(False)
+        with suppress(OSError):
+            stranger.connect(address)
+        strangers.append(stranger)
+    return strangers
 
 
 def main() -> int:

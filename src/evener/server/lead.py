@@ -156,6 +156,8 @@ class Leader:
                 reason = codec.cut(reason, codec.MAX_SENTENCE)  # all others are told, in one message each
                 if reason and not self.course.stopping:  # else it tells us our own reason
                     self._tell(f"{seat.name} {'failed' if failed else 'leaves'}: {reason}")
+                if reason.startswith(errors.Preempted.__name__):
+                    self.rounds.lost(seat)  # if it was to validate, somebody else has to
                 self._leave(seat)
                 if failed:
                     self.stop(f"{seat.name} failed: {reason}", complete=False, failed=True)

@@ -299,13 +299,17 @@ def test_the_final_chief_has_as_long_for_its_evaluation_as_a_stalled_run(cluster
     assert run.leader.done
 
 
-def test_a_chief_that_dies_in_the_final_evaluation_has_a_successor(cluster):
+@pytest.mark.parametrize("told", [False, True], ids=["killed", "told to leave"])
+def test_a_chief_that_dies_in_the_final_evaluation_has_a_successor(cluster, told):
     run = cluster(train_steps=1)
     chief, other = run.started(0, 1)
     chief.push(1.0)
     assert (other.listen().stop, other.turn.chief) == ("reached step 1", False)
     other.leave()
-    chief.die()
+    if told:
+        chief.leave("Preempted: worker:0 was told to leave (SIGTERM)")
+    else:
+        chief.die()
     run.settle()
     run.tick(9.0)
     assert run.leader.waiting_for().startswith("a worker to evaluate the final parameters")

@@ -113,6 +113,18 @@ def test_a_failing_task_says_why_and_ends_with_a_status_and_its_log_has_the_trac
     process.close()
 
 
+def test_files_of_the_current_directory_that_are_named_like_modules_are_not_run(processes, tmp_path):
+    for name in ("types", "queue", "logging", "argparse", "threads", "random", "signal", "select", "torch", "msgspec"):
+        (tmp_path / f"{name}.py").write_text(f"open('was-run', 'a').write('{name} ')\nraise RuntimeError('{name}')")
+    (tmp_path / "beside.py").write_text("from evener.recipes.mnist import mnist as recipe")
+    (tmp_path / "sub").mkdir()
+    (tmp_path / "sub" / "train.py").write_text("import random, types, torch\nfrom beside import recipe")
+    process = processes.start(assignment(recipe="sub/train.py:recipe"))
+    heard(process, Published)
+    process.close()
+    assert not (tmp_path / "was-run").exists()
+
+
 def test_each_task_has_its_own_session_environment_randomness_and_no_other_descriptors(processes, monkeypatch):
     said = []
     other = listening(processes)

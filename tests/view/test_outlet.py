@@ -103,7 +103,7 @@ def test_a_line_without_its_end_is_ended_before_that(pipe):
 def test_the_last_words_wait_for_a_bounded_time(pipe):
     outlet = Outlet(pipe.stream)
     outlet.write("x" * 10 * PAGE)
-    assert outlet.close(0.01) == "nobody has read it for 0.01 s"
+    assert outlet.close(0.01) == "nobody reads it"
 
 
 def test_a_reader_who_has_gone_is_no_error_then_nor_when_the_stream_is_flushed_later(pipe):
@@ -203,7 +203,6 @@ def test_a_stream_that_is_no_file_is_left_as_it_is(monkeypatch):
 
 def test_a_run_is_shown_on_a_pipe_that_nobody_reads_and_its_end_waits_no_longer_than_it_may(pipe, monkeypatch):
     monkeypatch.setattr("evener.view.outlet.LAST_WORDS", 0.01)
-    monkeypatch.setattr("evener.view.outlet.Outlet.close.__defaults__", (0.01,))
     with shown(pipe.stream, tasks=["worker:0"], title="mnist") as view:
         for number in range(20_000):
             view.say(f"{number:99}")

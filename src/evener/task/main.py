@@ -1,12 +1,14 @@
 """One task of a run: told by its launcher who it is, over the socket it inherited.
 
-Forked by `fork_server`; or, where that is not possible, started as ``python -m evener.task.main FD JOB:INDEX``, the
+Forked by `fork_server`; or, where that is not possible, started as ``python -P -m evener.task.main FD JOB:INDEX``, the
 second argument for people who look at `ps`.
 """
 
 from __future__ import annotations
 
+import contextlib
 import logging
+import os
 import signal
 import sys
 import time
@@ -28,6 +30,10 @@ GRACE = 10.0
 
 def main(line: int) -> int:
     """The whole life of a task. `line`: a descriptor, of the socket to its launcher."""
+    # A recipe may import what lies where the run was started. Last: a types.py there must not come before Python's own,
+    # which is why tasks are started by `python -P`.
+    with contextlib.suppress(OSError):  # it may be gone
+        sys.path.append(os.getcwd())
     control = TaskEnd(line)
     die_with_parent()
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches the launcher, which ends the run in order

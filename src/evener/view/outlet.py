@@ -17,6 +17,7 @@ import queue
 import select
 import sys
 import threading
+import time
 from collections.abc import Iterable, Iterator
 from typing import Any, TextIO, cast
 
@@ -80,7 +81,7 @@ class Outlet:
     def flush(self) -> None:
         """It goes out as fast as it is taken."""
 
-    def close(self, seconds: float = LAST_WORDS) -> str:
+    def close(self, seconds: float) -> str:
         """Wait so long until all is written. Why not everything was; "" if it was, or if nobody reads any more."""
         with self._lock:
             self._tell()
@@ -88,7 +89,7 @@ class Outlet:
             self._queue.put(None)
         self._thread.join(seconds)
         if self._thread.is_alive():
-            return f"nobody has read it for {seconds:g} s"
+            return "nobody reads it"
         if self._gone:
             # Python flushes at its exit and would fail there, with exit code 120 for a run that went well.
             with contextlib.suppress(OSError, ValueError), open(os.devnull, "wb") as nowhere:
@@ -152,10 +153,11 @@ def unhindered(stream: TextIO | None = None) -> Iterator[TextIO]:
 
 
 def _restore(before: tuple[TextIO, TextIO], outlets: dict[int, Outlet]) -> None:
+    deadline = time.monotonic() + LAST_WORDS  # for all together
     last = outlets.pop(id(before[1]), None)
-    failed = [why for outlet in outlets.values() if (why := outlet.close())]
+    failed = [why for outlet in outlets.values() if (why := outlet.close(max(0.0, deadline - time.monotonic())))]
     if last is not None:
         if failed:
             last.write(f"evener: not all that was printed could be written ({failed[0]})\n")
-        last.close()
+        last.close(max(0.0, deadline - time.monotonic()))
     sys.stdout, sys.stderr = before

@@ -97,7 +97,7 @@ class ForkServer:
         self._environment = environment
         with theirs:
             self._process = subprocess.Popen(
-                [sys.executable, "-m", "evener.launch.starters.fork_server", str(theirs.fileno())],
+                [sys.executable, "-P", "-m", "evener.launch.starters.fork_server", str(theirs.fileno())],
                 pass_fds=[theirs.fileno()], stdin=subprocess.DEVNULL, stdout=log, stderr=log, start_new_session=True,
                 env=environment,
             )  # fmt: skip

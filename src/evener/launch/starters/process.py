@@ -167,6 +167,6 @@ class Processes:
 
 def _spawn(name: str, environment: dict[str, str], line: int, log: int) -> Child:
     return subprocess.Popen(
-        [sys.executable, "-m", "evener.task.main", str(line), name],
+        [sys.executable, "-P", "-m", "evener.task.main", str(line), name],
         pass_fds=[line], stdin=subprocess.DEVNULL, stdout=log, stderr=log, start_new_session=True, env=environment,
     )  # fmt: skip

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import signal
+import sys
 import time
 from pathlib import Path
 
@@ -80,6 +81,14 @@ def until(condition, seconds=60.0):
         assert time.monotonic() < deadline, "the condition did not come true"
         time.sleep(0.01)
     return found
+
+
+def gone(process: psutil.Process) -> bool:
+    """Dead, whether or not somebody has waited for it."""
+    try:
+        return not process.is_running() or process.status() == psutil.STATUS_ZOMBIE
+    except psutil.NoSuchProcess:
+        return True
 
 
 def assignment(job: str = "ps", index: int = 0, recipe: str = "mnist") -> Assignment:
@@ -166,6 +175,84 @@ def test_a_killed_task_is_told_as_such_and_is_dead_when_closed(processes):
     assert not psutil.pid_exists(pid) and not process.open
 
 
+#: A recipe's file that starts processes, as data loaders and trackers do: in its session, one in a group of its own.
+PARENT = """
+import subprocess
+started = [subprocess.Popen(["sleep", "1000"], process_group=group) for group in (None, 0)]
+with open("children", "w") as file:
+    file.write(" ".join(str(child.pid) for child in started) + " .")
+from evener.recipes.mnist import mnist as recipe
+"""
+
+
+def children_of_recipe() -> list[psutil.Process]:
+    """The processes that it has started."""
+
+    def written():
+        return Path("children").read_text().split(" ") if Path("children").exists() else []
+
+    until(lambda: written()[-1:] == ["."])
+    return [psutil.Process(int(pid)) for pid in written()[:-1]]
+
+
+@pytest.mark.parametrize("end", ["killed", "closed"])
+def test_what_a_recipe_has_started_ends_with_its_task(processes, end):
+    Path("parent.py").write_text(PARENT)
+    process = processes.start(assignment(recipe="parent.py:recipe"))
+    heard(process, Published)
+    children = children_of_recipe()
+    assert not any(map(gone, children))
+    if end == "killed":
+        os.kill(process.pid, signal.SIGKILL)
+        until(lambda: process.ended() is not None)
+    else:
+        process.close()
+    until(lambda: all(map(gone, children)))
+    process.close()
+
+
+def test_what_a_recipe_has_started_ends_with_a_launcher_that_is_killed(processes, tmp_path):
+    Path("parent.py").write_text(PARENT)
+    code = f"""
+import sys, time
+from evener.control.control import Assignment
+from evener.launch.starters.process import Processes
+settings = {assignment(recipe="parent.py:recipe").settings}
+process = Processes(forks={processes.forks}).start(Assignment("ps", 0, settings, "run"))
+while True: time.sleep(1)
+"""
+    launcher = psutil.Popen([sys.executable, "-c", code])
+    children = children_of_recipe()
+    others = launcher.children(recursive=True)
+    assert not any(map(gone, children))
+    launcher.kill()
+    launcher.wait()
+    until(lambda: all(map(gone, [*children, *others])))
+
+
+@pytest.mark.parametrize("processes", ["forked"], indirect=True)
+def test_what_a_recipe_has_started_ends_with_a_fork_server_that_is_killed(processes):
+    Path("parent.py").write_text(PARENT)
+    process = processes.start(assignment(recipe="parent.py:recipe"))
+    heard(process, Published)
+    children = children_of_recipe()
+    processes._server._process.kill()
+    until(lambda: process.ended() is not None)
+    until(lambda: all(map(gone, children)))
+    process.close()
+
+
+def test_a_process_of_another_session_stays(processes):
+    Path("parent.py").write_text(PARENT.replace("process_group=group", "start_new_session=True"))
+    process = processes.start(assignment(recipe="parent.py:recipe"))
+    heard(process, Published)
+    children = children_of_recipe()
+    process.close()
+    assert not any(map(gone, children))
+    for child in children:
+        child.kill()
+
+
 def test_one_that_is_killed_before_it_is_born_takes_no_other_along(processes):
     one = listening(processes)
     two = processes.start(assignment(index=1))
@@ -191,7 +278,7 @@ def test_after_a_close_no_process_is_left(processes):
     assert process.pid in {one.pid for one in below}
     process.close()
     processes.close()
-    assert not any(one.is_running() for one in below)
+    until(lambda: all(map(gone, below)))  # an orphan waits for init to look at it
 
 
 @pytest.mark.parametrize("processes", ["forked"], indirect=True)

@@ -14,10 +14,12 @@ import sys
 import time
 import traceback
 
+from setproctitle import setproctitle
+
 from evener import chaos, errors
 from evener.cluster.environment import chaos_plan
 from evener.control.control import Assignment, TaskEnd, log_of
-from evener.control.proc import die_with_parent
+from evener.control.proc import die_with_parent, guard
 from evener.control.told import Told, told_to_leave
 from evener.leaving import leave
 from evener.report import Failed, Leaves, Line
@@ -117,5 +119,19 @@ def failure(task: str, error: BaseException) -> Failed:
     return Failed(task, kind, str(error), traceback="".join(traceback.format_exception(error)), context=context)
 
 
+def guarded(line: int) -> None:
+    """Let a process wait for the launcher's death in our stead. Before there is any thread, and PyTorch."""
+    task, launcher = os.getpid(), os.getppid()
+    if not hasattr(os, "pidfd_open") or os.fork() != 0:
+        return
+    os.close(line)  # whose end tells the launcher that the task has ended
+    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+        signal.signal(number, signal.SIG_IGN)  # the task sees to these
+    setproctitle(f"evener guard of {sys.argv[2]}")
+    guard(task, launcher)
+
+
 if __name__ == "__main__":
+    with contextlib.suppress(OSError):  # the system makes no more processes
+        guarded(int(sys.argv[1]))
     leave(main(int(sys.argv[1])))

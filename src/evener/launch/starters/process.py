@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import os
 import signal
 import socket
 import subprocess
@@ -11,6 +12,7 @@ from typing import Protocol
 
 from evener.cluster.environment import task_environment
 from evener.control.control import Assignment, LauncherEnd, Order, log_of
+from evener.control.proc import end_session
 from evener.control.told import LEFT
 from evener.errors import PREEMPTED
 from evener.launch.starters.forked import ForkServer, possible
@@ -165,8 +167,40 @@ class Processes:
             self._server = None
 
 
+class Spawned:
+    """A task that was started by itself. What it leaves in its session ends before its number is free."""
+
+    def __init__(self, started: subprocess.Popen[bytes]) -> None:
+        self._started = started
+
+    @property
+    def pid(self) -> int:
+        return self._started.pid
+
+    def poll(self) -> int | None:
+        return self._end(os.WNOHANG)
+
+    def wait(self) -> int:
+        self._end(0)
+        return self._started.wait()
+
+    def kill(self) -> None:
+        self._started.kill()
+
+    def _end(self, options: int) -> int | None:
+        """Its status once it is dead."""
+        if self._started.returncode is None:
+            with contextlib.suppress(
+                ChildProcessError
+            ):  # the system waits for children itself, where SIGCHLD is ignored
+                if os.waitid(os.P_PID, self.pid, os.WEXITED | os.WNOWAIT | options) is None:
+                    return None
+            end_session(self.pid)
+        return self._started.poll()
+
+
 def _spawn(name: str, environment: dict[str, str], line: int, log: int) -> Child:
-    return subprocess.Popen(
+    return Spawned(subprocess.Popen(
         [sys.executable, "-P", "-m", "evener.task.main", str(line), name],
         pass_fds=[line], stdin=subprocess.DEVNULL, stdout=log, stderr=log, start_new_session=True, env=environment,
-    )  # fmt: skip
+    ))  # fmt: skip

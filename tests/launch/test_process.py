@@ -175,6 +175,22 @@ def test_a_killed_task_is_told_as_such_and_is_dead_when_closed(processes):
     assert not psutil.pid_exists(pid) and not process.open
 
 
+def test_a_log_that_cannot_be_opened_is_told_and_the_task_trains_without(processes):
+    Path("logs/ps-0.log").mkdir()
+    told = []
+    processes._tell = told.append
+    process = listening(processes)
+    process.close()
+    assert told == ["logs/ps-0.log cannot be opened (Is a directory): what its task writes there is lost"]
+
+
+def test_the_directory_of_the_logs_is_made_again_when_it_was_deleted(processes):
+    Path("logs").rmdir()
+    process = listening(processes)
+    process.close()
+    assert Path("logs/ps-0.log").exists()
+
+
 #: A recipe's file that starts processes, as data loaders and trackers do: in its session, one in a group of its own.
 PARENT = """
 import subprocess

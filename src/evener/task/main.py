@@ -57,7 +57,8 @@ def main(line: int) -> int:
         return errors.PREEMPTED
     except BaseException as error:
         control.report(failure(task, error))
-        traceback.print_exc()
+        with contextlib.suppress(OSError):  # into the log, whose disk may be full
+            traceback.print_exc()
         return 1
     return 0
 

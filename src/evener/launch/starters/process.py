@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import contextlib
+import logging
 import os
 import signal
 import socket
 import subprocess
 import sys
-from typing import Protocol
+from collections.abc import Callable
+from pathlib import Path
+from typing import BinaryIO, Protocol
 
 from evener.cluster.environment import task_environment
 from evener.control.control import Assignment, LauncherEnd, Order, log_of
@@ -19,6 +22,8 @@ from evener.launch.starters.forked import ForkServer, possible
 from evener.report import AnyReport
 from evener.settings import make
 from evener.transport.channel import Source
+
+log = logging.getLogger(__name__)
 
 
 class Running(Source, Protocol):
@@ -132,20 +137,29 @@ class Process:
 class Processes:
     """Starts tasks on this machine: off a fork server where that is possible, else one by one."""
 
-    def __init__(self, *, forks: bool | None = None) -> None:
+    def __init__(self, *, forks: bool | None = None, tell: Callable[[str], None] = log.warning) -> None:
         self.forks = possible() if forks is None else forks
+        self._tell = tell
         self._server: ForkServer | None = None
 
     def start(self, assignment: Assignment) -> Process:
-        """Raises OSError when the log cannot be written."""
         name, settings = f"{assignment.job}:{assignment.index}", make(assignment.settings)
         environment = task_environment(settings, assignment.job)
-        with log_of(assignment).open("ab") as log:
+        with self._log(log_of(assignment)) as log:
             mine, theirs = socket.socketpair()
             with theirs:
                 line, steps = theirs.fileno(), assignment.job == "ps" or not settings.ps
                 child = self._child(name, environment, line, log.fileno(), steps=steps)
         return Process(assignment, child, mine)
+
+    def _log(self, path: Path) -> BinaryIO:
+        """Where a task writes for later: nowhere, and told, where a file cannot be opened. Training needs none."""
+        try:
+            path.parent.mkdir(parents=True, exist_ok=True)  # the logdir may have been deleted since
+            return path.open("ab")
+        except OSError as error:
+            self._tell(f"{path} cannot be opened ({error.strerror}): what its task writes there is lost")
+            return open(os.devnull, "ab")
 
     def _child(self, name: str, environment: dict[str, str], line: int, log: int, *, steps: bool) -> Child:
         if self.forks:

@@ -51,7 +51,10 @@ class Saves:
         now = self._course.setup.clock()
         if self._saver.failure is not None and not self._saver.made_room:
             if self._course.late():
-                raise errors.CheckpointError(f"the final checkpoint was not saved: {self._saver.failure}")
+                raise errors.CheckpointError(
+                    f"the final checkpoint was not saved: {self._saver.failure}",
+                    fix="make room; the same command with --logdir goes on from the newest that is there.",
+                )
             if now < self._next:
                 return True
         self._next = now + AGAIN

@@ -150,9 +150,8 @@ def test_a_terminal_that_nobody_drains_holds_nobody_up():
 def test_a_process_that_was_forked_off_prints_by_itself(pipe):
     outlet = Outlet(pipe.stream)
     outlet._process = -1  # as it looks there
-    outlet.write("from a child\n")
+    print("from a child", file=outlet, flush=True)
     outlet._process = os.getpid()
-    pipe.stream.flush()
     assert os.read(pipe.reader, 100) == b"from a child\n"
     outlet.close(PATIENCE)
 

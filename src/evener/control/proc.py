@@ -82,15 +82,14 @@ def end_session(leader: int) -> None:
 
     Call it while the number of the task can be nobody else's: it is dead and nobody has waited for it, or dies now.
     """
-    for _ in range(10):  # what they fork meanwhile comes in the next round
+    with contextlib.suppress(ProcessLookupError, PermissionError):
+        os.killpg(leader, signal.SIGKILL)
+    for _ in range(10):  # those in groups of their own; what they fork meanwhile comes in the next round
         if not (members := session_of(leader)):
-            break
+            return
         for pid in members:
             with contextlib.suppress(ProcessLookupError, PermissionError):
                 os.kill(pid, signal.SIGKILL)
-    else:
-        with contextlib.suppress(ProcessLookupError, PermissionError):
-            os.killpg(leader, signal.SIGKILL)
 
 
 def guard(task: int, launcher: int) -> None:

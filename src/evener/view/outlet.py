@@ -79,7 +79,9 @@ class Outlet:
             self.write(line)
 
     def flush(self) -> None:
-        """It goes out as fast as it is taken."""
+        """It goes out as fast as it is taken; of a process that was forked off, now."""
+        if os.getpid() != self._process or self._over:
+            self._stream.flush()
 
     def close(self, seconds: float) -> str:
         """Wait so long until all is written. Why not everything was; "" if it was, or if nobody reads any more."""

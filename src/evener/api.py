@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import io
-import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
@@ -22,7 +20,8 @@ from evener.recipes.references import importing
 from evener.report import AnyReport, Progress
 from evener.result import Outcome, Result
 from evener.settings import Settings, check_gpus
-from evener.view.plain import make_view, seen_from
+from evener.view.plain import seen_from
+from evener.view.shown import shown
 
 if TYPE_CHECKING:
     from torch import nn
@@ -89,17 +88,15 @@ def run(
     workers = settings.processes if rank is None else settings.workers
     tasks = [f"ps:{i}" for i in range(settings.ps)] + [f"worker:{i}" for i in range(workers)]
     title = f"{settings.recipe}: {how(settings)}, logs in {seen_from(start, settings.logdir)}"
-    quiet = quiet or not leads
-    view = make_view(stream=io.StringIO() if quiet else stream or sys.stdout, tasks=tasks, title=title,
-                     clock=time.monotonic)  # fmt: skip
+    cut_short = False
+    with shown(stream, tasks=tasks, title=title, quiet=quiet or not leads) as view:
 
-    def hear(report: AnyReport) -> None:
-        if not first_step and isinstance(report, Progress) and report.updates > 0:
-            first_step.append(began + time.monotonic() - started)
-        outcome.hear(report)
-        view.hear(report)
+        def hear(report: AnyReport) -> None:
+            if not first_step and isinstance(report, Progress) and report.updates > 0:
+                first_step.append(began + time.monotonic() - started)
+            outcome.hear(report)
+            view.hear(report)
 
-    try:
         if not apart:
             cut_short = _here(settings, made, rank, hear) == "interrupted"
         elif settings.way == "towers":
@@ -108,8 +105,6 @@ def run(
             starter = None if existing_servers is None else _reserved(existing_servers, settings, view.say)
             clock = time.monotonic
             cut_short = bool(LocalRun(settings, hear=hear, say=view.say, clock=clock, starter=starter).run())
-    finally:
-        view.close()
     if cut_short:
         at = f" at step {outcome.finished.global_step}" if outcome.finished else ""
         logdir = seen_from(start, settings.logdir)
@@ -246,17 +241,14 @@ def be_task(
     settings = keyed(settings_of(recipe, options_in(found.cluster, options))[0], found.cluster.ps)
     make_logdir(Path(settings.logdir), settings.resume_step if str(found.task) == "ps:0" else None)
     title = f"{settings.recipe}: {found.task}, {settings.mode}, logs in {seen_from(start, settings.logdir)}"
-    view = make_view(stream=stream or sys.stdout, tasks=[str(found.task)], title=title, clock=time.monotonic)
     outcome = Outcome()
+    with shown(stream, tasks=[str(found.task)], title=title) as view:
 
-    def hear(report: AnyReport) -> None:
-        outcome.hear(report)
-        view.hear(report)
+        def hear(report: AnyReport) -> None:
+            outcome.hear(report)
+            view.hear(report)
 
-    try:
         run_member(found, settings, hear, rendezvous=str(start / rendezvous) if rendezvous else "")
-    finally:
-        view.close()
     return outcome.result(settings, first_step_seconds=None) if outcome.finished else None
 
 

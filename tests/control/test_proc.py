@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from evener.control.proc import PERIOD, Stopped, is_stopped, process_seconds
+from evener.control.proc import PERIOD, Stopped, end_session, is_stopped, process_seconds, session_of
 from evener.report import Status
 
 
@@ -69,3 +69,32 @@ def test_the_age_of_this_process_is_what_the_system_tells_of_it(monkeypatch):
 
     told["/proc/self/stat"] = "of another system"
     assert process_seconds() == 0.0
+
+
+#: A session with three more processes: in its leader's group, in one of its own, and in another session.
+SESSION = """
+import subprocess, sys, time
+start = lambda **how: subprocess.Popen(["sleep", "1000"], **how).pid
+print(start(), start(process_group=0), start(start_new_session=True), flush=True)
+if "stay" in sys.argv: time.sleep(1000)
+"""
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
+@pytest.mark.parametrize("leader", ["lives", "is dead"])
+def test_a_session_ends_whole_and_no_other(leader):
+    """Nobody has waited for a leader that is dead: its number is its own."""
+    command = [sys.executable, "-c", SESSION, *["stay"] * (leader == "lives")]
+    with subprocess.Popen(command, start_new_session=True, stdout=subprocess.PIPE, text=True) as first:
+        beside, apart, elsewhere = map(int, first.stdout.readline().split())
+        if leader == "is dead":
+            os.waitid(os.P_PID, first.pid, os.WEXITED | os.WNOWAIT)
+        try:
+            assert set(session_of(first.pid)) == {beside, apart}
+            end_session(first.pid)
+            until(lambda: session_of(first.pid) == [])
+            assert session_of(elsewhere) == []
+            os.kill(elsewhere, 0)  # it lives
+        finally:
+            first.kill()
+            os.kill(elsewhere, signal.SIGKILL)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import signal
+import sys
 import time
 from pathlib import Path
 
@@ -82,6 +83,14 @@ def until(condition, seconds=60.0):
     return found
 
 
+def gone(process: psutil.Process) -> bool:
+    """Dead, whether or not somebody has waited for it."""
+    try:
+        return not process.is_running() or process.status() == psutil.STATUS_ZOMBIE
+    except psutil.NoSuchProcess:
+        return True
+
+
 def assignment(job: str = "ps", index: int = 0, recipe: str = "mnist") -> Assignment:
     return Assignment(job, index, {"recipe": recipe, "logdir": ".", "ps": 1, "workers": 2, "train_steps": 5}, "run")
 
@@ -111,6 +120,18 @@ def test_a_failing_task_says_why_and_ends_with_a_status_and_its_log_has_the_trac
     assert process.ended() == "ended with status 1"
     assert "Traceback" in Path(process.log).read_text()
     process.close()
+
+
+def test_files_of_the_current_directory_that_are_named_like_modules_are_not_run(processes, tmp_path):
+    for name in ("types", "queue", "logging", "argparse", "threads", "random", "signal", "select", "torch", "msgspec"):
+        (tmp_path / f"{name}.py").write_text(f"open('was-run', 'a').write('{name} ')\nraise RuntimeError('{name}')")
+    (tmp_path / "beside.py").write_text("from evener.recipes.mnist import mnist as recipe")
+    (tmp_path / "sub").mkdir()
+    (tmp_path / "sub" / "train.py").write_text("import random, types, torch\nfrom beside import recipe")
+    process = processes.start(assignment(recipe="sub/train.py:recipe"))
+    heard(process, Published)
+    process.close()
+    assert not (tmp_path / "was-run").exists()
 
 
 def test_each_task_has_its_own_session_environment_randomness_and_no_other_descriptors(processes, monkeypatch):
@@ -154,6 +175,100 @@ def test_a_killed_task_is_told_as_such_and_is_dead_when_closed(processes):
     assert not psutil.pid_exists(pid) and not process.open
 
 
+def test_a_log_that_cannot_be_opened_is_told_and_the_task_trains_without(processes):
+    Path("logs/ps-0.log").mkdir()
+    told = []
+    processes._tell = told.append
+    process = listening(processes)
+    process.close()
+    assert told == ["logs/ps-0.log cannot be opened (Is a directory): what its task writes there is lost"]
+
+
+def test_the_directory_of_the_logs_is_made_again_when_it_was_deleted(processes):
+    Path("logs").rmdir()
+    process = listening(processes)
+    process.close()
+    assert Path("logs/ps-0.log").exists()
+
+
+#: A recipe's file that starts processes, as data loaders and trackers do: in its session, one in a group of its own.
+PARENT = """
+import subprocess
+started = [subprocess.Popen(["sleep", "1000"], process_group=group) for group in (None, 0)]
+with open("children", "w") as file:
+    file.write(" ".join(str(child.pid) for child in started) + " .")
+from evener.recipes.mnist import mnist as recipe
+"""
+
+
+def children_of_recipe() -> list[psutil.Process]:
+    """The processes that it has started."""
+
+    def written():
+        return Path("children").read_text().split(" ") if Path("children").exists() else []
+
+    until(lambda: written()[-1:] == ["."])
+    return [psutil.Process(int(pid)) for pid in written()[:-1]]
+
+
+@pytest.mark.parametrize("end", ["killed", "closed"])
+def test_what_a_recipe_has_started_ends_with_its_task(processes, end):
+    Path("parent.py").write_text(PARENT)
+    process = processes.start(assignment(recipe="parent.py:recipe"))
+    heard(process, Published)
+    children = children_of_recipe()
+    assert not any(map(gone, children))
+    if end == "killed":
+        os.kill(process.pid, signal.SIGKILL)
+        until(lambda: process.ended() is not None)
+    else:
+        process.close()
+    until(lambda: all(map(gone, children)))
+    process.close()
+
+
+def test_what_a_recipe_has_started_ends_with_a_launcher_that_is_killed(processes, tmp_path):
+    Path("parent.py").write_text(PARENT)
+    code = f"""
+import sys, time
+from evener.control.control import Assignment
+from evener.launch.starters.process import Processes
+settings = {assignment(recipe="parent.py:recipe").settings}
+process = Processes(forks={processes.forks}).start(Assignment("ps", 0, settings, "run"))
+while True: time.sleep(1)
+"""
+    launcher = psutil.Popen([sys.executable, "-c", code])
+    children = children_of_recipe()
+    others = launcher.children(recursive=True)
+    assert not any(map(gone, children))
+    launcher.kill()
+    launcher.wait()
+    until(lambda: all(map(gone, [*children, *others])))
+
+
+@pytest.mark.parametrize("processes", ["forked"], indirect=True)
+def test_what_a_recipe_has_started_ends_with_a_fork_server_that_is_killed(processes):
+    Path("parent.py").write_text(PARENT)
+    process = processes.start(assignment(recipe="parent.py:recipe"))
+    heard(process, Published)
+    children = children_of_recipe()
+    processes._server._process.kill()
+    until(lambda: process.ended() is not None)
+    until(lambda: all(map(gone, children)))
+    process.close()
+
+
+def test_a_process_of_another_session_stays(processes):
+    Path("parent.py").write_text(PARENT.replace("process_group=group", "start_new_session=True"))
+    process = processes.start(assignment(recipe="parent.py:recipe"))
+    heard(process, Published)
+    children = children_of_recipe()
+    process.close()
+    assert not any(map(gone, children))
+    for child in children:
+        child.kill()
+
+
 def test_one_that_is_killed_before_it_is_born_takes_no_other_along(processes):
     one = listening(processes)
     two = processes.start(assignment(index=1))
@@ -179,7 +294,7 @@ def test_after_a_close_no_process_is_left(processes):
     assert process.pid in {one.pid for one in below}
     process.close()
     processes.close()
-    assert not any(one.is_running() for one in below)
+    until(lambda: all(map(gone, below)))  # an orphan waits for init to look at it
 
 
 @pytest.mark.parametrize("processes", ["forked"], indirect=True)

@@ -868,6 +868,28 @@ def test_the_final_checkpoint_is_tried_again_while_there_is_time(cluster, monkey
     assert saved(run) == [1]
 
 
+def test_the_final_checkpoint_is_not_tried_again_at_each_tick(cluster, monkeypatch):
+    run = cluster(train_steps=1, workers=1)
+    (worker,) = run.started(0)
+    tries = []
+
+    def commit(manifest):
+        tries.append(manifest.step)
+        raise OSError(5, "Input/output error")
+
+    with monkeypatch.context() as broken:
+        broken.setattr(run.leader.setup.saver._store, "commit", commit)
+        worker.push(1.0)
+        worker.leave()
+        for _ in range(30):
+            run.tick(0.1)
+    run.tick(1.0)
+    run.finish()
+
+    assert 2 <= len(tries) <= 5
+    assert saved(run) == [1]
+
+
 def test_a_lost_link_of_a_follower_ends_the_run_by_name(cluster):
     run = cluster(ps=2, train_steps=99)
     run.servers[1].leader.close()

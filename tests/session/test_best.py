@@ -1,6 +1,8 @@
 """The best model by a figure of the validations is kept; a run whose figure no longer improves ends."""
 
+import errno
 import json
+import os
 from pathlib import Path
 
 import pytest
@@ -13,6 +15,7 @@ from evener import EarlyStopping
 from evener.errors import ConfigError
 from evener.figures import Figure
 from evener.session.best import BEST, NOTE
+from evener.state.checkpoint import Store
 
 
 def scripted(*values):
@@ -259,3 +262,21 @@ def test_what_is_neither_a_name_nor_a_rule_is_refused_by_the_recipe(parts):
     with pytest.raises(ConfigError) as error:
         recipe_of(lambda: nn.Linear(8, 3), **parts)
     assert error.value.fix.startswith("write ")
+
+
+def test_a_better_model_than_the_one_that_is_kept_takes_its_place_once_the_disk_takes_it(tmp_path, capsys, monkeypatch):
+    """The best of all, 1.0 at step 2, meets a disk that is full; then 2.0 is the best that can be kept."""
+    room = iter([True, False, False, True, True])
+    write = Store.write_shard
+
+    def written(store, contents, shard):
+        if store.directory.name == BEST and not next(room):
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        return write(store, contents, shard)
+
+    monkeypatch.setattr(Store, "write_shard", written)
+    losses = scripted(4.0, 1.0, 1.5, 2.0, 3.0, 3.0)
+    run(recipe_of(keep_best="validation_loss", evaluate=losses), tmp_path, eval_every=1, quiet=False)
+
+    assert note_of(tmp_path)["value"] == 2.0
+    assert capsys.readouterr().out.count("the best model so far cannot be kept: ") == 1

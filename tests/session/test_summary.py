@@ -4,6 +4,7 @@ import itertools
 import math
 import threading
 from dataclasses import dataclass, field
+from pathlib import Path
 
 import pytest
 import torch
@@ -426,20 +427,29 @@ def test_a_directory_that_cannot_be_written_ends_the_summaries_and_not_the_run(t
     assert exchange.shown == ["gradients", "parameters"]  # it does not go on measuring
 
 
-def test_a_disk_that_is_full_ends_the_summaries_and_not_the_run(tmp_path, monkeypatch):
+@pytest.mark.parametrize("room", [0, 12], ids=["for ever", "for a while"])
+def test_a_disk_that_is_full_costs_summaries_and_not_the_run(tmp_path, monkeypatch, room):
+    """The writer fails at step 24; then there is room for a probe, or there is none."""
     from torch.utils.tensorboard import FileWriter
 
     def full(self, summary, step=None, walltime=None):
         if step == 24:
+            if not room:
+                monkeypatch.setattr(Path, "write_bytes", no_room)
             raise OSError(28, "No space left on device")
         original(self, summary, step, walltime)
+
+    def no_room(path, data):
+        raise OSError(28, "No space left on device")
 
     original = FileWriter.add_summary
     monkeypatch.setattr(FileWriter, "add_summary", full)
     watch, _, lines = train(tmp_path)
     assert len(watch.results) == 12
-    assert [line.partition(":")[0] for line in lines] == ["TensorBoard gets nothing more, training goes on"]
-    assert [event.step for event in read(tmp_path).Scalars("loss")] == [12]
+    told = ["TensorBoard gets nothing for now, training goes on", "TensorBoard gets figures again"]
+    assert [line.partition(":")[0] for line in lines] == (told if room else told[:1])
+    assert [event.step for event in read(tmp_path).Scalars("loss")] == ([12, 36] if room else [12])
+    assert not list(tmp_path.glob(".summary-probe*"))
 
 
 @pytest.mark.slow

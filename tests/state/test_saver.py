@@ -2,6 +2,7 @@
 
 import errno
 import logging
+import os
 from pathlib import Path
 
 import msgspec
@@ -346,6 +347,73 @@ def test_the_last_step_may_be_tried_again_at_once(run, full):
 
     assert not training.saver.saved(0)
     assert training.save() == str(training.store.path(0))
+
+
+def test_that_saves_fail_is_told_once_and_once_more_when_they_work_again(run, full, caplog):
+    training = run(every_steps=1)
+    full()
+    for step in (1, 2, 3):
+        training.train_to(step)
+        training.save()
+    full()
+    training.train_to(4)
+    with caplog.at_level(logging.ERROR):
+        newest = training.save()
+
+    told = [record.message for record in caplog.records if record.levelno == logging.ERROR]
+    assert [text.partition(":")[0] for text in told] == [
+        "the checkpoint of step 1 was not saved", "checkpoints can be saved again",
+    ]  # fmt: skip
+    assert told[1] == f"checkpoints can be saved again: {newest} is the newest"
+
+
+def test_on_a_full_disk_the_oldest_of_those_that_are_kept_makes_room_once_and_the_newest_never(
+    run, monkeypatch, caplog
+):
+    training = run(every_steps=1, keep=3)
+    for step in (1, 2, 3):
+        training.train_to(step)
+        training.save()
+    with monkeypatch.context() as full:
+        full.setattr(training.store, "commit", lambda _: (_ for _ in ()).throw(OSError(28, os.strerror(28))))
+        for step in (4, 5, 6):
+            training.train_to(step)
+            training.save()
+            assert training.store.steps() == [2, 3], "each try would else cost one more"
+    assert "the checkpoint of step 1, the oldest, is deleted: the next one needs its room" in caplog.messages
+
+    training.train_to(7)
+    assert load(Path(training.save()))[0].step == 7
+    assert training.store.steps() == [2, 3, 7]
+
+
+@pytest.mark.parametrize("why", [errno.ENOSPC, errno.EDQUOT])
+def test_it_makes_room_for_another_shard_too(run, why):
+    training = run(shards=2, every_steps=1, keep=2)
+    for step in (1, 2):
+        training.train_to(step)
+        training.save()
+    training.train_to(3)
+    training.start()
+    training.follow(1, error=str(OSError(why, os.strerror(why))))
+    training.saver.wait_own(30)
+    training.saver.poll()
+
+    assert (training.saver.made_room, training.store.steps()) == (True, [2])
+
+
+@pytest.mark.parametrize(("keep", "why"), [(1, errno.ENOSPC), (5, errno.ENOSPC), (3, errno.EIO)])
+def test_no_checkpoint_goes_that_the_next_one_would_not_replace_nor_for_another_fault(run, monkeypatch, keep, why):
+    training = run(every_steps=1, keep=keep)
+    for step in (1, 2, 3):
+        training.train_to(step)
+        training.save()
+    before = training.store.steps()
+    training.train_to(4)
+    monkeypatch.setattr(training.store, "commit", lambda _: (_ for _ in ()).throw(OSError(why, os.strerror(why))))
+    training.save()
+
+    assert (training.saver.made_room, training.store.steps()) == (False, before)
 
 
 def test_another_shards_failure_fails_the_save(run, caplog):

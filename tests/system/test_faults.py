@@ -7,6 +7,7 @@ batch was applied exactly once (`evener audit`), both shards are of one step, it
 from __future__ import annotations
 
 import contextlib
+import json
 import re
 import signal
 import socket
@@ -294,6 +295,25 @@ def test_a_full_disk_costs_checkpoints_and_nothing_else(disk, tmp_path):
         (disk / "ballast").unlink()
         stopped(run.tasks())[0].send_signal(signal.SIGCONT)
         judge(run, tmp_path)
+
+
+def test_tasks_that_are_killed_while_the_disk_is_full_come_back_all_the_same(disk, tmp_path):
+    """A ps:0 that comes back begins a generation that no other had, and gives places, with no room on the disk."""
+    plan = "ps:0/server.applied@80=stop; ps:0#2/server.applied@60=stop"
+    with train(tmp_path, plan, *MODES["async"]) as run:
+        until(lambda: stopped(run.tasks()), PATIENCE, "ps:0 stops after the first checkpoint")
+        store = Store(disk / "checkpoints", writable=False)
+        until(lambda: store.steps() == [SAVE], PATIENCE, "which is written")
+        fill(disk / "ballast")
+        for task in (run.task("worker:1"), run.task("ps:0")):
+            task.kill()
+        until(lambda: stopped(run.tasks()), PATIENCE, "ps:0 has come back, and trains, and stops again")
+        run.wait_for("worker:1 +was killed by SIGKILL; it starts again", PATIENCE)
+        (disk / "ballast").unlink()
+        stopped(run.tasks())[0].send_signal(signal.SIGCONT)
+        judge(run, tmp_path)
+    begun = [json.loads(line) for line in (disk / "ledger.jsonl").read_text().splitlines() if line.startswith('["b"')]
+    assert [line[3] for line in begun] == [1, 2], "the generations"
 
 
 def fill(path: Path) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import io
 import os
 import socket
@@ -156,3 +157,18 @@ def test_an_offer_from_a_handler_that_interrupted_a_report_is_refused_and_no_dea
         thread.start()
         thread.join(60)
     assert answers == [False]
+
+
+def test_a_log_on_a_full_disk_ends_nothing_and_what_is_printed_is_told_all_the_same(clock, told, monkeypatch):
+    with open("/dev/full", "w") as full:
+        monkeypatch.setattr(sys, "stdout", full)
+        monkeypatch.setattr(sys, "stderr", full)
+        with passed_on(lambda text: told.append(text) or True, clock=clock, rest="log"):
+            for _ in range(3):
+                print("a line", flush=True)
+            print("a bar", file=sys.stderr, flush=True)
+        assert sys.stdout is full
+        monkeypatch.undo()
+        with contextlib.suppress(OSError):
+            full.close()
+    assert told == ["a line"] * 3

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import argparse
 import contextlib
-import difflib
 import io
 import json
 import os
@@ -24,16 +23,23 @@ from evener.cli.options import (
     add_pipeline_options,
     add_recipe_options,
     add_training_options,
+    dashed,
     truth,
+    unknown_option,
 )
 from evener.leaving import leave
 from evener.settings import Settings
+from evener.view.outlet import unhindered
 
 if TYPE_CHECKING:
     from evener.result import Result
 
 #: Flags that are options of the shipped recipes: --hidden-units 100 is --set hidden=100.
 RECIPE_FLAGS = ("data", "data_dir", "download", "skip_bad_records", "optimizer", "learning_rate", "hidden")
+
+
+#: Commands that run for hours.
+LONG = (["train"], ["task"], ["server"])
 
 
 class Commands(argparse.ArgumentParser):
@@ -231,6 +237,13 @@ def main(argv: list[str] | None = None) -> int:
     0 finished, 1 failed, 2 wrong usage, 3 replaced by a newer process of the same task, 130 interrupted.
     """
     argv = sys.argv[1:] if argv is None else argv
+    # What runs for hours must not wait for who reads it; what answers a question has nothing else to do.
+    with unhindered() if argv[:1] in LONG else contextlib.nullcontext():
+        return ended(argv)
+
+
+def ended(argv: list[str]) -> int:
+    """Run one command and tell how it ended, if it did not as it should."""
     try:
         return piped(argv)
     except (KeyboardInterrupt, Exception) as error:
@@ -266,19 +279,6 @@ def command(argv: list[str]) -> int:
         parser().print_help()
         return USAGE
     return int(args.run(args))
-
-
-def dashed(word: str) -> str:
-    """The old programs wrote --ps_hosts; both are the same here."""
-    name, equals, value = word.partition("=")
-    return name.replace("_", "-") + equals + value if word.startswith("--") else word
-
-
-def unknown_option(given: str, args: argparse.Namespace) -> errors.ConfigError:
-    known = args.options if args.command else ["--version"]
-    near = difflib.get_close_matches(given.partition("=")[0], known, n=1, cutoff=0.75)
-    see = f"see {' '.join(['evener', args.command or '']).strip()} --help."
-    return errors.ConfigError(f"unknown option {given!r}.", fix=f"did you mean {near[0]!r}?" if near else see)
 
 
 def enter() -> NoReturn:

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import argparse
+import difflib
 
+from evener import errors
 from evener.modes import MODES
 from evener.settings import ON_NAN, PIPELINE_SCHEDULES, TRANSPORTS
 from evener.wire.layout import PLACEMENTS
@@ -114,3 +116,16 @@ def add_recipe_options(command: argparse.ArgumentParser) -> None:
     add("--optimizer", help="mnist: sgd (default), momentum, adam (as in TensorFlow) or torch_adam")
     add("--learning-rate", "--lr", type=float, metavar="LR", help="at its highest; default 0.1 for sgd")
     add("--hidden", "--hidden-units", type=int, metavar="H", help="mnist: width of the hidden layer; default 500")
+
+
+def dashed(word: str) -> str:
+    """The old programs wrote --ps_hosts; both are the same here."""
+    name, equals, value = word.partition("=")
+    return name.replace("_", "-") + equals + value if word.startswith("--") else word
+
+
+def unknown_option(given: str, args: argparse.Namespace) -> errors.ConfigError:
+    known = args.options if args.command else ["--version"]
+    near = difflib.get_close_matches(given.partition("=")[0], known, n=1, cutoff=0.75)
+    see = f"see {' '.join(['evener', args.command or '']).strip()} --help."
+    return errors.ConfigError(f"unknown option {given!r}.", fix=f"did you mean {near[0]!r}?" if near else see)

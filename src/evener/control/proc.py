@@ -5,8 +5,10 @@ Tasks that were stopped (SIGSTOP, Ctrl-Z, a debugger) keep their links open, so 
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
 import os
+import select
 import signal
 import sys
 from collections.abc import Callable
@@ -51,11 +53,60 @@ class Stopped:
             self._report(Status(task, "waiting", waiting_for=f"{what} ({now - since:.0f} s)"))
 
 
-def die_with_parent() -> None:
-    """Linux only, and besides the control line: a task that is stopped (SIGSTOP) cannot see that line's end."""
+def die_with_parent(number: int = signal.SIGKILL) -> None:
+    """Linux only, and besides the control line: a task that is stopped (SIGSTOP) cannot see that line's end.
+
+    Args:
+        number: the signal that the kernel gives this process then. SIGCONT wakes one that has something to do yet.
+    """
     if sys.platform == "linux":
         pr_set_pdeathsig = 1
-        ctypes.CDLL(None).prctl(pr_set_pdeathsig, signal.SIGKILL)
+        ctypes.CDLL(None).prctl(pr_set_pdeathsig, number)
+
+
+def session_of(leader: int) -> list[int]:
+    """The other processes of a session; none where the system does not tell."""
+    members = []
+    for entry in Path("/proc").glob("[0-9]*"):
+        try:
+            state, _, _, session = (entry / "stat").read_text().rpartition(")")[2].split()[:4]
+        except (OSError, ValueError):
+            continue  # it has just ended
+        if int(session) == leader and int(entry.name) != leader and state != "Z":
+            members.append(int(entry.name))
+    return members
+
+
+def end_session(leader: int) -> None:
+    """Kill what a task leaves: the processes that its recipe has started, and that are of its session still.
+
+    Call it while the number of the task can be nobody else's: it is dead and nobody has waited for it, or dies now.
+    """
+    with contextlib.suppress(ProcessLookupError, PermissionError):
+        os.killpg(leader, signal.SIGKILL)
+    for _ in range(10):  # those in groups of their own; what they fork meanwhile comes in the next round
+        if not (members := session_of(leader)):
+            return
+        for pid in members:
+            with contextlib.suppress(ProcessLookupError, PermissionError):
+                os.kill(pid, signal.SIGKILL)
+
+
+def guard(task: int, launcher: int) -> None:
+    """Be the process that waits for the end of either, and then ends the task's whole session; it does not return.
+
+    For tasks that no fork server looks after. The kernel kills the task itself when its launcher dies, too soon for it
+    to end what it has started.
+    """
+    poll = select.poll()
+    with contextlib.suppress(OSError):  # it is gone already
+        for pid in (task, launcher):
+            poll.register(os.pidfd_open(pid), select.POLLIN)
+        poll.poll()
+    for pid in {task, *session_of(task)} - {os.getpid()}:
+        with contextlib.suppress(ProcessLookupError, PermissionError):
+            os.kill(pid, signal.SIGKILL)
+    os._exit(0)
 
 
 def process_seconds() -> float:

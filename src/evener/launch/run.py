@@ -75,7 +75,7 @@ class LocalRun:
         starter: Starter | None = None,
     ) -> None:
         self._settings, self._hear, self._say, self._clock = settings, hear, say, clock
-        self._starter = starter or Processes()
+        self._starter = starter or Processes(tell=say)
         self._run = secrets.token_hex(8)
         jobs = [("ps", settings.ps), ("worker", settings.processes)]
         #: Who says where it listens: the ps tasks, or a pipeline's first stage.

@@ -14,12 +14,13 @@ import importlib.util
 import sys
 import traceback
 from collections.abc import Iterable, Iterator
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from pathlib import Path
 from types import FunctionType, ModuleType
 from typing import Any
 
 from evener.errors import ConfigError
+from evener.recipes.neighbours import neighbours_of
 
 #: Modules imported from a file by us are named so, plus the file's stem and a digest of its path.
 PREFIX = "evener_file_"
@@ -221,20 +222,12 @@ def _explained(place: str, path: Path | None) -> Iterator[None]:
 
 @contextmanager
 def _on_path(directory: Path, reference: str) -> Iterator[None]:
-    """Let imports see `directory` first while the block runs, and last ever after.
-
-    Ever after, because functions of the imported file may import their neighbours when they are called.
-    """
-    entry = str(directory)
+    """What is imported in this block is part of `reference`, and finds its neighbours in `directory`."""
     _importing.append(reference)
-    sys.path.insert(0, entry)
     try:
-        yield
+        with neighbours_of(directory):
+            yield
     finally:
-        with suppress(ValueError):  # the imported code may change the path as well
-            sys.path.remove(entry)
-        if entry not in sys.path:
-            sys.path.append(entry)
         _importing.pop()
 
 

@@ -15,6 +15,9 @@ from evener.wire.messages import Save
 
 log = logging.getLogger(__name__)
 
+#: Seconds between two tries of the final save: somebody may be making room.
+AGAIN = 1.0
+
 
 class Saves:
     """Begins saves between two updates; the saver's thread and the followers write them."""
@@ -23,6 +26,7 @@ class Saves:
         self._links, self._shard, self._course = links, shard, course
         self._leases, self._members = leases, members
         self._saver, self._ledger = course.setup.saver, course.setup.ledger
+        self._next = 0.0  # when the final save may be tried again
         self._tried = -1  # the step that was saved because somebody leaves
 
     def poll(self) -> None:
@@ -37,11 +41,23 @@ class Saves:
             self._begin()
 
     def begin_final(self) -> bool:
-        """Begin the final save unless this step is saved. Raises CheckpointError when it failed before."""
+        """Begin the final save, or wait to try it again, unless this step is saved.
+
+        Raises:
+            CheckpointError: it has failed for so long that the run ends without it.
+        """
         if self._course.train_steps is None or self._saver.saved(self._shard.state.step):
             return False
-        if self._course.late() and self._saver.failure is not None:
-            raise errors.CheckpointError(f"the final checkpoint was not saved: {self._saver.failure}")
+        now = self._course.setup.clock()
+        if self._saver.failure is not None and not self._saver.made_room:
+            if self._course.late():
+                raise errors.CheckpointError(
+                    f"the final checkpoint was not saved: {self._saver.failure}",
+                    fix="make room; the same command with --logdir goes on from the newest that is there.",
+                )
+            if now < self._next:
+                return True
+        self._next = now + AGAIN
         self._begin()
         return True
 

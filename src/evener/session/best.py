@@ -47,7 +47,8 @@ class Best:
     def __init__(self, figure: Figure, settings: Settings, evener: str, tell: Callable[[str], None]) -> None:
         self._figure, self._settings, self._evener, self._tell = figure, settings, evener, tell
         self._directory = Path(settings.logdir) / BEST
-        self._value: float | None = None  # of the best so far; None: not looked for yet
+        self._value: float | None = None  # of the one that is kept; None: not looked for yet
+        self._told = False  # that none can be kept, until one is
 
     def look(self, model: nn.Module, step: int, values: Mapping[str, float]) -> None:
         """The model holds what was just measured, parameters or averages: keep it if it is better than all before."""
@@ -57,11 +58,17 @@ class Best:
         if self._value is None:
             self._value = self._known()
         if self._figure.better(values[name], self._value):
-            self._value = values[name]
             try:
                 self._keep(model, step, values[name])
             except (OSError, EvenerError) as error:
-                self._tell(f"the best model so far cannot be kept: {error}; training goes on")
+                self._refused(error)
+            else:  # else a later one that is better than the one that is kept takes its place
+                self._value, self._told = values[name], False
+
+    def _refused(self, error: OSError | EvenerError) -> None:
+        if not self._told:
+            self._told = True
+            self._tell(f"the best model so far cannot be kept: {error}; training goes on")
 
     def _known(self) -> float:
         try:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import os
 import warnings
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
@@ -25,12 +26,17 @@ if TYPE_CHECKING:
 EDGES = [-(1.1**power) for power in range(930, -290, -1)] + [0.0] + [1.1**power for power in range(-290, 931)]
 
 
+#: Bytes that a disk must take to be tried again: more than the graph and the histograms of a small model.
+PROBE = 1 << 18
+
+
 class Summaries(Hook):
     """Write summaries every `seconds` seconds, when this worker is the chief.
 
     The first of them imports TensorBoard and traces the graph (0.2 s), so that neither delays the first step. Each
     later one takes 14 ms with the 400,000 parameters of the MNIST network, nearly all of it for the histograms; a
-    thread writes the file. A disk that fails ends the summaries, not the training.
+    thread writes the file. A disk that fails costs summaries, not the training: each later one asks whether it works
+    again.
 
     Args:
         logdir: of the run. One that resumes, and a worker that becomes chief, add an event file of their own.
@@ -79,6 +85,8 @@ class Summaries(Hook):
 
     def _tell(self, session: Session, *, steps: bool) -> None:
         last = self._period.last
+        if self._failed and (steps or session.evaluations[self._told :]):
+            self._failed = not self._works_again(session)
         if steps and last is not None and not self._failed:
             values = self._period.values(self._clock(), self._settings.batch_size * self._settings.aggregate)
             self._write(session, last.global_step, values, _histograms(session))
@@ -117,9 +125,27 @@ class Summaries(Hook):
         try:
             yield
         except OSError as error:
+            writer, self._writer = self._writer, None
+            with suppress(OSError):  # its thread has ended
+                if writer is not None:
+                    writer.close()
             self._failed = True
             why = f"{self._logdir} cannot be written ({error})"
-            session.report(Line(session.task, f"TensorBoard gets nothing more, training goes on: {why}"))
+            session.report(Line(session.task, f"TensorBoard gets nothing for now, training goes on: {why}"))
+
+    def _works_again(self, session: Session) -> bool:
+        """Whether the disk takes something. Else each try would leave an empty event file."""
+        probe = self._logdir / f".summary-probe-{os.getpid()}"
+        try:
+            try:
+                probe.write_bytes(bytes(PROBE))
+            finally:
+                probe.unlink(missing_ok=True)
+        except OSError:
+            return False
+        self._chief_since = session.turn.version  # what was lost between is no reason to hide what came before
+        session.report(Line(session.task, f"TensorBoard gets figures again: {self._logdir} can be written"))
+        return True
 
 
 class _Period:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import fcntl
 import os
@@ -51,9 +52,10 @@ class Lock:
                 )
                 return
             raise self._refused(error) from error
-        if os.pread(self._fd, len(NOTE), 0) in (b"", NOTE):  # else it is a file of somebody else
-            os.ftruncate(self._fd, 0)
-            os.pwrite(self._fd, NOTE + str(os.getpid()).encode(), 0)
+        with contextlib.suppress(OSError):  # on a full disk the lock holds without a note of who has it
+            if os.pread(self._fd, len(NOTE), 0) in (b"", NOTE):  # else it is a file of somebody else
+                os.ftruncate(self._fd, 0)
+                os.pwrite(self._fd, NOTE + str(os.getpid()).encode(), 0)
 
     def lost(self) -> bool:
         """Whether the directory was deleted, or the lock in it: another run would not see it."""

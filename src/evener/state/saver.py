@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import errno
 import logging
+import os
 from collections.abc import Callable, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
@@ -18,6 +20,9 @@ from evener.state.state import Contents, State
 from evener.state.values import plain
 
 log = logging.getLogger(__name__)
+
+#: How a disk says that it is full, in the words of another task's error too.
+FULL = tuple(map(os.strerror, (errno.ENOSPC, errno.EDQUOT)))
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -88,8 +93,9 @@ def _other_samples(manifest: Manifest, settings: Settings, samples: int) -> list
 class Saver:
     """Writes checkpoints of all shards; the caller copies the state between two updates, a thread does the rest.
 
-    A failed save is told and training goes on; the older checkpoints are untouched (RELIABILITY P11). Only the final
-    save of a run raises.
+    A failed save is told, once until one works again, and training goes on (RELIABILITY P11). Where the disk is full
+    and as many checkpoints are there as are kept, the oldest makes room, which the save would have deleted anyway; the
+    newest never does. Only the final save of a run raises.
     """
 
     #: Who writes the other shards.
@@ -117,8 +123,11 @@ class Saver:
         self._last_time = clock()
         self._last_step = -1  # when a save was last tried
         self._saved_step = -1  # and the last that is saved, or is being saved
+        self._told = ""  # why saves fail, as it was told
         #: Why the last save failed; None after one that worked.
         self.failure: BaseException | None = None
+        #: Whether a checkpoint was deleted since, so that another try may fit.
+        self.made_room = False
         #: The newest committed checkpoint's directory; empty before the first.
         self.newest = ""
 
@@ -182,19 +191,44 @@ class Saver:
                 everything |= more
             self.newest = str(self._store.commit(msgspec.structs.replace(manifest, files=everything)))
         except (OSError, errors.EvenerError) as error:
-            self._saved_step = -1  # not `_last_step`: the next try is when the next save is due, not at each step
             self._error = None
-            self._store.discard(manifest.step)
-            kept = f"{self.newest} is the newest" if self.newest else "there is none yet"
-            self._tell(f"the checkpoint of step {manifest.step} was not saved: {error}; {kept}; training goes on")
-            self.failure = error
+            self._failed(manifest.step, error)
             return ""
-        self.failure = None
+        self.failure, self.made_room = None, False
+        if self._told:
+            self._told = ""
+            self._tell(f"checkpoints can be saved again: {self.newest} is the newest")
         try:
             self._store.keep_newest(self._schedule.keep, upto=manifest.step)
         except OSError as error:
             log.warning("old checkpoints in %s could not be deleted: %s", self._store.directory, error)
         return self.newest
+
+    def _failed(self, step: int, error: Exception) -> None:
+        self._saved_step = -1  # not `_last_step`: the next try is when the next save is due, not at each step
+        self._store.discard(step)
+        self.failure, self.made_room = error, False
+        if self._told != (why := _cause(error)):
+            self._told = why
+            kept = f"{self.newest} is the newest" if self.newest else "there is none yet"
+            self._tell(f"the checkpoint of step {step} was not saved: {error}; {kept}; training goes on")
+        else:
+            log.warning("the checkpoint of step %d was not saved: %s", step, error)
+        if any(text in str(error) for text in FULL):
+            self._make_room(step)
+
+    def _make_room(self, step: int) -> None:
+        """Delete the oldest checkpoint now, if the next one that is saved would have it deleted then."""
+        steps = [older for older in self._store.steps() if older < step]
+        if len(steps) < max(2, self._schedule.keep):
+            return
+        try:
+            self._store.forget(steps[0])
+        except OSError as error:
+            log.warning("the checkpoint of step %d could not be deleted: %s", steps[0], error)
+            return
+        self.made_room = True
+        self._tell(f"the checkpoint of step {steps[0]}, the oldest, is deleted: the next one needs its room")
 
     def read_newest(self) -> tuple[Manifest, Contents] | None:
         """The newest whole checkpoint."""
@@ -212,10 +246,16 @@ class Saver:
         self._store.close()
 
 
+def _cause(error: Exception) -> str:
+    """Why a save failed, whatever its step."""
+    return error.strerror or str(error) if isinstance(error, OSError) else str(error)
+
+
 class NoSaver:
     """Of a tower whose state another one saves."""
 
     failure: BaseException | None = None
+    made_room = False
     newest = ""
 
     def due(self, _step: int) -> bool:

@@ -14,10 +14,11 @@ import torch
 from evener.control.interrupts import STOPPING
 from evener.devices import prepare_process
 from evener.recipes.recipe import Recipe
-from evener.report import AnyReport
+from evener.report import AnyReport, Line
 from evener.session.session import Session
 from evener.settings import Settings
 from evener.task.build import build
+from evener.task.logs import LogFile
 from evener.task.owner import Tower, session_of
 
 
@@ -31,24 +32,21 @@ def run_alone(
     threads = torch.get_num_threads()
     prepare_process(settings.threads)
     logs = Path(settings.logdir) / "logs"
-    handler = _log_to(logs / f"worker-{tower.rank if tower else 0}.log") if logs.is_dir() else logging.NullHandler()
+    task = f"worker:{tower.rank if tower else 0}"
+    handler: logging.Handler = logging.NullHandler()
+    if logs.is_dir():
+        handler = LogFile(logs / f"{task.replace(':', '-')}.log", lambda text: report(Line(task, text)))
+    logger = logging.getLogger("evener")
+    logger.addHandler(handler)
+    logger.setLevel(logging.INFO)
     try:
         session = session_of(build(settings, recipe), settings, report, tower)
         with stopping(session):
             return session.run()
     finally:
         torch.set_num_threads(threads)
-        logging.getLogger("evener").removeHandler(handler)
+        logger.removeHandler(handler)
         handler.close()
-
-
-def _log_to(path: Path) -> logging.Handler:
-    handler = logging.FileHandler(path)
-    handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(name)s: %(message)s"))
-    logger = logging.getLogger("evener")
-    logger.addHandler(handler)
-    logger.setLevel(logging.INFO)
-    return handler
 
 
 @contextmanager

@@ -1,21 +1,25 @@
 """One task of a run: told by its launcher who it is, over the socket it inherited.
 
-Forked by `fork_server`; or, where that is not possible, started as ``python -m evener.task.main FD JOB:INDEX``, the
+Forked by `fork_server`; or, where that is not possible, started as ``python -P -m evener.task.main FD JOB:INDEX``, the
 second argument for people who look at `ps`.
 """
 
 from __future__ import annotations
 
+import contextlib
 import logging
+import os
 import signal
 import sys
 import time
 import traceback
 
+from setproctitle import setproctitle
+
 from evener import chaos, errors
 from evener.cluster.environment import chaos_plan
 from evener.control.control import Assignment, TaskEnd, log_of
-from evener.control.proc import die_with_parent
+from evener.control.proc import die_with_parent, guard
 from evener.control.told import Told, told_to_leave
 from evener.leaving import leave
 from evener.report import Failed, Leaves, Line
@@ -28,6 +32,10 @@ GRACE = 10.0
 
 def main(line: int) -> int:
     """The whole life of a task. `line`: a descriptor, of the socket to its launcher."""
+    # A recipe may import what lies where the run was started. Last: a types.py there must not come before Python's own,
+    # which is why tasks are started by `python -P`.
+    with contextlib.suppress(OSError):  # it may be gone
+        sys.path.append(os.getcwd())
     control = TaskEnd(line)
     die_with_parent()
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches the launcher, which ends the run in order
@@ -49,7 +57,8 @@ def main(line: int) -> int:
         return errors.PREEMPTED
     except BaseException as error:
         control.report(failure(task, error))
-        traceback.print_exc()
+        with contextlib.suppress(OSError):  # into the log, whose disk may be full
+            traceback.print_exc()
         return 1
     return 0
 
@@ -111,5 +120,19 @@ def failure(task: str, error: BaseException) -> Failed:
     return Failed(task, kind, str(error), traceback="".join(traceback.format_exception(error)), context=context)
 
 
+def guarded(line: int) -> None:
+    """Let a process wait for the launcher's death in our stead. Before there is any thread, and PyTorch."""
+    task, launcher = os.getpid(), os.getppid()
+    if not hasattr(os, "pidfd_open") or os.fork() != 0:
+        return
+    os.close(line)  # whose end tells the launcher that the task has ended
+    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+        signal.signal(number, signal.SIG_IGN)  # the task sees to these
+    setproctitle(f"evener guard of {sys.argv[2]}")
+    guard(task, launcher)
+
+
 if __name__ == "__main__":
+    with contextlib.suppress(OSError):  # the system makes no more processes
+        guarded(int(sys.argv[1]))
     leave(main(int(sys.argv[1])))

@@ -17,6 +17,7 @@ from evener.errors import ConfigError
 from evener.report import AnyReport, Line
 from evener.settings import Settings, check_gpus
 from evener.task.build import build
+from evener.task.logs import LogFile
 from evener.task.rendezvous import Directory, Fixed, for_cluster
 from evener.task.server import run_server
 from evener.task.worker import run_worker
@@ -76,11 +77,8 @@ def _run(found: Found, settings: Settings, report: Callable[[AnyReport], None], 
         ),
     )  # fmt: skip
     prepare_process(settings.threads, serves=job == "ps")
-    logging.basicConfig(
-        filename=Path(settings.logdir) / "logs" / f"{job}-{index}.log",
-        level=logging.INFO,
-        format="%(asctime)s %(levelname)s %(name)s: %(message)s",
-    )
+    path, task = Path(settings.logdir) / "logs" / f"{job}-{index}.log", str(found.task)
+    logging.basicConfig(handlers=[LogFile(path, lambda text: report(Line(task, text)))], level=logging.INFO)
     chaos.arm(chaos_plan(), str(found.task))
     for line in explain(found).splitlines():
         report(Line(str(found.task), line))

@@ -8,10 +8,8 @@ from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
-import msgspec
-
-from evener import chaos, errors, files
-from evener.ledger import granted, path_of
+from evener import chaos, errors
+from evener.ledger import path_of
 from evener.report import Reporter
 from evener.server.agreement import Expected
 from evener.server.course import Setup
@@ -20,9 +18,6 @@ from evener.server.links import Links
 from evener.server.serve import never, serve
 from evener.server.shard import Shard
 from evener.settings import Settings
-from evener.state.atomic import atomic_write
-from evener.state.checkpoint import Manifest
-from evener.state.manifest import MOST
 from evener.state.saver import Saver, Schedule
 from evener.state.state import State
 from evener.task.build import (
@@ -37,21 +32,10 @@ from evener.task.build import (
     tell_start,
 )
 from evener.task.follower import LeaderLine, follower
+from evener.task.grants import NAME, GrantsFile
 from evener.task.rendezvous import Rendezvous
 from evener.task.wiring import close, listen, public_address
 from evener.transport.channel import Listener
-
-
-class Grants(msgspec.Struct):
-    """Which lives were granted, over all runs of a logdir. Never rolls back, unlike parameters (RELIABILITY P4)."""
-
-    generation: int = 0
-    epochs: dict[int, int] = {}
-    holders: dict[int, str] = {}  # worker -> the process that has its newest epoch
-
-
-#: Bytes of the file of grants: 100,000 workers.
-LARGEST = 16 << 20
 
 
 def schedule_of(settings: Settings) -> Schedule:
@@ -145,7 +129,15 @@ class _Lives:
         return None
 
     def _lead(self, links: Links, shard: Shard) -> None:
-        server = _leader(links, shard, self.settings, run=self.run, report=self.report, without=self.without)
+        server = _leader(
+            links,
+            shard,
+            self.settings,
+            run=self.run,
+            report=self.report,
+            without=self.without,
+            stop_asked=lambda: self.stop_asked() or self.leave_asked(),
+        )
         serve(server, self.stop_asked, self.leave_asked)
         if server.ending.failure is not None:
             raise server.ending.failure
@@ -169,46 +161,28 @@ def _expected(built: Built, settings: Settings, run: str) -> Expected:
 
 
 def _leader(  # noqa: PLR0913 - what a leader is given, each once
-    links: Links, shard: Shard, settings: Settings, *, run: str, report: Reporter, without: tuple[int, ...]
+    links: Links,
+    shard: Shard,
+    settings: Settings,
+    *,
+    run: str,
+    report: Reporter,
+    without: tuple[int, ...],
+    stop_asked: Callable[[], str],
 ) -> Leader:
     tell = partial(tell_and_log, "ps:0", report)
     store = open_store(settings, tell=tell)
     saver = Saver(store, schedule_of(settings), shards=settings.ps, clock=time.monotonic, tell=tell)
     chaos.point("server.restoring")
     restored = beginning(store, saver, settings, "ps:0", report)
-    path = checkpoints(settings) / "grants.json"
-    grants = _grants(path, path_of(Path(settings.logdir)), restored[0] if restored else None)
-    grants.generation += 1
-
-    def keep_grants(epochs: dict[int, int], holders: dict[int, str]) -> None:
-        grants.epochs, grants.holders = epochs, holders
-        path.parent.mkdir(parents=True, exist_ok=True)  # the logdir may have been deleted since
-        atomic_write(path, [msgspec.json.encode(grants)])
-
-    keep_grants(grants.epochs, grants.holders)
+    file = GrantsFile(checkpoints(settings) / NAME, settings.workers, tell)
+    file.find(path_of(Path(settings.logdir)), restored[0] if restored else None)
+    file.begin(sleep=time.sleep, patience=settings.stall_timeout, stopped=stop_asked)
+    grants = file.grants
     ledger = open_ledger(settings, generation=grants.generation, run=run, report=report)
     setup = Setup(
         settings=settings, saver=saver, ledger=ledger, report=report, clock=time.monotonic, restored=restored,
         generation=grants.generation, epochs=dict(grants.epochs), holders=dict(grants.holders),
-        keep_grants=keep_grants, evener=VERSION, without=without,
+        keep_grants=file.keep, evener=VERSION, without=without,
     )  # fmt: skip
     return Leader(links, shard, setup)
-
-
-def _grants(path: Path, ledger: Path, manifest: Manifest | None) -> Grants:
-    """What was granted so far. Where the file is missing, as beside a copied checkpoint: all that else is known."""
-    try:
-        grants = msgspec.json.decode(files.content(path, LARGEST), type=Grants)
-        if not all(0 <= number <= MOST for number in (grants.generation, *grants.epochs, *grants.epochs.values())):
-            raise ValueError("a number in it is none of a life")
-    except FileNotFoundError:
-        grants = Grants(*granted(ledger))
-    except (OSError, ValueError, *files.NOT_JSON) as error:
-        raise errors.CheckpointError(
-            f"{path} is damaged: {getattr(error, 'strerror', None) or error}.",
-            why="it says which process may push under which number.",
-            fix="remove it if no task is running: it is made again from the ledger and the checkpoint.",
-        ) from error
-    for worker, (epoch, _) in (manifest.seqs if manifest else {}).items():
-        grants.epochs[int(worker)] = max(epoch, grants.epochs.get(int(worker), 0))
-    return grants

@@ -49,6 +49,7 @@ class LiveView:
         self._progress: Progress | None = None
         self._waits = LastingWaits(clock)
         self._lines: deque[str] = deque(maxlen=10_000)
+        self._missed = 0  # lines that had no room there
         self._changed = True
         self._closing = threading.Event()
         self._thread = threading.Thread(target=self._draw_often, name="view", daemon=True)
@@ -102,6 +103,7 @@ class LiveView:
     def _note(self, who: str, text: str) -> None:
         width = max(map(len, self._rows), default=0)
         for line in text.splitlines():
+            self._missed += len(self._lines) == self._lines.maxlen
             self._lines.append(f"{self._clock() - self._start:6.1f}s  {who:<{width}}  {line}")
 
     def _owner(self, state: str, step: int) -> None:
@@ -118,7 +120,11 @@ class LiveView:
 
     def _draw(self) -> None:
         """Lines come in one piece: each print draws the table again below it."""
-        lines = [self._lines.popleft() for _ in range(len(self._lines))]
+        if getattr(self._console.file, "behind", False) and not self._closing.is_set():
+            return  # the last drawing is still on its way: it is the newest that people want to see
+        missed, self._missed = self._missed, 0
+        lines = [f"({missed} lines were not shown)"] if missed else []
+        lines += [self._lines.popleft() for _ in range(len(self._lines))]
         changed, self._changed = self._changed, False
         if lines:
             self._console.print(Text(printable("\n".join(lines), self._console.encoding)), soft_wrap=True)

@@ -84,18 +84,41 @@ def _plain(line: str) -> str:
     return text if len(text) <= LONGEST else f"{text[: LONGEST - 1]}…"
 
 
+class Lossy:
+    """A stream to a file. A disk that fails takes none of it, but ends no training for that."""
+
+    def __init__(self, file: TextIO) -> None:
+        self._file = file
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._file, name)
+
+    def write(self, text: str) -> int:
+        with contextlib.suppress(OSError):
+            self._file.write(text)
+        return len(text)
+
+    def writelines(self, lines: Iterable[str]) -> None:
+        for line in lines:
+            self.write(line)
+
+    def flush(self) -> None:
+        with contextlib.suppress(OSError):
+            self._file.flush()
+
+
 @contextlib.contextmanager
 def passed_on(tell: Callable[[str], bool], *, clock: Callable[[], float], rest: str) -> Iterator[None]:
     """In this block `print` goes to `tell` besides standard output, which is a log file."""
-    before = sys.stdout
+    before, errors = sys.stdout, sys.stderr
     if isinstance(before, io.TextIOWrapper):
         # A task that is killed must not take with it what it printed; nor may a narrow encoding end training.
         before.reconfigure(line_buffering=True, errors="backslashreplace")
-    printed = Printed(before, tell, clock=clock, rest=rest)
-    sys.stdout = cast(TextIO, printed)
+    printed = Printed(cast(TextIO, Lossy(before)), tell, clock=clock, rest=rest)
+    sys.stdout, sys.stderr = cast(TextIO, printed), cast(TextIO, Lossy(errors))
     try:
         yield
     finally:
         with contextlib.suppress(OSError, ValueError):
             printed.finish()
-        sys.stdout = before
+        sys.stdout, sys.stderr = before, errors

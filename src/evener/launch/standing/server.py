@@ -79,7 +79,7 @@ class StandingServer:
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self._own, self._listener, self._say, self._clock = own, listener, say, clock
-        self._starter = starter or Processes()
+        self._starter = starter or Processes(tell=say)
         self._job: Job | None = None
         self._later: dict[int, Reserve] = {}  # clients that came while the last one's task was ending
         self._leaving = ""

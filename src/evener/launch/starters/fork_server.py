@@ -19,12 +19,13 @@ import socket
 import sys
 import traceback
 import warnings
+from collections.abc import Iterable
 
 import msgspec
 from setproctitle import setproctitle
 
 from evener.cluster.environment import change_environment
-from evener.control.proc import die_with_parent
+from evener.control.proc import die_with_parent, end_session
 from evener.control.told import LEAVE
 from evener.leaving import leave
 from evener.task.main import main
@@ -77,11 +78,13 @@ def serve(line: socket.socket) -> int | None:
                 poll.unregister(fd)
                 os.close(fd)
                 number, pid = children.pop(fd)
-                line.send(encode(Died(number, os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]))))
+                end_session(pid)  # before anybody has waited for it: the number is its own still
+                _tell(line, Died(number, os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])))
                 continue
-            data, given, _, _ = socket.recv_fds(line, LONGEST, 2)
-            if not data:
+            if (order := _order(line)) is None:
+                _end(pid for _, pid in children.values())
                 return None
+            data, given = order
             wanted = _wanted.decode(data)
             if wanted.steps:
                 preload("torch._dynamo")  # PyTorch's optimizers need its compiler: 0.9 s of a core
@@ -94,11 +97,33 @@ def serve(line: socket.socket) -> int | None:
             for each in given:
                 os.close(each)
             if (pidfd := _pidfd(pid)) < 0:
-                line.send(encode(Died(wanted.number, NOT_MADE)))
+                _tell(line, Died(wanted.number, NOT_MADE))
                 continue
             children[pidfd] = wanted.number, pid
             poll.register(pidfd, select.POLLIN)
-            socket.send_fds(line, [encode(Born(wanted.number, pid))], [pidfd])
+            _tell(line, Born(wanted.number, pid), pidfd)
+
+
+def _order(line: socket.socket) -> tuple[bytes, list[int]] | None:
+    """What the launcher wants, with descriptors; None when it is gone."""
+    try:
+        data, given, _, _ = socket.recv_fds(line, LONGEST, 2)
+    except ConnectionError:  # it died before it had read all that it was told
+        return None
+    return (data, given) if data else None
+
+
+def _tell(line: socket.socket, news: Born | Died, *given: int) -> None:
+    """That the launcher is gone shows when the next order is looked for."""
+    with contextlib.suppress(ConnectionError):
+        socket.send_fds(line, [encode(news)], given)
+
+
+def _end(pids: Iterable[int]) -> None:
+    """Kill tasks, and what is left in their sessions."""
+    for pid in pids:
+        os.kill(pid, signal.SIGKILL)
+        end_session(pid)
 
 
 def _fork(log: int) -> int:
@@ -160,7 +185,6 @@ if __name__ == "__main__":
     signal.signal(signal.SIGCHLD, signal.SIG_DFL)  # whoever started the launcher may have had it ignored
     line = socket.socket(fileno=int(sys.argv[1]))
     preload("evener.task.build", "evener.task.server", "evener.task.worker")
-    mine = None
-    with contextlib.suppress(ConnectionError):
-        mine = serve(line)
+    die_with_parent(signal.SIGCONT)  # if it is stopped when the launcher dies, it has tasks to end yet
+    mine = serve(line)
     leave(main(mine) if mine is not None else 0)

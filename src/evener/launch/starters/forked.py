@@ -14,6 +14,7 @@ from collections.abc import Mapping
 
 import msgspec
 
+from evener.control.proc import end_session
 from evener.launch.starters.fork_server import LONGEST, NEWS, Born, Died, Wanted, encode
 
 #: Seconds that the kernel may take to end a task whose server is gone.
@@ -79,6 +80,7 @@ class Forked:
     def died_with_its_server(self) -> None:
         if self._pidfd >= 0:
             _readable(self._pidfd, DYING)
+            end_session(self._pid)  # its number was its own a moment ago
         self.died(-signal.SIGKILL)
 
     def died(self, status: int) -> None:
@@ -97,7 +99,7 @@ class ForkServer:
         self._environment = environment
         with theirs:
             self._process = subprocess.Popen(
-                [sys.executable, "-m", "evener.launch.starters.fork_server", str(theirs.fileno())],
+                [sys.executable, "-P", "-m", "evener.launch.starters.fork_server", str(theirs.fileno())],
                 pass_fds=[theirs.fileno()], stdin=subprocess.DEVNULL, stdout=log, stderr=log, start_new_session=True,
                 env=environment,
             )  # fmt: skip

@@ -3,20 +3,27 @@
 from __future__ import annotations
 
 import contextlib
+import logging
+import os
 import signal
 import socket
 import subprocess
 import sys
-from typing import Protocol
+from collections.abc import Callable
+from pathlib import Path
+from typing import BinaryIO, Protocol
 
 from evener.cluster.environment import task_environment
 from evener.control.control import Assignment, LauncherEnd, Order, log_of
+from evener.control.proc import end_session
 from evener.control.told import LEFT
 from evener.errors import PREEMPTED
 from evener.launch.starters.forked import ForkServer, possible
 from evener.report import AnyReport
 from evener.settings import make
 from evener.transport.channel import Source
+
+log = logging.getLogger(__name__)
 
 
 class Running(Source, Protocol):
@@ -130,20 +137,29 @@ class Process:
 class Processes:
     """Starts tasks on this machine: off a fork server where that is possible, else one by one."""
 
-    def __init__(self, *, forks: bool | None = None) -> None:
+    def __init__(self, *, forks: bool | None = None, tell: Callable[[str], None] = log.warning) -> None:
         self.forks = possible() if forks is None else forks
+        self._tell = tell
         self._server: ForkServer | None = None
 
     def start(self, assignment: Assignment) -> Process:
-        """Raises OSError when the log cannot be written."""
         name, settings = f"{assignment.job}:{assignment.index}", make(assignment.settings)
         environment = task_environment(settings, assignment.job)
-        with log_of(assignment).open("ab") as log:
+        with self._log(log_of(assignment)) as log:
             mine, theirs = socket.socketpair()
             with theirs:
                 line, steps = theirs.fileno(), assignment.job == "ps" or not settings.ps
                 child = self._child(name, environment, line, log.fileno(), steps=steps)
         return Process(assignment, child, mine)
+
+    def _log(self, path: Path) -> BinaryIO:
+        """Where a task writes for later: nowhere, and told, where a file cannot be opened. Training needs none."""
+        try:
+            path.parent.mkdir(parents=True, exist_ok=True)  # the logdir may have been deleted since
+            return path.open("ab")
+        except OSError as error:
+            self._tell(f"{path} cannot be opened ({error.strerror}): what its task writes there is lost")
+            return open(os.devnull, "ab")
 
     def _child(self, name: str, environment: dict[str, str], line: int, log: int, *, steps: bool) -> Child:
         if self.forks:
@@ -165,8 +181,40 @@ class Processes:
             self._server = None
 
 
+class Spawned:
+    """A task that was started by itself. What it leaves in its session ends before its number is free."""
+
+    def __init__(self, started: subprocess.Popen[bytes]) -> None:
+        self._started = started
+
+    @property
+    def pid(self) -> int:
+        return self._started.pid
+
+    def poll(self) -> int | None:
+        return self._end(os.WNOHANG)
+
+    def wait(self) -> int:
+        self._end(0)
+        return self._started.wait()
+
+    def kill(self) -> None:
+        self._started.kill()
+
+    def _end(self, options: int) -> int | None:
+        """Its status once it is dead."""
+        if self._started.returncode is None:
+            with contextlib.suppress(
+                ChildProcessError
+            ):  # the system waits for children itself, where SIGCHLD is ignored
+                if os.waitid(os.P_PID, self.pid, os.WEXITED | os.WNOWAIT | options) is None:
+                    return None
+            end_session(self.pid)
+        return self._started.poll()
+
+
 def _spawn(name: str, environment: dict[str, str], line: int, log: int) -> Child:
-    return subprocess.Popen(
-        [sys.executable, "-m", "evener.task.main", str(line), name],
+    return Spawned(subprocess.Popen(
+        [sys.executable, "-P", "-m", "evener.task.main", str(line), name],
         pass_fds=[line], stdin=subprocess.DEVNULL, stdout=log, stderr=log, start_new_session=True, env=environment,
-    )  # fmt: skip
+    ))  # fmt: skip

@@ -270,10 +270,10 @@ class Local:
 
     def _save_final(self) -> None:
         self._finish_save()
-        if not self._saver.saved(self._state.step):
+        while not self._saver.saved(self._state.step):
             self._save()
             self._finish_save()
-            if self._saver.failure is not None:
+            if self._saver.failure is not None and not self._saver.made_room:
                 raise errors.CheckpointError(f"the final checkpoint was not saved: {self._saver.failure}")
 
     def _finish_save(self) -> None:

@@ -253,7 +253,7 @@ def test_a_stopped_worker_of_another_host_is_a_straggler_and_goes_on(cluster, tm
     until(lambda: me.status() == psutil.STATUS_STOPPED, PATIENCE, "worker:1 has gone on, and stops again")
     me.send_signal(signal.SIGCONT)
 
-    server.signal(signal.SIGTERM)
+    server.signal(signal.SIGINT)
     assert [task.finish(PATIENCE).code for task in (server, other, sleeper)] == [0, 0, 0], server.said()
     assert "is gone" not in server.said()
     audit = evener(tmp_path, "audit", "run")

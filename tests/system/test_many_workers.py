@@ -83,7 +83,7 @@ def settings_for(mode: str, transport: str, logdir: str) -> Settings:
     steps = LEASES if mode == "async" else LEASES // WORKERS
     return Settings(
         ps=1, workers=WORKERS, mode=mode, transport=transport, train_steps=steps, batch_size=10,
-        save_checkpoint_secs=None, logdir=logdir,
+        save_checkpoint_secs=None, logdir=logdir, insecure=transport == "tcp",
     )  # fmt: skip
 
 

@@ -203,7 +203,7 @@ def test_12_a_disk_that_is_full(told, tmp_path):
 
 def test_13_a_loss_that_is_not_finite(told):
     run = told("train", "mnist", "--ps", "1", "--workers", "1", "--learning-rate", "1e20")
-    run.says(r"(the loss of worker:0 is (nan|inf)|worker:0 pushed a gradient of .* that is not finite)")
+    run.says(r"(the loss of worker:0 is (nan|inf)|worker:0 pushed the gradient of .* that is not finite)")
     run.says("fix: lower the learning rate")
 
 

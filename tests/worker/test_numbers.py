@@ -7,7 +7,7 @@ import torch
 from torch import nn
 from ways import EVERY_WAY, WAYS, recipe_of, run, went_well
 
-from evener.errors import NonFinite
+from evener.errors import NonFinite, TaskFailed
 from evener.state.checkpoint import Store
 
 TWO = pytest.mark.parametrize("way", [way for way in WAYS if WAYS[way][1] == 2])
@@ -91,10 +91,10 @@ def test_a_mean_that_is_too_large_is_named_as_that_and_blames_no_gradient(way, t
 def test_a_gradient_that_is_not_finite_is_named_with_its_parameter(way, tmp_path):
     ran = run(way, steep(slope=float("nan"), lr=1e-3), tmp_path, save_checkpoint_steps=1)
 
-    assert isinstance(ran.error, NonFinite), ran.error
+    assert isinstance(ran.error, NonFinite | TaskFailed), ran.error  # the ps says why, its workers that it did
     assert "'row" in str(ran.error), "or the part of it that a shard holds"
     assert "gradient" in str(ran.error)
-    assert saved(tmp_path) is None
+    assert saved(tmp_path) in (None, 0), "nothing of it"
     assert not ran.parameters["row"].any()
 
 

@@ -99,7 +99,7 @@ def fault(chance: random.Random, task: str) -> str:
     point = chance.choice(list(points))
     life = chance.choice(["", "", "", "#2"])
     if point.startswith("disk.") and chance.random() < 0.5:
-        return f"{task}{life}/{point}@{chance.randint(1, points[point])}=enospc"
+        return f"{task}{life}/{point}@{chance.randint(4, 8)}=enospc"  # a run that cannot begin to write ends by name
     pause = f"sleep:{chance.uniform(0.1, 1.5):.1f}"
     action = chance.choices(["kill", "term", "exit", "stop", pause], [5, 3, 1, 2, 1])[0]
     return f"{task}{life}/{point}@{chance.randint(1, points[point])}={action}"

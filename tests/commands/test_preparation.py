@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import os
 import time
+from pathlib import Path
 
 import pytest
 import torch
@@ -10,7 +12,7 @@ from torch import nn
 
 from evener.cluster.cluster import Cluster
 from evener.cluster.environment import Rank
-from evener.commands.preparation import as_rank, new_logdir, options_there, run_name, settings_of
+from evener.commands.preparation import as_rank, make_logdir, new_logdir, options_there, run_name, settings_of
 from evener.errors import ConfigError
 from evener.recipes.recipe import Recipe
 
@@ -104,3 +106,10 @@ def test_under_torchrun_its_processes_are_the_towers():
     for name in ("towers", "workers"):
         with pytest.raises(ConfigError, match=f"{name}=3, but torchrun has started 2 processes"):
             as_rank({name: 3}, rank)
+
+
+def test_a_logdir_whose_name_could_not_be_told_to_other_tasks_is_refused(tmp_path):
+    with pytest.raises(ConfigError, match="cannot be used"):
+        make_logdir(Path(os.fsdecode(os.fsencode(tmp_path) + b"/caf\xe9")))
+    make_logdir(tmp_path / "café")
+    assert (tmp_path / "café" / "logs").is_dir()

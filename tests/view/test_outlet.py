@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import fcntl
 import io
 import os
@@ -82,8 +83,11 @@ def test_the_lines_that_are_missing_are_told_where_they_are_missing(pipe):
     outlet = Outlet(pipe.stream, most=2 * PAGE)
     for number in range(1000):
         print(f"{number:99}", file=outlet)
+    os.set_blocking(pipe.reader, False)
     while outlet.behind:
-        os.read(pipe.reader, PAGE)
+        with contextlib.suppress(BlockingIOError):
+            os.read(pipe.reader, PAGE)
+    os.set_blocking(pipe.reader, True)
     print("later", file=outlet)
 
     text, _ = pipe.read_to_end(outlet)
@@ -191,13 +195,23 @@ def test_what_standard_output_could_not_take_is_told_on_standard_error(monkeypat
     assert said == "evener: not all that was printed could be written (No space left on device)\n"
 
 
-def test_a_stream_that_is_no_file_is_left_as_it_is(monkeypatch):
-    monkeypatch.setattr(sys, "stdout", io.StringIO())
-    stream = io.StringIO()
-    with unhindered(stream) as out, unhindered() as standard:
+@pytest.mark.parametrize("make", [io.StringIO, lambda: io.TextIOWrapper(io.BytesIO())])
+def test_a_stream_that_is_no_file_is_left_as_it_is(make, monkeypatch):
+    standard, stream = make(), make()
+    monkeypatch.setattr(sys, "stdout", standard)
+    with unhindered(stream) as out, unhindered() as other:
         assert out is stream
-        assert standard is sys.stdout
-        assert isinstance(standard, io.StringIO)
+        assert other is sys.stdout is standard
+
+
+def test_one_stream_has_one_thread(pipe, monkeypatch):
+    monkeypatch.setattr(sys, "stdout", pipe.stream)
+    monkeypatch.setattr(sys, "stderr", pipe.stream)
+    before = set(threading.enumerate())
+    with unhindered(pipe.stream) as out:
+        assert out is sys.stdout is sys.stderr
+        (thread,) = set(threading.enumerate()) - before
+    assert not thread.is_alive()
 
 
 def test_a_run_is_shown_on_a_pipe_that_nobody_reads_and_its_end_waits_no_longer_than_it_may(pipe, monkeypatch):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import logging
+import os
 import secrets
 import time
 from collections.abc import Mapping
@@ -106,6 +107,12 @@ def make_logdir(logdir: Path, resume_step: int | None = None) -> None:
         ConfigError: it cannot be written.
         CheckpointError: it has no whole checkpoint of that step.
     """
+    if str(logdir).encode(errors="replace") != os.fsencode(logdir):
+        raise ConfigError(
+            f"the logdir {str(logdir)!r} cannot be used.",
+            why="its name is not UTF-8, and could not be told to other tasks.",
+            fix="choose another --logdir.",
+        )
     if resume_step is not None:
         resume_from(logdir / "checkpoints", resume_step, log.warning)
     try:

@@ -53,7 +53,7 @@ class Saves:
             if self._course.late():
                 raise errors.CheckpointError(
                     f"the final checkpoint was not saved: {self._saver.failure}",
-                    fix="make room; the same command with --logdir goes on from the newest that is there.",
+                    fix="see to its disk; the same command with --logdir goes on from the newest that is there.",
                 )
             if now < self._next:
                 return True

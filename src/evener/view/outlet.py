@@ -138,6 +138,14 @@ class Outlet:
         return ""
 
 
+def _is_file(stream: object) -> bool:
+    """Whether the system knows it. A notebook's stream may have a descriptor and yet not be what is behind it."""
+    try:
+        return isinstance(stream, io.TextIOWrapper) and stream.fileno() >= 0
+    except (OSError, ValueError):
+        return False
+
+
 @contextlib.contextmanager
 def unhindered(stream: TextIO | None = None) -> Iterator[TextIO]:
     """In this block nothing that is printed waits for a reader, to `stream` and to standard output and error.
@@ -146,7 +154,8 @@ def unhindered(stream: TextIO | None = None) -> Iterator[TextIO]:
     """
     before = sys.stdout, sys.stderr
     stream = stream if stream is not None else sys.stdout
-    outlets = {id(each): Outlet(each) for each in (stream, *before) if isinstance(each, io.TextIOWrapper)}
+    streams = {id(each): each for each in (stream, *before) if _is_file(each)}
+    outlets = {name: Outlet(each) for name, each in streams.items()}
     sys.stdout, sys.stderr = (cast(TextIO, outlets.get(id(each), each)) for each in before)
     try:
         yield cast(TextIO, outlets.get(id(stream), stream))

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 from hypothesis import given, settings, strategies as st
 
-from evener.transport.tcp_limits import HANDSHAKE_SECONDS, RESERVE, Caps, Door
+from evener.transport.tcp_limits import HANDSHAKE_SECONDS, Caps, Door, reserve
 
 CAPS = Caps(half_open=6, half_open_each=3, waiting=4, waiting_each=2)
 
@@ -87,7 +87,7 @@ def test_who_is_half_open_for_too_long_is_overdue_and_nobody_else_is() -> None:
 def test_caps_fit_a_process_and_leave_half_of_it_to_those_who_are_admitted(descriptors: int) -> None:
     caps = Caps.of(descriptors)
     assert 2 <= caps.half_open_each <= caps.half_open and 2 <= caps.waiting_each <= caps.waiting
-    assert caps.half_open + caps.waiting <= max(8, (descriptors - RESERVE) // 2)
+    assert caps.half_open + caps.waiting <= max(8, (descriptors - reserve(descriptors)) // 2)
 
 
 def test_two_hundred_workers_of_one_machine_fit_at_once() -> None:

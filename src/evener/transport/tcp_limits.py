@@ -19,6 +19,15 @@ RESERVE = 64
 MOST_DESCRIPTORS = 1 << 16
 
 
+def reserve(descriptors: int) -> int:
+    """How many are kept back of so many; where there are few, a quarter.
+
+    >>> reserve(1024), reserve(40)
+    (64, 10)
+    """
+    return min(RESERVE, descriptors // 4)
+
+
 @dataclass(frozen=True, slots=True)
 class Caps:
     """At most so many connections in each state; half of all descriptors stay for those who are admitted."""
@@ -35,7 +44,7 @@ class Caps:
         >>> Caps.of(256)
         Caps(half_open=48, half_open_each=24, waiting=48, waiting_each=24)
         """
-        share = max(4, (descriptors - RESERVE) // 4)
+        share = max(4, (descriptors - reserve(descriptors)) // 4)
         usual = Caps()
         half_open, waiting = min(usual.half_open, share), min(usual.waiting, share)
         return Caps(

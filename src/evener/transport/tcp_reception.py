@@ -10,7 +10,7 @@ import socket
 from collections.abc import Callable, Iterator
 
 from evener.transport import tcp_silence
-from evener.transport.tcp_limits import MOST_DESCRIPTORS, RESERVE, Caps, Door
+from evener.transport.tcp_limits import MOST_DESCRIPTORS, Caps, Door, reserve
 
 #: Connections that are taken in one go, so that a flood of them does not keep the peers waiting.
 AT_ONCE = 64
@@ -73,7 +73,7 @@ class Reception:
     def _has_room(self, sock: socket.socket, address: str, now: float) -> bool:
         """Enter a connection in the books; another may have to go for it."""
         fd = sock.fileno()
-        victim = self.door.come(fd, address, now, full=fd >= self._descriptors - RESERVE)
+        victim = self.door.come(fd, address, now, full=fd >= self._descriptors - reserve(self._descriptors))
         if victim == fd:
             self._complain(f"refused {address}: there are no descriptors to spare")
             sock.close()

@@ -46,7 +46,7 @@ from evener.policy.leases import LeaseState
 from evener.state.checkpoint import MANIFEST, Store, load
 from evener.state.locks import Lock
 from evener.task import rendezvous
-from evener.task.server import _grants
+from evener.task.grants import _read as read_grants
 from evener.transport import keys
 from evener.weights import read as read_weights, write as write_weights
 
@@ -226,10 +226,10 @@ def checkpoint_readers(directory: Path) -> Iterator[Reader]:
 
 
 def small_readers(directory: Path) -> Iterator[Reader]:
-    grants, ledger = directory / "grants.json", path_of(directory / "nowhere")
+    grants = directory / "grants.json"
     known = {"generation": 3, "epochs": {"0": 1, "7": 2}, "holders": {"0": "x"}, "more": []}
     yield Reader("grants", lambda m: m.rng.choice([m.json, lambda v: m.bytes(json.dumps(v).encode())])(known),
-                 lambda c: _grants(written(grants, c), ledger, None))  # fmt: skip
+                 lambda c: read_grants(written(grants, c)))  # fmt: skip
     address = directory / "ps-0"
     yield Reader(
         "address", lambda m: m.bytes(b"tcp://127.0.0.1:5555\n"), lambda c: rendezvous._read(written(address, c)), 0.3

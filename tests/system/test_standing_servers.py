@@ -27,7 +27,18 @@ class Cluster:
         self.servers: dict[str, Run] = {}
         for task in TASKS:
             job, _, index = task.partition(":")
-            words = ["server", "--job-name", job, "--task-index", index, *hosts, "--keys", "keys", "--recipes", "small"]
+            words = [
+                "server",
+                "--job-name",
+                job,
+                "--task-index",
+                index,
+                *hosts,
+                "--keys",
+                "keys",
+                "--recipes",
+                "small,absent",
+            ]
             self.servers[task] = stack.enter_context(start(place, *words))
         at = {task: run.wait_for(r"ready; waits for a job at tcp://(\S+)")[1] for task, run in self.servers.items()}
         workers = ",".join(at[task] for task in TASKS[1:])

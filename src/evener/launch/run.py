@@ -230,7 +230,7 @@ class LocalRun:
                     task.failed = Failed(task.name, "TaskFailed", f"{task.name} {told}.", fix=f"look at {log}.")
                     self._first = self._first or task.failed
                     self._hear(task.failed)
-                self._cut_short(f"{task.name} failed", self._settings.grace)
+                self._cut_short(f"{task.name} failed", min(self._settings.grace, ORDERLY * 2))
 
     def _standing(self, task: Task) -> Standing:
         return Standing(

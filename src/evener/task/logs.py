@@ -24,6 +24,8 @@ class LogFile(logging.FileHandler):
         self._path, self._tell = path, tell
         self._lost = 0  # records since it was told
         self._failed = False  # the record in hand
+        with contextlib.suppress(OSError):  # the first record tells
+            path.open("ab").close()
 
     def emit(self, record: logging.LogRecord) -> None:
         self._failed = False

@@ -16,6 +16,8 @@ from evener.errors import ConfigError
 from evener.modes import STALENESS, check_mode
 from evener.wire.layout import PLACEMENTS
 
+#: Steps of a run whose end a script decides.
+ENDLESS = 2**53 - 1
 TRANSPORTS = ("auto", "shared", "tcp")
 #: What transports were once called: such a command or file goes on to work.
 FORMER_TRANSPORTS = {"zeromq": "tcp"}
@@ -33,6 +35,8 @@ class Settings:
 
     recipe: str = ""  # how another process finds the recipe: "mnist", "module:attr", "file.py:attr"
     recipe_options: Mapping[str, Any] = field(default_factory=dict)
+    script: str = ""  # instead of a recipe: a program with a loop of its own, which calls `evener.join`
+    script_args: tuple[str, ...] = ()
 
     # who trains
     mode: str = "async"
@@ -145,6 +149,8 @@ class Settings:
 
     def steps(self, samples: int) -> int:
         """Global steps of the whole run, given the number of training samples."""
+        if self.script and self.train_steps is None:
+            return ENDLESS
         if self.epochs is not None:
             steps = self.epochs * samples / (self.batch_size * self.aggregate)
             return max(

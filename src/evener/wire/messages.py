@@ -13,7 +13,7 @@ from typing import Annotated
 import msgspec
 from msgspec import Meta
 
-PROTOCOL = 2
+PROTOCOL = 3
 
 #: Bounds that hold before anybody computes with what a peer said. 2**53: sums of such counts stay far below the 64 bits
 #: that JSON and msgpack can write, and a float holds each exactly.
@@ -21,6 +21,11 @@ Count = Annotated[int, Meta(ge=0, lt=2**53)]
 Index = Annotated[int, Meta(ge=0, lt=2**20)]  # of a task
 Lease = Annotated[int, Meta(ge=-1, lt=2**53)]
 Word = Annotated[str, Meta(max_length=1024)]
+#: Leases that a worker may have in hand, or name in one push.
+Several = Annotated[list[Lease], Meta(max_length=4096)]
+Want = Annotated[int, Meta(ge=0, le=4096)]
+#: What a script keeps besides tensors of its model: JSON.
+Script = Annotated[bytes, Meta(max_length=8 << 20)]
 
 
 class Message(msgspec.Struct, frozen=True, array_like=True, tag=True):
@@ -48,7 +53,7 @@ class Hello(Message, frozen=True):
     recipe: Word
     layout: Word  # fingerprint
     specs: bytes  # zlib(msgpack([name, shape, dtype, trained], ...)): names the difference when the fingerprint differs
-    samples: Annotated[int, Meta(gt=0, lt=2**53)]  # of training data; the schedule counts epochs with it
+    samples: Count  # of training data; the schedule counts epochs with it. 0: a script whose batches have no numbers
     host: Word
     pid: Count
     process: Word = ""  # random, of this process alone: pids come again
@@ -60,19 +65,39 @@ class Join(Message, frozen=True):
     """Ready for the first parameters."""
 
     identity: Identity
+    want: Want = 1  # leases in hand
 
 
 class Push(Message, frozen=True):
-    """One gradient; the payload is the shard's slice of it."""
+    """One gradient; the payload is the shard's slice of it.
+
+    A script of its own (`loop`) may have used several batches for it (`lease` and `more`), or none that has a number
+    (`lease` -1), as for the second of two optimizers that learn from one batch.
+    """
 
     identity: Identity
     seq: Count  # counts this life's pushes from 1: a resend carries the same number and is never applied twice
     version: Count  # of the parameters it was computed on
     lease: Lease
-    loss: float
+    loss: float | None  # None: not known
     examples: Annotated[int, Meta(ge=0, lt=2**31)]
     seconds: float  # of computing
     unused: Annotated[bytes, Meta(max_length=1 << 20)] = b""  # `Layout.mask` of parameters whose gradient is None
+    more: Several = []  # further leases of this gradient
+    want: Want = 1  # leases in hand, once this one is answered
+    group: Index = 0  # which of the script's optimizers it is for
+    settings: Annotated[bytes, Meta(max_length=1 << 20)] = b""  # JSON: that optimizer's groups, where they changed
+    script: Script = b""  # what the script keeps, where it changed; from the chief
+    spread: bool = False  # `script` is for the other workers too, at once
+
+
+class Draw(Message, frozen=True):
+    """More batches, without a gradient: to accumulate over, to prepare, or for the next epoch. The answer is `Drawn`."""
+
+    identity: Identity
+    want: Want  # leases in hand
+    wait: bool = False  # nothing is in hand: answer when there is something, be it of the next epoch
+    unused: Several = []  # leases in hand that no update will use
 
 
 class Pull(Message, frozen=True):
@@ -127,6 +152,19 @@ class Release(Message, frozen=True):
     dropped: int = 0  # gradients dropped so far, of all workers
     learning_rate: float = 0.0
     failed: bool = False  # `stop` is another task's failure
+    leases: list[int] = []  # to a script: those that came into its hand now; `lease` is the first in hand
+    script: bytes = b""  # what the script keeps: at the beginning of a life, and what the chief has spread
+
+
+class Drawn(Message, frozen=True):
+    """Answer to `Draw`. Whoever waited is to look at the newest parameters first (`Pull`): their version is at least this."""
+
+    leases: list[int]
+    version: int
+    stop: str = ""
+    chief: bool = False
+    failed: bool = False
+    script: bytes = b""  # as in `Release`
 
 
 class Contents(Message, frozen=True):
@@ -289,7 +327,7 @@ class Ended(Message, frozen=True):
 
 
 AnyMessage = (
-    Hello | Join | Push | Pull | Goodbye | Halt | Judged | Granted | Release | Contents | Refused
+    Hello | Join | Push | Draw | Drawn | Pull | Goodbye | Halt | Judged | Granted | Release | Contents | Refused
     | Follow | Lead | Held | Lost | Leaving | Decided | Save | Saved | End
     | Ping | Pong | Reserve | Reserved | Relay | Dismiss | Ended
 )  # fmt: skip

@@ -5,11 +5,12 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from evener.api import evaluate, load, run
+    from evener.api import evaluate, launch, load, run
     from evener.data.dataset import Data, MapStyle, Tensors
     from evener.devices.marks import device
     from evener.errors import EvenerError
     from evener.figures import EarlyStopping
+    from evener.loop.join import join
     from evener.recipes.recipe import Recipe, accuracy, recipe
     from evener.result import Result
     from evener.session.hooks import Hook, StopAtStep
@@ -17,7 +18,7 @@ if TYPE_CHECKING:
     from evener.state.schedules import each_epoch, each_validation
 
 _HOMES = {
-    "run": "evener.api", "evaluate": "evener.api", "load": "evener.api", "Recipe": "evener.recipes.recipe",
+    "run": "evener.api", "join": "evener.loop.join", "launch": "evener.api", "evaluate": "evener.api", "load": "evener.api", "Recipe": "evener.recipes.recipe",
     "accuracy": "evener.recipes.recipe", "recipe": "evener.recipes.recipe",
     "Result": "evener.result", "Settings": "evener.settings", "EvenerError": "evener.errors",
     "Hook": "evener.session.hooks", "StopAtStep": "evener.session.hooks", "EarlyStopping": "evener.figures",
@@ -27,7 +28,7 @@ _HOMES = {
 
 __all__ = [
     "Data", "EarlyStopping", "EvenerError", "Hook", "MapStyle", "Recipe", "Result", "Settings", "StopAtStep",
-    "Tensors", "accuracy", "device", "each_epoch", "each_validation", "evaluate", "load",
+    "Tensors", "accuracy", "device", "each_epoch", "each_validation", "evaluate", "join", "launch", "load",
     "recipe", "run",
 ]  # fmt: skip
 

@@ -5,13 +5,14 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TextIO
 
 from evener import settings as settings_module
 from evener.cluster.environment import Flags, Rank, explain, find, on_this_machine, rank_here, seeing_devices
 from evener.cluster.private import keyed, keyed_here
-from evener.commands.preparation import as_rank, download, how, make_logdir, options_there, settings_of
+from evener.commands.preparation import as_rank, download, how, make_logdir, options_there, script_settings, settings_of
 from evener.control.proc import process_seconds
 from evener.errors import ConfigError, EvenerError
 from evener.launch.run import LocalRun
@@ -82,14 +83,90 @@ def run(
     apart = rank is None and settings.way != "single"  # in processes that this one starts
     if apart and here and settings.recipe_options.get("download"):
         download(settings)
+    starter = None if existing_servers is None else partial(_reserved, existing_servers, settings)
+
+    def train(hear: Callable[[AnyReport], None], say: Callable[[str], None]) -> bool:
+        if not apart:
+            return _here(settings, made, rank, hear) == "interrupted"
+        return _apart(settings, hear, say, starter)
+
+    result = _watched(settings, train, stream=stream, quiet=quiet or not leads, start=start, rank=rank)
+    return replace(result, leads=leads, made=made)
+
+
+def launch(
+    script: str | Path,
+    *args: str,
+    stream: TextIO | None = None,
+    quiet: bool = False,
+    **options: Any,
+) -> Result:
+    """Run a program with a training loop of its own, which calls `evener.join`, and return the run's figures.
+
+    Args:
+        script: the program.
+        *args: its arguments, as on a command line.
+        stream, quiet: as for `run`.
+        **options: see `evener.Settings`: mode, ps, workers, towers, train_steps, logdir, ...
+
+    Raises:
+        ConfigError: an option or a program that cannot work.
+        TaskFailed: the program, or a task, has failed.
+        KeyboardInterrupt: after Ctrl-C, when everything was saved and has ended.
+        Exception: in one process, whatever the program raised.
+    """
+    from evener.task.alone import in_this_process
+    from evener.task.script import Joining, run_script
+
+    start = Path.cwd()
+    settings = script_settings(script, args, options)
+    check_gpus(settings, settings.processes)
+    if settings.ps:
+        settings = keyed_here(settings)
+    make_logdir(Path(settings.logdir), settings.resume_step)
+
+    def train(hear: Callable[[AnyReport], None], say: Callable[[str], None]) -> bool:
+        if settings.way != "single":
+            return _apart(settings, hear, say, None)
+        joining = Joining(job="worker", index=0, settings=settings, report=hear)
+        with seeing_devices(settings, "worker"), in_this_process(settings, joining) as interrupted:
+            run_script(joining)
+        return bool(interrupted)
+
+    return _watched(settings, train, stream=stream, quiet=quiet, start=start)
+
+
+def _apart(
+    settings: Settings,
+    hear: Callable[[AnyReport], None],
+    say: Callable[[str], None],
+    starter: Callable[[Callable[[str], None]], Starter] | None,
+) -> bool:
+    """Train in processes that are started for it. True: it was cut short."""
+    clock = time.monotonic
+    if settings.way == "towers":
+        return bool(TowersRun(settings, hear=hear, say=say, clock=clock).run())
+    made = starter(say) if starter is not None else None
+    return bool(LocalRun(settings, hear=hear, say=say, clock=clock, starter=made).run())
+
+
+def _watched(  # noqa: PLR0913 - a run, and how it is shown
+    settings: Settings,
+    train: Callable[[Callable[[AnyReport], None], Callable[[str], None]], bool],
+    *,
+    stream: TextIO | None,
+    quiet: bool,
+    start: Path,
+    rank: Rank | None = None,
+) -> Result:
+    """Show a run while it lasts, and tell its figures. Raises KeyboardInterrupt if it was cut short."""
     outcome = Outcome()
     started, began = time.monotonic(), process_seconds()
     first_step: list[float] = []
     workers = settings.processes if rank is None else settings.workers
     tasks = [f"ps:{i}" for i in range(settings.ps)] + [f"worker:{i}" for i in range(workers)]
     title = f"{settings.recipe}: {how(settings)}, logs in {seen_from(start, settings.logdir)}"
-    cut_short = False
-    with shown(stream, tasks=tasks, title=title, quiet=quiet or not leads) as view:
+    with shown(stream, tasks=tasks, title=title, quiet=quiet) as view:
 
         def hear(report: AnyReport) -> None:
             if not first_step and isinstance(report, Progress) and report.updates > 0:
@@ -97,20 +174,12 @@ def run(
             outcome.hear(report)
             view.hear(report)
 
-        if not apart:
-            cut_short = _here(settings, made, rank, hear) == "interrupted"
-        elif settings.way == "towers":
-            cut_short = bool(TowersRun(settings, hear=hear, say=view.say, clock=time.monotonic).run())
-        else:
-            starter = None if existing_servers is None else _reserved(existing_servers, settings, view.say)
-            clock = time.monotonic
-            cut_short = bool(LocalRun(settings, hear=hear, say=view.say, clock=clock, starter=starter).run())
+        cut_short = train(hear, view.say)
     if cut_short:
         at = f" at step {outcome.finished.global_step}" if outcome.finished else ""
         logdir = seen_from(start, settings.logdir)
         raise KeyboardInterrupt(f"interrupted{at}; the same command with --logdir {logdir} continues")
-    result = outcome.result(settings, first_step_seconds=first_step[0] if first_step else None)
-    return replace(result, leads=leads, made=made)
+    return outcome.result(settings, first_step_seconds=first_step[0] if first_step else None)
 
 
 def _here(settings: Settings, made: Recipe | None, rank: Rank | None, hear: Callable[[AnyReport], None]) -> str:
@@ -287,4 +356,4 @@ def _reserved(servers: Cluster, settings: Settings, say: Callable[[str], None]) 
     return standing
 
 
-__all__ = ["EvenerError", "audit", "evaluate", "export", "load", "run"]
+__all__ = ["EvenerError", "audit", "evaluate", "export", "launch", "load", "run"]

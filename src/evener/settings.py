@@ -114,6 +114,7 @@ class Settings:
         _check_devices(self)
         _check_length(self)
         check_clipping(self.clip_norm, self.clip_value)
+        _check_script(self)
 
     @property
     def aggregate(self) -> int:
@@ -257,6 +258,32 @@ def _check_devices(settings: Settings) -> None:
     visible = settings.visible_devices
     if visible is not None and not isinstance(visible, str):
         raise ConfigError(f"visible_devices={visible!r} cannot work.", fix='write "0,2", or "" for none.')
+
+
+def _check_script(settings: Settings) -> None:
+    """A program with a loop of its own decides itself what a recipe's options decide."""
+    if not settings.script:
+        return
+    loops = {"epochs": settings.epochs, "eval_every": settings.eval_every}
+    if wrong := [name for name, value in loops.items() if value is not None]:
+        option = "--" + wrong[0].replace("_", "-")
+        raise ConfigError(
+            f"{option} does not go with a program that has a loop of its own.",
+            why="it decides that itself.",
+            fix=f"leave {option} out; give the program its own arguments, after its name.",
+        )
+    if settings.pipeline_stages > 1:
+        raise ConfigError(
+            "a pipeline cannot run a program with a loop of its own.",
+            why="each stage computes a part of the model.",
+            fix="use --towers or --ps, or write a recipe.",
+        )
+    if settings.on_nan == "rollback" and not settings.ps:
+        raise ConfigError(
+            "--on-nan rollback needs ps tasks here.",
+            why="the program goes on with what it has in its own variables.",
+            fix="add --ps 1.",
+        )
 
 
 def check_gpus(settings: Settings, local_workers: int) -> None:

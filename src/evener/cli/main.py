@@ -17,6 +17,7 @@ from evener.cli.data import add_data
 from evener.cli.devices import add_device_options, add_devices
 from evener.cli.endings import FAILED, OK, USAGE, ending
 from evener.cli.export import add_export
+from evener.cli.launch import add_launch, own_words
 from evener.cli.options import (
     add_cluster_options,
     add_link_options,
@@ -39,7 +40,7 @@ RECIPE_FLAGS = ("data", "data_dir", "download", "skip_bad_records", "optimizer",
 
 
 #: Commands that run for hours.
-LONG = (["train"], ["task"], ["server"])
+LONG = (["train"], ["launch"], ["task"], ["server"])
 
 
 class Commands(argparse.ArgumentParser):
@@ -57,6 +58,7 @@ def parser() -> argparse.ArgumentParser:
     top.add_argument("--version", action="store_true", help="print the version")
     commands = top.add_subparsers(dest="command", metavar="COMMAND")
     add_train(commands)
+    add_launch(commands)
     add_task(commands)
     add_eval(commands)
     add_export(commands, add_recipe_options, recipe_options)
@@ -142,11 +144,11 @@ def recipe_options(args: argparse.Namespace) -> dict[str, Any]:
     return options
 
 
-def settings_options(args: argparse.Namespace) -> dict[str, Any]:
-    known = Settings.__dataclass_fields__
+def settings_options(args: argparse.Namespace, *, recipe: bool = True) -> dict[str, Any]:
+    """What the command line says of the run; `recipe`: it trains one, which has options of its own."""
+    known = Settings.__dataclass_fields__.keys() - {"recipe", "script", "script_args"}
     options = {name: value for name, value in vars(args).items() if name in known and value is not None}
-    del options["recipe"]
-    return {**options, "recipe_options": recipe_options(args)}
+    return {**options, "recipe_options": recipe_options(args)} if recipe else options
 
 
 def run_train(args: argparse.Namespace) -> int:
@@ -267,7 +269,8 @@ def piped(argv: list[str]) -> int:
 
 
 def command(argv: list[str]) -> int:
-    args, unknown = parser().parse_known_args([dashed(word) for word in argv])
+    top = parser()
+    args, unknown = top.parse_known_args(_words(argv, top))
     if unknown:
         raise unknown_option(unknown[0], args)
     if args.version:
@@ -279,6 +282,14 @@ def command(argv: list[str]) -> int:
         parser().print_help()
         return USAGE
     return int(args.run(args))
+
+
+def _words(argv: list[str], top: argparse.ArgumentParser) -> list[str]:
+    """The old programs wrote --ps_hosts; what `launch` hands on to a program stays as it is."""
+    if argv[:1] != ["launch"]:
+        return [dashed(word) for word in argv]
+    commands = next(action for action in top._actions if isinstance(action, argparse._SubParsersAction))
+    return ["launch", *own_words(argv[1:], commands.choices["launch"])]
 
 
 def enter() -> NoReturn:

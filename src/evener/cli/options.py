@@ -47,6 +47,15 @@ def truth(text: str) -> bool:
 
 
 def add_training_options(train: argparse.ArgumentParser) -> None:
+    add_mode_options(train)
+    _add_length_options(train)
+    add_recipe_options(train)
+    add_keeping_options(train)
+    _add_validation_options(train)
+    add_failure_options(train)
+
+
+def add_mode_options(train: argparse.ArgumentParser) -> None:
     add = train.add_argument_group("when gradients become an update").add_argument
     add("--mode", metavar="|".join(MODES), help="when gradients become an update; default async")
     add(
@@ -61,8 +70,10 @@ def add_training_options(train: argparse.ArgumentParser) -> None:
     add("--clip-norm", type=float, metavar="X", help="scale the mean gradient of the whole model down to this 2-norm")
     add("--clip-value", type=float, metavar="X", help="keep each number of the mean gradient between -X and X")
     add("--placement", metavar="|".join(PLACEMENTS), help="of parameters on several ps tasks; default even")
-    length = train.add_argument_group("how long, over what")
-    add = length.add_argument
+
+
+def _add_length_options(train: argparse.ArgumentParser) -> None:
+    add = train.add_argument_group("how long, over what").add_argument
     add("--train-steps", type=int, metavar="N", help="global steps (updates) of the whole run; default 2000")
     add("--epochs", type=float, metavar="E", help="instead of --train-steps: passes over the training data")
     add("--batch-size", type=int, metavar="B", help="samples of one gradient; default 100")
@@ -70,9 +81,6 @@ def add_training_options(train: argparse.ArgumentParser) -> None:
     text = "let tasks join whose recipe files, or first samples, are others; it is told, not refused"
     add("--allow-difference", action="store_true", default=None, help=text)
     add("--threads", type=int, help="PyTorch threads of each task; default 1")
-    add_recipe_options(train)
-    add_keeping_options(train)
-    add_failure_options(train)
 
 
 def add_keeping_options(train: argparse.ArgumentParser) -> None:
@@ -88,6 +96,10 @@ def add_keeping_options(train: argparse.ArgumentParser) -> None:
     add("--keep", type=int, metavar="K", help="newest checkpoints kept; default 5")
     add("--save-summary-secs", type=float, metavar="S", help="seconds between TensorBoard summaries; default 10")
     add("--log-every", type=int, metavar="N", help="local steps between log lines; default 500")
+
+
+def _add_validation_options(train: argparse.ArgumentParser) -> None:
+    add = train.add_argument_group("validation").add_argument
     add("--eval-every", type=int, metavar="N", help="global steps between validations; the last is always done")
     text = "samples validated at once; default --batch-size"
     add("--eval-batch-size", type=int, metavar="B", help=text)

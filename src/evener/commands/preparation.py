@@ -7,7 +7,7 @@ import logging
 import os
 import secrets
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -71,6 +71,22 @@ def settings_of(
     settings = settings_module.make(given)
     named = settings.logdir or not fresh_logdir
     return (settings if named else replace(settings, logdir=new_logdir(settings.recipe, start))), made
+
+
+def script_settings(script: str | Path, args: Sequence[str], options: Mapping[str, Any]) -> Settings:
+    """The settings of a run of a program. Raises ConfigError where there is none."""
+    start = Path.cwd()
+    path = start / Path(script).expanduser()
+    if not path.is_file():
+        raise ConfigError(
+            f"there is no program {str(script)!r}.",
+            why="it is a Python file with a training loop that calls evener.join().",
+            fix="name it: evener launch train.py ARGS; recipes are trained by `evener train`.",
+        )
+    named = {name: str(start / options[name]) for name in ("keys", "init_from", "logdir") if options.get(name)}
+    given = {**options, **named, "recipe": path.name, "script": str(path), "script_args": tuple(args), "batch_size": 1}
+    settings = settings_module.make(given)
+    return settings if settings.logdir else replace(settings, logdir=new_logdir(path.stem, start))
 
 
 def new_logdir(recipe: str, start: Path) -> str:

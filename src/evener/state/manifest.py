@@ -46,6 +46,8 @@ class Manifest(msgspec.Struct, frozen=True, kw_only=True):
     examples: int = 0
     dropped: int = 0
     evener: str = ""
+    script: str = ""  # what a program with a loop of its own keeps, as JSON
+    main: int = 0  # and the updates of its first optimizer
 
 
 class _Sealed(msgspec.Struct, frozen=True):

@@ -42,7 +42,7 @@ def optimizer_of(recipe: Recipe, model: nn.Module) -> Optimizer:
             + ("; parameter groups may each have a learning rate and settings of their own." if several else "."),
         )
     name = type(made).__name__
-    if _needs_closure(made):
+    if needs_closure(made):
         raise ConfigError(
             f"{said} {name}, whose step() needs a closure that computes the loss again.",
             why="an update is made of gradients that workers have computed, once for each batch.",
@@ -72,7 +72,8 @@ def optimizer_of(recipe: Recipe, model: nn.Module) -> Optimizer:
     return made
 
 
-def _needs_closure(optimizer: Optimizer) -> bool:
+def needs_closure(optimizer: Optimizer) -> bool:
+    """Whether its step() cannot do without a function that computes the loss again."""
     if isinstance(optimizer, torch.optim.LBFGS):
         return True
     closure = inspect.signature(type(optimizer).step).parameters.get("closure")

@@ -45,6 +45,8 @@ def manifest_of(  # noqa: PLR0913 - what a checkpoint says besides tensors, each
     settings: Settings,
     samples: int,
     evener: str,
+    script: str = "",
+    main: int = 0,
 ) -> Manifest:
     """The manifest of a copied state; its files are filled in when they are written."""
     layout = state.parameters.layout
@@ -57,6 +59,7 @@ def manifest_of(  # noqa: PLR0913 - what a checkpoint says besides tensors, each
         next_lease=book.next_lease, unapplied=list(book.unapplied), skipped=list(book.skipped),
         buffers=sorted({spec.name for spec in layout.specs if not spec.trained} | state.frozen.keys()),
         seqs={str(worker): seq for worker, seq in seqs.items()}, examples=examples, dropped=dropped, evener=evener,
+        script=script, main=main,
     )  # fmt: skip
 
 

@@ -45,9 +45,19 @@ class State:
     Args:
         model: built from the run's seed; its values are where training starts. It is read, not kept.
         slot: the memory of the parameters; fresh if None.
+        own: the model lives in that memory, and its own optimizer takes the steps, called by a program.
     """
 
-    def __init__(self, model: nn.Module, recipe: Recipe, layout: Layout, *, shard: int = 0, slot: Slot | None = None):
+    def __init__(  # noqa: PLR0913 - a shard of what, and where
+        self,
+        model: nn.Module,
+        recipe: Recipe,
+        layout: Layout,
+        *,
+        shard: int = 0,
+        slot: Slot | None = None,
+        own: bool = False,
+    ) -> None:
         self.recipe = recipe
         self.step = 0
         self.parameters = slot or Slot(layout, shard)
@@ -57,13 +67,18 @@ class State:
         stay = frozen(model, layout)
         self._stay = frozenset(stay)
         self.frozen = {name: copied(tensor) for name, tensor in stay.items()} if shard == 0 else {}
-        self._trained = [nn.Parameter(view) for piece, view in self.parameters.named() if piece.spec.trained]
+        mine = dict(model.named_parameters()) if own else {}
+        self._trained = [
+            mine[piece.spec.name] if own else nn.Parameter(view)
+            for piece, view in self.parameters.named()
+            if piece.spec.trained
+        ]
         self._indices = [index for index, piece in enumerate(self.parameters.pieces) if piece.spec.trained]
         self._mine: dict[str, list[tuple[Piece, nn.Parameter]]] = {}
         for index, parameter in zip(self._indices, self._trained, strict=True):
             piece = self.parameters.pieces[index]
             self._mine.setdefault(piece.spec.name, []).append((piece, parameter))
-        self.optimizer, self._names = self._moved(model)
+        self.optimizer, self._names = self._moved(model, own=own)
         self.schedule: Schedule | None = None
         self._averages: Slot | None = None
         self._owed = False  # the averages lack the last update
@@ -74,10 +89,13 @@ class State:
             for average, value in zip(self._averages.views, self.parameters.views, strict=True):
                 average.copy_(value)
         #: Where gradients of several workers are averaged.
-        self.averaged = Slot(layout, shard, device=self.parameters.device)
+        self.averaged = self.parameters if own else Slot(layout, shard, device=self.parameters.device)
 
-    def _moved(self, model: nn.Module) -> tuple[Optimizer, list[list[str]]]:
+    def _moved(self, model: nn.Module, *, own: bool) -> tuple[Optimizer, list[list[str]]]:
         """The recipe's optimizer over this shard's pieces, and the names of each group's parameters."""
+        if own:
+            optimizer = self.recipe.optimizer(model)
+            return optimizer, names_of_groups(optimizer, model)
         optimizer = optimizer_of(self.recipe, model)
         if self.parameters.layout.shards > 1:
             check_apart(self.recipe, optimizer, model, self.parameters.pieces)

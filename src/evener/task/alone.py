@@ -20,6 +20,7 @@ from evener.settings import Settings
 from evener.task.build import build
 from evener.task.logs import LogFile
 from evener.task.owner import Tower, session_of
+from evener.task.script import Joining
 
 
 def run_alone(
@@ -50,15 +51,48 @@ def run_alone(
 
 
 @contextmanager
+def in_this_process(settings: Settings, joining: Joining) -> Iterator[list[str]]:
+    """A program that is run here: its log file, its threads, and Ctrl-C. Gives why it was cut short, if it was."""
+    threads = torch.get_num_threads()
+    prepare_process(settings.threads)
+    log = Path(settings.logdir) / "logs" / "worker-0.log"
+    handler = LogFile(log, lambda text: joining.report(Line("worker:0", text)))
+    logger = logging.getLogger("evener")
+    logger.addHandler(handler)
+    logger.setLevel(logging.INFO)
+    reasons: list[str] = []
+
+    def stop(reason: str) -> None:
+        reasons.append(reason)
+        if joining.stop is None:
+            raise KeyboardInterrupt(reason)
+        joining.stop(reason)
+
+    try:
+        with _signals(stop):
+            yield reasons
+    finally:
+        torch.set_num_threads(threads)
+        logger.removeHandler(handler)
+        handler.close()
+
+
+@contextmanager
 def stopping(session: Session) -> Iterator[None]:
     """The first Ctrl-C or SIGTERM ends the run after its step and saves; the second ends it at once."""
+    with _signals(lambda reason: session.stop(reason, complete=False)):
+        yield
+
+
+@contextmanager
+def _signals(stopped: Callable[[str], object]) -> Iterator[None]:
     if threading.current_thread() is not threading.main_thread():
         yield
         return
 
     def stop(number: int, _frame: object) -> None:
         signal.signal(number, signal.default_int_handler)
-        session.stop("interrupted", complete=False)
+        stopped("interrupted")
 
     before = {number: signal.signal(number, stop) for number in STOPPING}
     try:

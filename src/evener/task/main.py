@@ -23,6 +23,7 @@ from evener.control.proc import die_with_parent, guard
 from evener.control.told import Told, told_to_leave
 from evener.leaving import leave
 from evener.report import Failed, Leaves, Line
+from evener.settings import Settings
 from evener.task.rendezvous import START, LauncherLine
 from evener.view.printed import passed_on
 
@@ -80,6 +81,8 @@ def run(assignment: Assignment, control: TaskEnd, told: Told) -> None:
 
     settings = make(assignment.settings)
     prepare_process(settings.threads, serves=assignment.job == "ps")
+    if settings.script:
+        return run_program(assignment, settings, control, told)
     built = build(settings)
     rendezvous = LauncherLine(control)
     if settings.way == "towers":
@@ -107,6 +110,24 @@ def run(assignment: Assignment, control: TaskEnd, told: Told) -> None:
         from evener.task.worker import run_worker
 
         run_worker(assignment.index, built, settings, run=assignment.run, rendezvous=rendezvous, report=control.report)
+
+
+def run_program(assignment: Assignment, settings: Settings, control: TaskEnd, told: Told) -> None:
+    """The same for a program with a loop of its own."""
+    from evener.task.script import Joining, run_script
+    from evener.task.tower import tower_here
+
+    joining = Joining(
+        job=assignment.job, index=assignment.index, settings=settings, run=assignment.run, report=control.report,
+        rendezvous=LauncherLine(control), stop_asked=control.stop_asked, leave_asked=told.reason,
+    )  # fmt: skip
+    if settings.way == "towers":
+        joining.stop_asked = lambda: control.stop_asked() or told.reason()
+        joining.tower = tower_here(
+            assignment.index, settings, addresses=lambda: control.addresses(START),
+            stop_asked=joining.stop_asked, report=control.report,
+        )  # fmt: skip
+    run_script(joining)
 
 
 def failure(task: str, error: BaseException) -> Failed:

@@ -56,6 +56,7 @@ def run_server(  # noqa: PLR0913 - what a task is told, each once
     stop_asked: Callable[[], str],
     report: Reporter,
     leave_asked: Callable[[], str] = never,
+    again: Callable[[], Built] | None = None,
 ) -> None:
     """Serve shard `index` until the run is over. ps:0 is where `rendezvous` says; that may change.
 
@@ -80,7 +81,8 @@ def run_server(  # noqa: PLR0913 - what a task is told, each once
             tell_start(built, settings, task, report)
         while (loss := lives.serve(built)) is not None:
             tell_and_log(task, report, f"{loss.what} All go on from the newest checkpoint {_then(loss)}.")
-            built = build(settings)  # parameters as at the start: there may be no checkpoint yet
+            # Parameters as at the start: there may be no checkpoint yet.
+            built = again() if again is not None else build(settings)
     finally:
         close(settings, index, run, listeners)
 

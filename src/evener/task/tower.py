@@ -36,7 +36,23 @@ def run_tower(  # noqa: PLR0913 - what a task is told, each once
     stop_asked: Callable[[], str],
     report: Reporter,
 ) -> None:
-    """Train as tower `index` of this machine. Tower 0 publishes where they meet; `addresses` waits for that."""
+    """Train as tower `index` of this machine."""
+    tower = tower_here(index, settings, addresses=addresses, stop_asked=stop_asked, report=report)
+    ended = session_of(built, settings, report if index == 0 else partial(_pass_on, report), tower).run()
+    if TOLD in ended:
+        raise Preempted(ended)  # one of us was told to leave: all have stopped at this step, and it is saved
+    report(Status(f"worker:{index}", "done"))
+
+
+def tower_here(
+    index: int,
+    settings: Settings,
+    *,
+    addresses: Callable[[], Sequence[str]],
+    stop_asked: Callable[[], str],
+    report: Reporter,
+) -> Tower:
+    """Tower `index` of this machine. Tower 0 publishes where they meet; `addresses` waits for that."""
 
     def meet(device: torch.device) -> Group:
         if index == 0:
@@ -59,11 +75,7 @@ def run_tower(  # noqa: PLR0913 - what a task is told, each once
         asked = stop_asked()
         return "" if asked == INTERRUPTED or TOLD in asked else asked
 
-    tower = Tower(rank=index, local_rank=index, one_machine=True, meet=meet, stop_asked=stop_asked)
-    ended = session_of(built, settings, report if index == 0 else partial(_pass_on, report), tower).run()
-    if TOLD in ended:
-        raise Preempted(ended)  # one of us was told to leave: all have stopped at this step, and it is saved
-    report(Status(f"worker:{index}", "done"))
+    return Tower(rank=index, local_rank=index, one_machine=True, meet=meet, stop_asked=stop_asked)
 
 
 def tower_of(rank: Rank, settings: Settings, report: Reporter) -> Tower:

@@ -92,7 +92,7 @@ class Push(Message, frozen=True):
 
 
 class Draw(Message, frozen=True):
-    """More batches, without a gradient: to accumulate over, to prepare, or for the next epoch. The answer is `Drawn`."""
+    """More batches, without a gradient: to accumulate over, to prepare, for the next epoch. The answer is `Drawn`."""
 
     identity: Identity
     want: Want  # leases in hand
@@ -157,7 +157,7 @@ class Release(Message, frozen=True):
 
 
 class Drawn(Message, frozen=True):
-    """Answer to `Draw`. Whoever waited is to look at the newest parameters first (`Pull`): their version is at least this."""
+    """Answer to `Draw`. Who has waited looks at the newest parameters first (`Pull`), which are at least of `version`."""
 
     leases: list[int]
     version: int

@@ -40,26 +40,27 @@ class Travelling:
     flats: tuple[Tensor, ...]  # all that travels, the head included
 
     @classmethod
-    def of(cls, layout: Layout, device: torch.device = CPU) -> Travelling:
-        nbytes = -(-(USED + len(layout.trained)) * 8 // _LINE) * _LINE
+    def of(cls, layout: Layout, device: torch.device = CPU, *, head: int = USED) -> Travelling:
+        """`head`: numbers before those of the tensors."""
+        nbytes = -(-(head + len(layout.trained)) * 8 // _LINE) * _LINE
         memory = torch.zeros(nbytes + layout.nbytes, dtype=torch.uint8, device=device)
         block = memory[nbytes:]
         averaged = {spec.dtype for spec in layout.specs if spec.trained}
         flats: list[Tensor] = []
-        head: Tensor | None = None
+        numbers: Tensor | None = None
         for segment in layout.segments:
             stop = segment.offset_nbytes + segment.numel * ITEMSIZE[segment.dtype]
             if segment.dtype not in averaged:
                 flats.append(block[segment.offset_nbytes : stop])  # one tower's bytes, plus zeros
             elif segment.offset_nbytes == 0 and segment.dtype in ("float32", "float64"):
                 flats.append(as_tensor(memory[: nbytes + stop], segment.dtype))
-                head = flats[-1][: nbytes // ITEMSIZE[segment.dtype]]
+                numbers = flats[-1][: nbytes // ITEMSIZE[segment.dtype]]
             else:
                 flats.append(block[segment.offset_nbytes : stop].view(dtype_of(segment.dtype)))
-        if head is None:
-            head = memory[:nbytes].view(torch.float32)
-            flats.insert(0, head)
-        return cls(block, head, tuple(flat for flat in flats if flat.numel()))
+        if numbers is None:
+            numbers = memory[:nbytes].view(torch.float32)
+            flats.insert(0, numbers)
+        return cls(block, numbers, tuple(flat for flat in flats if flat.numel()))
 
 
 class AllReduce:

@@ -198,6 +198,10 @@ class Fetching:
         finally:
             self._exchange.close(reason)
 
+    def fetch(self) -> None:
+        """Copy to the devices what the exchange has brought by another way."""
+        self._memory.fetch()
+
     def _then_fetch(self, answer: Turn) -> Turn:
         self._memory.fetch()
         return answer

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Protocol
 
@@ -26,17 +26,35 @@ class Turn:
     dropped: int = 0  # gradients dropped so far, of all workers
     learning_rate: float = 0.0
     failed: bool = False  # `stop` is another task's failure
+    #: To a program with a loop of its own: the leases that came into its hand with this turn; whether all that it had
+    #: before are gone, with a life that has ended; and what the chief's program keeps, where that is news.
+    leases: Sequence[int] = ()
+    anew: bool = False
+    script: bytes = b""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Computed:
     """What is known of a gradient besides its numbers."""
 
-    loss: float
+    loss: float  # nan, of a program with a loop of its own: not known
     examples: int
     seconds: float  # of computing
     #: Trained parameters without a gradient: autograd gave them None, so an optimizer leaves them alone.
     unused: Collection[str] = ()
+    own: Own | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Own:
+    """What a program with a loop of its own says of a gradient."""
+
+    leases: Sequence[int]  # the batches that it was computed on, as far as they have numbers
+    want: int = 1  # leases in hand
+    group: int = 0  # which of its optimizers
+    settings: bytes = b""  # that optimizer's, where they have changed
+    script: bytes = b""  # what the program keeps, from the chief
+    spread: bool = False  # for the other workers too
 
 
 class Computes(Protocol):

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import contextlib
 import logging
-from collections.abc import Callable, Mapping
+import math
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 
 import msgspec
@@ -14,6 +15,8 @@ from evener.report import Line, Status
 from evener.wire import codec
 from evener.wire.messages import (
     Contents,
+    Draw,
+    Drawn,
     Goodbye,
     Granted,
     Halt,
@@ -24,7 +27,7 @@ from evener.wire.messages import (
     Push,
     Release,
 )  # fmt: skip
-from evener.worker.exchange.exchange import Computed, Turn
+from evener.worker.exchange.exchange import Computed, Own, Turn
 from evener.worker.exchange.server_links import SILENCE, ServerLinks
 
 log = logging.getLogger(__name__)
@@ -52,6 +55,7 @@ class Servers:
         self._seq = 0
         self._version = 0
         self._lease = -1
+        self.want = 1  # leases in hand
         self.arrivals = 0
         self._found: Turn | None = None  # what a return brought while no update was asked for
 
@@ -106,7 +110,7 @@ class Servers:
                 self._identity = granted.identity
                 self._admitted += 1
             for shard in range(len(self._links)):
-                self._links.send(shard, Join(self._identity))
+                self._links.send(shard, Join(self._identity, self.want))
             chaos.point("worker.joined")
             return self._turn()
         except (errors.Unavailable, errors.PeerGone):
@@ -118,7 +122,7 @@ class Servers:
         log.warning("%s %s", gone.what, gone.why)
         self._report(Line(self.name, f"{gone.what.rstrip('.')}: {gone.why.rstrip('.')}; it links up again by itself"))
         self._hang_up()
-        return replace(self._enter(gone.what), rejected="a link broke while it was on its way")
+        return replace(self._enter(gone.what), rejected="a link broke while it was on its way", anew=True)
 
     def _hang_up(self) -> None:
         self._links.hang_up()
@@ -141,10 +145,7 @@ class Servers:
         if (turn := self.returned()) is not None:
             return turn  # the gradient was computed for a life that has ended
         self._seq += 1
-        push = Push(
-            self._identity, self._seq, self._version, self._lease, computed.loss, computed.examples, computed.seconds,
-            self._links.layout.mask(computed.unused),
-        )  # fmt: skip
+        push = self._push(computed, computed.own or Own(leases=(self._lease,)))
         try:
             # The leader last: when it looks at the push, the other shards have it too.
             for shard in reversed(range(len(self._links))):
@@ -154,6 +155,43 @@ class Servers:
             return self._turn()
         except errors.PeerGone as gone:
             return self._return(gone)
+
+    def _push(self, computed: Computed, own: Own) -> Push:
+        self.want = own.want
+        loss = None if computed.own and math.isnan(computed.loss) else computed.loss
+        return Push(
+            self._identity, self._seq, self._version, own.leases[0] if own.leases else -1, loss,
+            computed.examples, computed.seconds, self._links.layout.mask(computed.unused), list(own.leases[1:]),
+            own.want, own.group, own.settings, own.script, own.spread,
+        )  # fmt: skip
+
+    def draw(self, want: int, *, unused: Sequence[int] = (), wait: bool = False) -> Turn:
+        """More leases for a program with a loop of its own, without a gradient.
+
+        Args:
+            want: leases in hand.
+            unused: leases in hand that no update will use.
+            wait: until there is one, be it of the next epoch. Then the newest parameters come too.
+        """
+        if (turn := self.returned()) is not None:
+            return turn
+        self.want = want
+        try:
+            self._links.send(0, Draw(self._identity, want, wait, list(unused)))
+            answer = self._links.receive(0, f"ps:0 to give {self.name} another batch")
+        except errors.PeerGone as gone:
+            return self._return(gone)
+        if not isinstance(answer, Drawn):
+            raise errors.ProtocolError(f"ps:0 answered a Draw with {type(answer).__name__}.")
+        if wait:
+            self.show("parameters")
+            if (turn := self.returned()) is not None:
+                return turn
+        self._version = answer.version
+        return Turn(
+            version=answer.version, lease=-1, stop=answer.stop, chief=answer.chief, failed=answer.failed,
+            leases=answer.leases, script=answer.script,
+        )  # fmt: skip
 
     def _turn(self) -> Turn:
         """Wait for every shard's release; all carry the same version, since the leader decided for all."""
@@ -167,7 +205,7 @@ class Servers:
         return Turn(
             version=answer.version, lease=answer.lease, stop=answer.stop, chief=answer.chief, rejected=answer.rejected,
             staleness=answer.staleness, dropped=answer.dropped, learning_rate=answer.learning_rate,
-            failed=answer.failed,
+            failed=answer.failed, leases=answer.leases, script=answer.script,
         )  # fmt: skip
 
     def _release(self, shard: int) -> Release:

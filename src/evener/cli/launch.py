@@ -1,0 +1,73 @@
+"""`evener launch train.py ARGS`: declares, calls, prints. What stands after the program's name is the program's own."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+from pathlib import Path
+from typing import Any
+
+from evener.cli.options import (
+    add_failure_options,
+    add_keeping_options,
+    add_link_options,
+    add_mode_options,
+    dashed,
+)
+
+
+def add_launch(commands: Any) -> None:
+    launch = commands.add_parser("launch", help="run a program with a training loop of its own (evener.join)")
+    launch.add_argument("script", help="the program, path/to/train.py")
+    launch.add_argument("args", nargs=argparse.REMAINDER, metavar="ARGS", help="its arguments, as they are")
+    add = launch.add_argument_group("who trains").add_argument
+    add("--ps", type=int, help="parameter server tasks; 0 (default): one process, no cluster")
+    add("--workers", "--num-workers", type=int, help="worker tasks; default 1")
+    add("--towers", type=int, metavar="N", help="instead: N processes that average their gradients")
+    add("--ps-hosts", "--ps-host", metavar="HOST:PORT,...", help="fixed addresses of the ps tasks")
+    add("--train-steps", type=int, metavar="N", help="end after so many global steps; default: when the loops end")
+    add("--seed", type=int, help="of everything random; default 0")
+    add("--threads", type=int, metavar="T", help="PyTorch threads of each task; default 1")
+    add_mode_options(launch)
+    add_link_options(launch)
+    add_keeping_options(launch)
+    add_failure_options(launch)
+    add = launch.add_argument
+    add("--json", action="store_true", help="print one JSON object as the last line of standard output")
+    add("--quiet", action="store_true", help="show no progress")
+    add("--max-restarts", type=int, metavar="N", help="of each task that was killed; default 3")
+    launch.set_defaults(run=run_launch, options=launch.options())
+
+
+def own_words(argv: list[str], parser: argparse.ArgumentParser) -> list[str]:
+    """The command line with old spellings (--ps_hosts) made new ones, but for what is the program's own."""
+    takes = {name: action.nargs != 0 for name, action in parser._option_string_actions.items()}
+    words: list[str] = []
+    rest = list(argv)
+    while rest:
+        word = dashed(rest.pop(0))
+        words.append(word)
+        if not word.startswith("-"):
+            break
+        if "=" not in word and takes.get(word, False) and rest:
+            words.append(rest.pop(0))
+    return words + rest
+
+
+def run_launch(args: argparse.Namespace) -> int:
+    from evener.api import launch
+    from evener.cli.main import settings_options, tell
+    from evener.cluster.environment import hosts
+
+    start = Path.cwd()
+    options = settings_options(args, recipe=False)
+    if "ps_hosts" in options:
+        options["ps_hosts"] = tuple(hosts(options["ps_hosts"]))
+    stream = sys.stderr if args.json else sys.stdout
+    result = launch(args.script, *args.args, stream=stream, quiet=args.quiet, **options)
+    if args.json:
+        print(json.dumps(result.as_dict()))
+    else:
+        tell(result, start)
+    return 0

@@ -1,0 +1,134 @@
+"""Towers that each run the program: their gradients are averaged where it calls `optimizer.step()`."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch.optim import Optimizer
+
+from evener.loop.owner import Step
+from evener.loop.parts import Parts
+from evener.state.state import State
+from evener.state.tensors import whole_views
+from evener.worker.allreduce.allreduce import Travelling
+from evener.worker.allreduce.group import Group
+
+#: What travels before the gradients: who asks to stop, who is idle, the sum of losses and how many know theirs.
+STOPS, IDLE, LOSS, LOSSES = range(4)
+
+
+@dataclass(frozen=True, slots=True)
+class Sums:
+    """What all towers gave, seen alike by all."""
+
+    gives: list[int]  # of each optimizer, how many towers gave a gradient
+    counts: list[int]  # of each tower, batches that its gradient was computed on
+    unused: list[int]  # of each tower that is idle, batches that no step will use
+    idle: int  # towers
+    stop: str
+    loss: float
+    steps: Sequence[Callable[[Optimizer], Any]]
+
+
+class Averaging:
+    """One tower's part in it.
+
+    Towers call `give` or `idle` equally often, but need not be at the same optimizer: one whose scaler has left out
+    a step is ahead of the others. Each parameter's gradient is the mean over the towers that gave its optimizer one.
+
+    Args:
+        stop_asked: why somebody outside wants the run to end early; empty otherwise.
+    """
+
+    def __init__(
+        self, group: Group, state: State, parts: Parts, home: torch.device, *, stop_asked: Callable[[], str]
+    ) -> None:
+        self._group, self._state, self._parts, self._stop_asked = group, state, parts, stop_asked
+        layout = state.parameters.layout
+        named = dict(parts.model.named_parameters())
+        self._trained = [(name, named[name]) for name in layout.trained]
+        self._of = [next(i for i, names in enumerate(parts.names) if name in names) for name, _ in self._trained]
+        optimizers = len(parts.optimizers)
+        self._counts = LOSSES + 1 + optimizers
+        self._size = self._counts + 2 * group.size
+        self._travelling = Travelling.of(layout, home, head=self._size)
+        views = whole_views(layout, self._travelling.block)
+        self._gradients = [views[name] for name, _ in self._trained]
+        buffers = dict(parts.model.named_buffers())
+        self._buffers = [(buffers[s.name], views[s.name]) for s in layout.specs if s.name in buffers]
+        self._steps = [type(optimizer).step for optimizer in parts.optimizers]
+        self.asked = ""
+
+    def give(self, step: Step) -> Sums:
+        """Average this tower's gradients with those of the others; the means are the parameters' `grad` then."""
+        for (_, parameter), gradient, owner in zip(self._trained, self._gradients, self._of, strict=True):
+            if owner != step.group or parameter.grad is None:
+                gradient.zero_()
+            else:
+                gradient.copy_(parameter.grad.to_dense() if parameter.grad.is_sparse else parameter.grad)
+        used = [
+            float(owner == step.group and parameter.grad is not None)
+            for (_, parameter), owner in zip(self._trained, self._of, strict=True)
+        ]
+        return self._sum(step, used, 0)
+
+    def idle(self, unused: int) -> Sums:
+        """Give nothing, but take the same steps as the others."""
+        for gradient in self._gradients:
+            gradient.zero_()
+        return self._sum(None, [0.0] * len(self._trained), unused)
+
+    def _sum(self, step: Step | None, used: list[float], unused: int) -> Sums:
+        asked = self.asked or self._stop_asked()
+        head, rank, size = self._travelling.head, self._group.rank, self._group.size
+        known = step is not None and not math.isnan(step.loss)
+        numbers = [float(bool(asked)), float(step is None), step.loss if step is not None and known else 0.0, float(known)]
+        numbers += [float(step is not None and step.group == group) for group in range(len(self._parts.optimizers))]
+        counts, left = [0.0] * size, [0.0] * size
+        counts[rank] = float(len(step.leases)) if step is not None else 0.0
+        left[rank] = float(unused)
+        numbers += counts + left + used
+        head[: len(numbers)] = torch.tensor(numbers, dtype=head.dtype)
+        self._put_buffers()
+        self._group.sum(self._travelling.flats, f"update {self._state.step + 1}", _nothing)
+        told = head[: len(numbers)].tolist()
+        first = LOSSES + 1
+        gives = [round(number) for number in told[first : self._counts]]
+        self._place(gives, told[self._size :])
+        stop = ""
+        if told[STOPS]:
+            stop = next(filter(None, self._group.gather(asked)))
+        return Sums(
+            gives, [round(n) for n in told[self._counts : self._counts + size]],
+            [round(n) for n in told[self._counts + size : self._size]], round(told[IDLE]), stop,
+            told[LOSS] / told[LOSSES] if told[LOSSES] else math.nan, self._steps,
+        )  # fmt: skip
+
+    def _put_buffers(self) -> None:
+        """What the model changes by itself, BatchNorm's statistics say, is tower 0's, as in PyTorch's own DDP."""
+        for buffer, travelling in self._buffers:
+            if self._group.rank == 0:
+                travelling.copy_(buffer)
+            else:
+                travelling.zero_()
+
+    def _place(self, gives: Sequence[int], used: Sequence[float]) -> None:
+        for (_, parameter), gradient, owner, towers in zip(self._trained, self._gradients, self._of, used, strict=True):
+            if not gives[owner]:
+                continue  # its own optimizer takes no step now: what it has stays
+            if not towers:
+                parameter.grad = None
+            elif parameter.grad is None or parameter.grad.is_sparse:
+                parameter.grad = gradient.div_(gives[owner]).clone()
+            else:  # in a copy: what travels is written anew for the next optimizer's step
+                parameter.grad.copy_(gradient.div_(gives[owner]))
+        for buffer, travelling in self._buffers:
+            buffer.copy_(travelling)
+
+
+def _nothing() -> None:
+    """While the numbers travel."""

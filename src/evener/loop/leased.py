@@ -1,0 +1,156 @@
+"""A program's loader whose batches are shared out among all workers."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from typing import Any, Protocol, cast
+
+from torch.utils.data import DataLoader, IterableDataset
+
+from evener.data.chance import seed_batch
+from evener.loop.hand import Hand
+from evener.loop.numbered import Draws, Every, Numbers, Seeded, length_of, remade
+
+
+class Gives(Protocol):
+    """Who gives batches to a worker."""
+
+    hand: Hand
+
+    @property
+    def stopped(self) -> bool:
+        """Whether the run is over."""
+        ...
+
+    def draw(self, want: int) -> None:
+        """Bring so many leases into the hand, as far as there are any now."""
+        ...
+
+    def wait(self) -> None:
+        """What is in hand is used up, or will not be: come back with a lease, be it of the next epoch, or stopped."""
+        ...
+
+    def passing(self) -> bool:
+        """A pass over the loader begins; True: its epoch was finished before, so that it is empty."""
+        ...
+
+    def passed(self, *, whole: bool) -> None:
+        """A pass has ended; not `whole`: the program has left it early."""
+        ...
+
+
+class Leased:
+    """Iterated as the loader that the program gave; has everything else of it too.
+
+    Args:
+        loader: the program's.
+        seed: of the run.
+        gives: the batches.
+    """
+
+    def __init__(self, loader: DataLoader[Any], seed: int, gives: Gives) -> None:
+        self._loader, self._seed, self._gives = loader, seed, gives
+        self._length = length_of(loader)
+        self._draws = Draws(loader, self._length, seed)
+        whole = loader.batch_sampler is not None
+        # So many batches are prepared ahead by the loader's processes, and one is asked for when one is taken.
+        self.ahead = loader.num_workers * (loader.prefetch_factor or 2) + 1 if loader.num_workers else 1
+        self._epoch = 0  # of the pass under way
+        self._issued: list[int] = []  # leases in the order in which their batches will come
+        numbers = _Numbers(self._next)
+        which: dict[str, Any] = {"batch_sampler": numbers} if whole else {"batch_size": None, "sampler": numbers}
+        self._inner = remade(loader, Seeded(loader.dataset, seed, single=not whole), **which)
+
+    def __len__(self) -> int:
+        return self._length
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._loader, name)
+
+    def __iter__(self) -> Iterator[Any]:
+        if self._gives.passing():
+            return
+        whole = False
+        try:
+            self._epoch = self._first() // self._length
+            while not self._gives.stopped and self._first() // self._length <= self._epoch:
+                yield from self._some()
+            whole = True
+        finally:
+            self._gives.hand.unload()
+            self._issued.clear()
+            self._gives.passed(whole=whole)
+
+    def _first(self) -> int:
+        """The next lease, waited for."""
+        while self._gives.hand.first < 0 and not self._gives.stopped:
+            self._gives.wait()
+        return self._gives.hand.first
+
+    def _some(self) -> Iterator[Any]:
+        """Batches of this epoch as long as there are leases of it."""
+        hand = self._gives.hand
+        for batch in self._inner:
+            if self._gives.stopped:
+                return
+            lease = self._issued.pop(0)
+            if hand.delivered(lease):  # else it is of a life that has ended
+                seed_batch(self._seed, lease)
+                yield batch
+
+    def _next(self) -> Numbers | None:
+        """The samples of the next batch to be prepared; None: there is none of this epoch now."""
+        hand = self._gives.hand
+        if hand.first < 0 and not self._gives.stopped:
+            self._gives.draw(self.ahead + hand.most - 1)
+        if hand.first < 0 or hand.first // self._length > self._epoch:
+            return None
+        lease = hand.load()
+        self._issued.append(lease)
+        return self._draws.numbers(lease)
+
+
+class _Numbers:
+    """What a DataLoader takes the samples of its batches from. It may run dry, and have more later."""
+
+    def __init__(self, following: Callable[[], Numbers | None]) -> None:
+        self._following = following
+
+    def __iter__(self) -> Iterator[Numbers]:
+        return self
+
+    def __next__(self) -> Numbers:
+        numbers = self._following()
+        if numbers is None:
+            raise StopIteration
+        return numbers
+
+
+class Streamed:
+    """A loader over a stream: each worker reads its part. Its batches have no numbers."""
+
+    def __init__(self, loader: DataLoader[Any], index: int, workers: int, gives: Gives) -> None:
+        self._loader, self._gives = loader, gives
+        self._inner = loader
+        if workers > 1:
+            self._inner = remade(loader, Every(cast(IterableDataset[Any], loader.dataset), index, workers), batch_size=loader.batch_size,
+                                 drop_last=loader.drop_last)  # fmt: skip
+
+    def __len__(self) -> int:
+        return len(self._loader)
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._loader, name)
+
+    def __iter__(self) -> Iterator[Any]:
+        if self._gives.passing():
+            return
+        whole = False
+        try:
+            for batch in self._inner:
+                if self._gives.stopped:
+                    break
+                yield batch
+            whole = True
+        finally:
+            self._gives.passed(whole=whole)

@@ -1,0 +1,133 @@
+"""Batches by number: what a program's loader would give in each epoch, drawn from the run's seed on every worker alike."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+import torch
+from torch.utils.data import DataLoader, Dataset, DistributedSampler, IterableDataset, get_worker_info
+
+from evener.data.chance import seed_batch
+from evener.errors import ConfigError
+
+
+def length_of(loader: DataLoader[Any]) -> int:
+    """Batches in an epoch; 0 where they have no numbers: it reads a stream, or does not know its length."""
+    if isinstance(loader.dataset, IterableDataset):
+        return 0
+    try:
+        return len(loader)
+    except TypeError:
+        return 0
+
+
+class Numbers(list[int]):
+    """The samples of one batch, which know its lease."""
+
+    lease: int = -1
+
+
+class Draws:
+    """The samples of each batch. An epoch's draw depends on (seed, epoch) alone.
+
+    Args:
+        loader: the program's own; its sampler draws.
+        length: batches in an epoch.
+        seed: of the run.
+    """
+
+    def __init__(self, loader: DataLoader[Any], length: int, seed: int) -> None:
+        self._loader, self._length, self._seed = loader, length, seed
+        self._epoch, self._drawn = -1, list[Any]()
+        sampler = loader.sampler
+        if isinstance(sampler, DistributedSampler) and sampler.num_replicas > 1:
+            raise ConfigError(
+                "the loader has a DistributedSampler.",
+                why="evener shares out the batches itself, so each worker would leave out the others' samples twice.",
+                fix="leave the sampler out; say shuffle=True.",
+            )
+
+    def numbers(self, lease: int) -> Numbers:
+        """Raises ConfigError when the sampler gives fewer batches than its length says."""
+        epoch, index = divmod(lease, self._length)
+        if epoch != self._epoch:
+            self._epoch, self._drawn = epoch, self._draw(epoch)
+        if index >= len(self._drawn):
+            raise ConfigError(
+                f"the loader's sampler drew {len(self._drawn)} batches for epoch {epoch}, its length is {self._length}.",
+                why="batches are shared out by number, so their count is that of every epoch.",
+                fix="let len() of the batch sampler be the number of its batches.",
+            )
+        drawn = self._drawn[index]
+        numbers = Numbers(drawn if self._loader.batch_sampler is not None else [drawn])
+        numbers.lease = lease
+        return numbers
+
+    def _draw(self, epoch: int) -> list[Any]:
+        sampler: Any = self._loader.batch_sampler
+        single: Any = self._loader.sampler
+        state = torch.get_rng_state()
+        seed_batch(self._seed, -1 - epoch)  # numbers that no lease has
+        for part in (sampler, single):
+            if callable(set_epoch := getattr(part, "set_epoch", None)):
+                set_epoch(epoch)
+            if isinstance(generator := getattr(part, "generator", None), torch.Generator):
+                generator.manual_seed(torch.initial_seed())
+        try:
+            return list(sampler if sampler is not None else single)
+        finally:
+            torch.set_rng_state(state)
+
+
+class Seeded(Dataset[Any]):
+    """A data set whose chance follows from (seed, lease), in whatever process it is read."""
+
+    def __init__(self, dataset: Dataset[Any], seed: int, *, single: bool) -> None:
+        self.dataset, self.seed, self.single = dataset, seed, single
+
+    def __getattr__(self, name: str) -> Any:
+        if name.startswith("__") or name == "dataset":
+            raise AttributeError(name)
+        return getattr(self.dataset, name)
+
+    def __getitem__(self, numbers: Numbers) -> Any:
+        seed_batch(self.seed, numbers.lease)
+        return self.dataset[numbers[0]]
+
+    def __getitems__(self, numbers: Numbers) -> Any:
+        seed_batch(self.seed, numbers.lease)
+        whole = getattr(self.dataset, "__getitems__", None)
+        return whole(list(numbers)) if callable(whole) else [self.dataset[number] for number in numbers]
+
+
+class Every(IterableDataset[Any]):
+    """A stream of which each worker takes every n-th item, and each of its loader's processes what it would anyway."""
+
+    def __init__(self, dataset: IterableDataset[Any], index: int, workers: int) -> None:
+        self.dataset, self.index, self.workers = dataset, index, workers
+
+    def __getattr__(self, name: str) -> Any:
+        if name.startswith("__") or name == "dataset":
+            raise AttributeError(name)
+        return getattr(self.dataset, name)
+
+    def __iter__(self) -> Iterator[Any]:
+        if (info := get_worker_info()) is not None:
+            vars(info)["dataset"] = self.dataset  # programs look there for what their own process is to read
+        for number, item in enumerate(self.dataset):
+            if number % self.workers == self.index:
+                yield item
+
+
+#: What a loader is made with, besides what says which samples are in a batch.
+_KEPT = (
+    "num_workers", "collate_fn", "pin_memory", "timeout", "worker_init_fn", "multiprocessing_context",
+    "prefetch_factor", "persistent_workers",
+)  # fmt: skip
+
+
+def remade(loader: DataLoader[Any], dataset: Dataset[Any], **which: Any) -> DataLoader[Any]:
+    """A loader like the program's, over another data set; `which` says which samples are in a batch."""
+    kept = {name: getattr(loader, name) for name in _KEPT}
+    return DataLoader(dataset, **which, **kept)

@@ -1,0 +1,59 @@
+"""The seam between a program's loop and whoever owns the parameters: a step of one optimizer in, a turn out."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+from evener.worker.exchange.exchange import Turn
+
+
+@dataclass(frozen=True, slots=True)
+class Supply:
+    """What a program's loader gives."""
+
+    length: int = 0  # batches in an epoch; 0: they have no numbers
+    size: int = 1  # samples in a batch, as far as that is known
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Step:
+    """`optimizer.step()` was called."""
+
+    group: int  # which optimizer's
+    really: Callable[[], Any]  # what the optimizer itself does
+    closure: Callable[[], Any] | None
+    leases: Sequence[int]  # batches since the last step of any optimizer
+    want: int  # leases in hand
+    loss: float  # nan: the program has not logged it
+    seconds: float  # since the last one was answered
+    script: bytes = b""  # what the program keeps, where it is to be told
+    spread: bool = False
+
+
+class Owner(Protocol):
+    """Owns the parameters, or reaches them."""
+
+    #: Whether the optimizer's own `step` is what changes the parameters, here.
+    here: bool
+
+    def start(self, want: int) -> Turn:
+        """The first parameters, the first batches."""
+        ...
+
+    def step(self, step: Step) -> tuple[Any, Turn]:
+        """Make the update that this step is; what the optimizer's step returns, and what there is now."""
+        ...
+
+    def draw(self, want: int, *, unused: Sequence[int] = (), wait: bool = False) -> Turn:
+        """See `Servers.draw`."""
+        ...
+
+    def stop(self, reason: str) -> None:
+        """End the run early."""
+        ...
+
+    def close(self, reason: str = "", script: bytes = b"") -> None:
+        """Leave. An empty reason is a normal end. `script`: what the program keeps, at its end."""
+        ...

@@ -1,0 +1,174 @@
+"""What a program gives to `prepare`, sorted: models, optimizers, loaders, schedulers, as one model and one optimizer."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.optim import Optimizer
+from torch.optim.lr_scheduler import LRScheduler, ReduceLROnPlateau
+from torch.utils.data import DataLoader
+
+from evener.errors import ConfigError
+from evener.recipes.recipe import Recipe
+from evener.recipes.references import kind_of
+from evener.settings import Settings
+from evener.state.tensors import digest_of, frozen, specs_of
+from evener.task.build import Built
+from evener.task.script import source_of
+from evener.wire.layout import Layout
+
+Scheduler = LRScheduler | ReduceLROnPlateau
+
+
+@dataclass(frozen=True, slots=True)
+class Parts:
+    """The objects of a program, by kind, each kind in the order in which they were given."""
+
+    models: tuple[nn.Module, ...]
+    optimizers: tuple[Optimizer, ...]
+    loaders: tuple[DataLoader[Any], ...]
+    schedulers: tuple[Scheduler, ...]
+    model: nn.Module  # all of them in one
+    optimizer: Optimizer  # likewise
+    names: tuple[frozenset[str], ...]  # of each optimizer's parameters
+
+
+def sorted_out(given: Sequence[object]) -> Parts:
+    """Raises ConfigError for what cannot be prepared."""
+    models = tuple(thing for thing in given if isinstance(thing, nn.Module))
+    optimizers = tuple(thing for thing in given if isinstance(thing, Optimizer))
+    loaders = tuple(thing for thing in given if isinstance(thing, DataLoader))
+    schedulers = tuple(thing for thing in given if isinstance(thing, LRScheduler | ReduceLROnPlateau))
+    for thing in given:
+        if not isinstance(thing, nn.Module | Optimizer | DataLoader | LRScheduler | ReduceLROnPlateau):
+            raise ConfigError(
+                f"prepare was given {kind_of(thing)}.",
+                why="it takes models, optimizers, DataLoaders and learning rate schedulers, each as an argument.",
+                fix="leave it out, or unpack it: prepare(*models, optimizer, loader).",
+            )
+    if not models or not optimizers:
+        raise ConfigError(
+            f"prepare was given {len(models)} models and {len(optimizers)} optimizers.",
+            why="a run trains a model by an optimizer.",
+            fix="write ev.prepare(model, optimizer, loader).",
+        )
+    model = _one_model(models, optimizers)
+    by_tensor = {parameter: name for name, parameter in model.named_parameters()}
+    names: list[frozenset[str]] = []
+    for optimizer in optimizers:
+        mine = frozenset(by_tensor[p] for group in optimizer.param_groups for p in group["params"])
+        if twice := sorted(mine & frozenset().union(*names)):
+            raise ConfigError(
+                f"{twice[0]!r} is in two optimizers.",
+                why="each update belongs to one of them, which alone may change its parameters.",
+                fix="give each optimizer parameters of its own.",
+            )
+        names.append(mine)
+    one = optimizers[0] if len(optimizers) == 1 else Several(optimizers)
+    return Parts(models, optimizers, loaders, schedulers, model, one, tuple(names))
+
+
+def bare(model: nn.Module) -> nn.Module:
+    """The module that a compiled one computes. Raises ConfigError for one that averages gradients itself."""
+    if isinstance(model, nn.parallel.DistributedDataParallel):
+        raise ConfigError(
+            "the model is wrapped in DistributedDataParallel.",
+            why="evener brings the gradients of all workers together itself.",
+            fix="give prepare the model alone, and leave init_process_group and DistributedSampler out.",
+        )
+    inner = getattr(model, "_orig_mod", model)
+    assert isinstance(inner, nn.Module)
+    return inner
+
+
+def _one_model(models: Sequence[nn.Module], optimizers: Sequence[Optimizer]) -> nn.Module:
+    """One model as it is; several, or parameters that are in none, in a module that holds them all."""
+    known = {parameter for model in models for parameter in model.parameters()}
+    loose = [
+        p for optimizer in optimizers for group in optimizer.param_groups for p in group["params"] if p not in known
+    ]
+    if len(models) == 1 and not loose:
+        return bare(models[0])
+    one = nn.Module()
+    for number, model in enumerate(models):
+        one.add_module(f"model{number}" if len(models) > 1 else "model", bare(model))
+    for number, tensor in enumerate(loose):
+        if not isinstance(tensor, nn.Parameter):
+            raise ConfigError(
+                f"the optimizer has a tensor of shape {list(tensor.shape)} that is no nn.Parameter, nor in a model.",
+                fix="make it an nn.Parameter.",
+            )
+        one.register_parameter(f"loose{number}", tensor)
+    return one
+
+
+class Several(Optimizer):
+    """Several optimizers as one: each group keeps the rule of its own. A step leaves alone who has no gradient."""
+
+    def __init__(self, optimizers: Sequence[Optimizer]) -> None:
+        super().__init__([group for one in optimizers for group in one.param_groups], {})
+        self.optimizers = list(optimizers)
+        self.param_groups = [group for one in optimizers for group in one.param_groups]
+        for one in optimizers:  # one state, in which each finds its own parameters
+            self.state.update(one.state)
+            one.state = self.state
+
+    def step(self, closure: Any = None) -> None:  # type: ignore[override]
+        assert closure is None
+        for one in self.optimizers:
+            if any(p.grad is not None for group in one.param_groups for p in group["params"]):
+                type(one).step(one)
+
+
+class Afresh:
+    """Models and optimizer as the program made them, again for each life of a ps task."""
+
+    def __init__(self, parts: Parts) -> None:
+        self._model, self._optimizer = parts.model, parts.optimizer
+        tensors = [*parts.model.parameters(), *parts.model.buffers()]
+        self._values = [(tensor, tensor.detach().clone()) for tensor in tensors]
+        self._groups = [dict(group) for group in parts.optimizer.param_groups]
+        self._state = {p: dict(entries) for p, entries in parts.optimizer.state.items()}
+
+    def model(self) -> nn.Module:
+        with torch.no_grad():
+            for tensor, value in self._values:
+                tensor.copy_(value)
+        return self._model
+
+    def optimizer(self, _model: nn.Module) -> Optimizer:
+        for group, first in zip(self._optimizer.param_groups, self._groups, strict=True):
+            group.update(first)
+        self._optimizer.state.clear()
+        self._optimizer.state.update({p: dict(entries) for p, entries in self._state.items()})
+        return self._optimizer
+
+
+def build(parts: Parts, settings: Settings) -> Built:
+    """The parts that every way of running needs, made of a program's objects instead of a recipe's functions."""
+    afresh = Afresh(parts)
+    recipe = Recipe(
+        model=afresh.model, data=_no_data, optimizer=afresh.optimizer, metrics={}, name=settings.recipe,
+        clip_norm=settings.clip_norm, clip_value=settings.clip_value,
+    )  # fmt: skip
+    trained = frozenset().union(*parts.names)
+    specs = [spec for spec in specs_of(parts.model) if not spec.trained or spec.name in trained]
+    layout = Layout(specs, shards=max(1, settings.ps), placement=settings.placement)
+    stay = digest_of(_stay(parts.model, layout))
+    text = f"{settings.script_args} seed={settings.seed} frozen={stay} groups={[sorted(names) for names in parts.names]}"
+    text += f" clip={recipe.clip_norm}/{recipe.clip_value}"
+    fingerprint = f"{settings.recipe} {hashlib.sha256(text.encode()).hexdigest()[:12]}"
+    return Built(recipe, parts.model, layout, fingerprint, source_of(settings.script))
+
+
+def _no_data() -> tuple[Any, Any]:
+    raise AssertionError("a program of its own reads its data itself")
+
+
+def _stay(model: nn.Module, layout: Layout) -> dict[str, Tensor]:
+    return frozen(model, layout)

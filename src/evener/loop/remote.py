@@ -1,0 +1,143 @@
+"""A program as a worker of parameter servers: its gradients go there, and the newest parameters come back."""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+import secrets
+import socket
+import time
+from collections.abc import Collection, Sequence
+from dataclasses import replace
+from typing import Any
+
+import torch
+from torch.optim import Optimizer
+
+from evener.errors import ConfigError
+from evener.loop.owner import Step, Supply
+from evener.loop.parts import Parts
+from evener.report import Status
+from evener.state.optimizers import needs_closure
+from evener.state.tensors import CPU, named_tensors
+from evener.state.values import plain
+from evener.task.build import VERSION, Built
+from evener.task.script import Joining
+from evener.task.wiring import Dialer
+from evener.transport.channel import Memory
+from evener.wire import codec
+from evener.wire.messages import Hello, Identity
+from evener.worker.compute.device_memory import DeviceMemory, Fetching
+from evener.worker.compute.towers import Towers
+from evener.worker.exchange.exchange import Computed, Own, Turn
+from evener.worker.exchange.server_links import ServerLinks
+from evener.worker.exchange.servers import Servers
+
+
+def check_for_servers(optimizers: Sequence[Optimizer]) -> None:
+    """Raises ConfigError for an optimizer that cannot work where its gradients come from elsewhere."""
+    for optimizer in optimizers:
+        if needs_closure(optimizer):
+            raise ConfigError(
+                f"{type(optimizer).__name__} does not go with ps tasks.",
+                why="its step() computes the loss again and again, where the parameters are; the data are not there.",
+                fix="run it alone (python train.py), or use SGD, Adam, AdamW, ...",
+            )
+
+
+class Remote:
+    """A worker's life, as an `Owner`."""
+
+    here = False
+
+    def __init__(self, joining: Joining, parts: Parts, built: Built, supply: Supply) -> None:
+        check_for_servers(parts.optimizers)
+        settings, layout = joining.settings, built.layout
+        self._supply = supply
+        self._parts, self._told = parts, [b""] * len(parts.optimizers)
+        gradients, parameters = Memory(layout.nbytes), Memory(layout.nbytes)
+        memory = _elsewhere(built, gradients, parameters)
+        self._towers = Towers(
+            built.model, built.recipe, layout,
+            parameters=parameters.view, gradients=gradients.view, seed=settings.seed, memory=memory,
+        )  # fmt: skip
+        hello = Hello(
+            Identity(joining.index), joining.run, VERSION, str(torch.__version__), built.fingerprint,
+            layout.fingerprint, codec.pack_specs(layout.specs), supply.length, socket.gethostname(), os.getpid(),
+            process=secrets.token_hex(8), sources=built.sources,
+        )  # fmt: skip
+        joining.report(Status(joining.name, "starting", waiting_for="the addresses of the ps tasks"))
+        links = ServerLinks(
+            joining.name, joining.rendezvous.addresses, layout, gradients=gradients, parameters=parameters,
+            connect=Dialer(settings, joining.name, joining.run), report=joining.report, clock=time.monotonic,
+            patience=settings.stall_timeout + 30.0,
+        )  # fmt: skip
+        self._servers = Servers(links, hello, sleep=time.sleep)
+        self._fetching = Fetching(self._servers, memory) if memory is not None else None
+        self._exchange = self._fetching or self._servers
+
+    def start(self, want: int) -> Turn:
+        self._servers.want = want
+        turn = self._exchange.start()
+        self._towers.arrived(self._servers.arrivals)
+        return replace(turn, anew=False)
+
+    def step(self, step: Step) -> tuple[Any, Turn]:
+        result = None
+        if step.closure is not None:
+            with torch.enable_grad():
+                result = step.closure()
+        loss = step.loss
+        if math.isnan(loss) and isinstance(result, torch.Tensor | float):
+            loss = float(result)
+        unused = self._collect(self._parts.names[step.group])
+        own = Own(
+            leases=step.leases, want=step.want, group=step.group, settings=self._settings(step.group),
+            script=step.script, spread=step.spread,
+        )  # fmt: skip
+        turn = self._exchange.update(
+            Computed(loss=loss, examples=len(step.leases) * self._supply.size, seconds=step.seconds, unused=unused, own=own)
+        )
+        if turn.anew:
+            self._told = [b""] * len(self._told)  # to the next life nothing was told
+        self._towers.arrived(self._servers.arrivals)
+        return result, turn
+
+    def _collect(self, only: Collection[str]) -> Collection[str]:
+        return self._towers.collect(self._servers.arrivals, only)
+
+    def _settings(self, group: int) -> bytes:
+        """The settings of all groups of all optimizers, if they have changed since they were told last."""
+        now = _packed([group for one in self._parts.optimizers for group in one.param_groups])
+        if now == self._told[0]:
+            return b""
+        self._told[0] = now
+        return now
+
+    def draw(self, want: int, *, unused: Sequence[int] = (), wait: bool = False) -> Turn:
+        turn = self._servers.draw(want, unused=unused, wait=wait)
+        if wait or turn.anew:
+            if self._fetching is not None:
+                self._fetching.fetch()
+            self._towers.arrived(self._servers.arrivals)
+        return turn
+
+    def stop(self, reason: str) -> None:
+        self._exchange.stop(reason, complete=False)
+
+    def close(self, reason: str = "", script: bytes = b"") -> None:
+        self._exchange.close(reason)
+
+
+def _packed(groups: Sequence[dict[str, Any]]) -> bytes:
+    return json.dumps([plain({k: v for k, v in group.items() if k != "params"}) for group in groups]).encode()
+
+
+def _elsewhere(built: Built, gradients: Memory, parameters: Memory) -> DeviceMemory | None:
+    """For a model that the program has put on other devices."""
+    homes = {name: tensor.device for name, tensor in named_tensors(built.model).items()}
+    found = {spec.name: homes[spec.name] for spec in built.layout.specs}
+    if set(found.values()) <= {CPU}:
+        return None
+    return DeviceMemory(built.layout, found, parameters=parameters.view, gradients=gradients.view)

@@ -1,0 +1,124 @@
+"""A program with a training loop of its own, run in a task as Python would run it.
+
+What the task is, the program learns when it calls `evener.join`: until then it lies here.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import os
+import runpy
+import sys
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from evener.data.chance import seed_all
+from evener.errors import ConfigError, TaskFailed
+from evener.report import Reporter
+from evener.settings import Settings
+from evener.task.owner import Tower
+from evener.task.rendezvous import Fixed, Rendezvous
+
+
+class Over(SystemExit):
+    """The run is over, or this ps task has served: the program has nothing left to do. Its `finally` blocks run."""
+
+
+def _nothing() -> str:
+    return ""
+
+
+def _unfinished(_error: BaseException | None) -> None:
+    """Until a program has joined there is nothing to finish."""
+
+
+@dataclass(slots=True, kw_only=True)
+class Joining:
+    """Who a process is in a run, and how it reaches the others.
+
+    `finish` is called when the program has ended, with the error that ended it; `stop` when a person wants the run to
+    end early.
+    """
+
+    job: str
+    index: int
+    settings: Settings
+    report: Reporter
+    run: str = ""
+    rendezvous: Rendezvous = Fixed(())
+    stop_asked: Callable[[], str] = _nothing
+    leave_asked: Callable[[], str] = _nothing
+    rank: int | None = None  # among the workers of this machine, if that is another number
+    tower: Tower | None = None
+    launched: bool = True  # not by hand: then chance and order follow from the run's seed
+    joined: bool = False
+    finish: Callable[[BaseException | None], None] = _unfinished
+    stop: Callable[[str], None] | None = None
+
+    @property
+    def name(self) -> str:
+        return f"{self.job}:{self.index}"
+
+
+_waiting: list[Joining] = []
+
+
+def waiting() -> Joining | None:
+    """What this process is in a run, for the program that asks first."""
+    return _waiting[-1] if _waiting else None
+
+
+def source_of(script: str) -> str:
+    """The program's file with its digest, as other tasks must have it."""
+    path = Path(script)
+    try:
+        return f"{path.name}:{hashlib.sha256(path.read_bytes()).hexdigest()[:8]}"
+    except OSError:
+        return path.name
+
+
+def run_script(joining: Joining) -> None:
+    """Run the program of a run to its end.
+
+    Raises:
+        TaskFailed: it has ended with a status.
+        ConfigError: it never called `evener.join`, or cannot be read.
+        Exception: what it raised.
+    """
+    settings = joining.settings
+    error: BaseException | None = None
+    seed_all(settings.seed)
+    _waiting.append(joining)
+    try:
+        with _as_python_would(settings.script, settings.script_args):
+            runpy.run_path(settings.script, run_name="__main__")
+    except SystemExit as end:
+        if end.code not in (None, 0):
+            error = TaskFailed(f"{settings.script} ended with status {end.code}.", fix="look at what it printed.")
+    except BaseException as failure:
+        error = failure
+    finally:
+        _waiting.remove(joining)
+    if error is None and not joining.joined:
+        error = ConfigError(
+            f"{settings.script} has ended without evener.join() and prepare().",
+            why="every task runs the program, and becomes a part of the run there.",
+            fix="write ev = evener.join(), and model, optimizer, loader = ev.prepare(model, optimizer, loader).",
+        )
+    joining.finish(error)
+    if error is not None:
+        raise error
+
+
+@contextlib.contextmanager
+def _as_python_would(script: str, args: Sequence[str]) -> Iterator[None]:
+    """sys.argv and sys.path of a program that is run by itself."""
+    argv, path = sys.argv, list(sys.path)
+    sys.argv = [script, *args]
+    sys.path.insert(0, os.path.dirname(os.path.abspath(script)))
+    try:
+        yield
+    finally:
+        sys.argv, sys.path[:] = argv, path

@@ -16,7 +16,7 @@ PROGRAMS = Path(__file__).parent / "programs"
 
 
 def changes(before: str, after: str) -> list[str]:
-    """The changed lines as they stand afterwards; taken away ones, with a minus, where nothing stands in their place."""
+    """The changed lines as they stand afterwards; those taken away, with a minus, where nothing is in their place."""
     old, new = ([line for line in text.splitlines() if line.strip()] for text in (before, after))
     found = []
     for _, from_old, to_old, from_new, to_new in difflib.SequenceMatcher(None, old, new, autojunk=False).get_opcodes():

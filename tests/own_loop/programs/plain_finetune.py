@@ -1,5 +1,5 @@
 """Fine-tuning of a small transformer for classification: batches are dictionaries that a collate function pads,
-gradients are accumulated over four of them, the embedding is frozen, the learning rate warms up and falls per update."""
+gradients are accumulated over four of them, the embedding is frozen, the learning rate warms up and falls by update."""
 
 import argparse
 import json

@@ -55,7 +55,7 @@ class RNNModel(nn.Module):
         self.ntoken, self.nhid, self.nlayers = ntoken, nhid, nlayers
         self.drop = nn.Dropout(dropout)
         self.encoder = nn.Embedding(ntoken, ninp)
-        self.rnn = nn.LSTM(ninp, nhid, nlayers, dropout=dropout)
+        self.rnn = nn.LSTM(ninp, nhid, nlayers)
         self.decoder = nn.Linear(nhid, ntoken)
         self.decoder.weight = self.encoder.weight  # tied
         nn.init.uniform_(self.encoder.weight, -0.1, 0.1)

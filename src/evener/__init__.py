@@ -18,7 +18,8 @@ if TYPE_CHECKING:
     from evener.state.schedules import each_epoch, each_validation
 
 _HOMES = {
-    "run": "evener.api", "join": "evener.loop.join", "launch": "evener.api", "evaluate": "evener.api", "load": "evener.api", "Recipe": "evener.recipes.recipe",
+    "run": "evener.api", "launch": "evener.api", "join": "evener.loop.join",
+    "evaluate": "evener.api", "load": "evener.api", "Recipe": "evener.recipes.recipe",
     "accuracy": "evener.recipes.recipe", "recipe": "evener.recipes.recipe",
     "Result": "evener.result", "Settings": "evener.settings", "EvenerError": "evener.errors",
     "Hook": "evener.session.hooks", "StopAtStep": "evener.session.hooks", "EarlyStopping": "evener.figures",

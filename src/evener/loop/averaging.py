@@ -86,7 +86,8 @@ class Averaging:
         asked = self.asked or self._stop_asked()
         head, rank, size = self._travelling.head, self._group.rank, self._group.size
         known = step is not None and not math.isnan(step.loss)
-        numbers = [float(bool(asked)), float(step is None), step.loss if step is not None and known else 0.0, float(known)]
+        loss = step.loss if step is not None and known else 0.0
+        numbers = [float(bool(asked)), float(step is None), loss, float(known)]
         numbers += [float(step is not None and step.group == group) for group in range(len(self._parts.optimizers))]
         counts, left = [0.0] * size, [0.0] * size
         counts[rank] = float(len(step.leases)) if step is not None else 0.0

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -80,6 +80,8 @@ class Here:
         self._main = manifest.main if manifest is not None else 0  # updates of the first optimizer
         self._stop, self._whole, self._last_report = "", True, time.monotonic()
         self._in_hand = 0
+        #: Called when others have taken a step that this tower's program knows nothing of.
+        self.idled: Callable[[], None] | None = None
         ledger.begin(self._state.step, samples, self._deal.state())
 
     def _kept(self) -> tuple[Saver | NoSaver, Ledger, Restored]:
@@ -110,6 +112,7 @@ class Here:
         self._whole = False
         result = step.really()
         self._applied(step, [len(step.leases)], [step.group])
+        self._deal.finish()
         return result, self._turn(self._give(step.want))
 
     def _step_together(self, step: Step, averaging: Averaging) -> tuple[Any, Turn]:
@@ -137,6 +140,8 @@ class Here:
             self._stop = self._stop or sums.stop
         if groups:
             self._applied(step, sums.counts, groups, sums.loss)
+        self._skip(sums.unused)
+        self._deal.finish()
         return result
 
     def _applied(self, step: Step | None, counts: Sequence[int], groups: Sequence[int], loss: float = math.nan) -> None:
@@ -161,7 +166,6 @@ class Here:
         loss = step.loss if step is not None and math.isnan(loss) else loss
         self._tally.applied(loss, sum(counts) * self._size, 0)
         self._tally.updated()
-        self._deal.finish()
         self._judge_length()
         if self._saver.poll():
             self._ledger.complete()
@@ -178,23 +182,31 @@ class Here:
             return self._turn(given)
         if self._averaging is None:
             self._skip([len(unused)])
+            self._deal.finish()
         else:
-            self._idle(self._averaging, len(unused))
+            self._idle(self._averaging, len(unused), until_all=not self._samples)
         return self._turn(self._give(want))
 
-    def _idle(self, averaging: Averaging, unused: int) -> None:
-        """This tower has no batch of this epoch left: it helps to average until the others have none either."""
+    def _idle(self, averaging: Averaging, unused: int = 0, *, until_all: bool) -> None:
+        """This tower has no batch left: it helps to average until the others have none of this epoch either.
+
+        Args:
+            until_all: where batches have no numbers, and at the end: until all towers are here.
+        """
+        epoch = self._deal.epoch
         while not self._stop:
             sums = averaging.idle(unused)
             self._take(sums, None)
-            if sums.idle == len(sums.counts):
-                return self._skip(sums.unused)
+            if self.idled is not None and any(sums.gives):
+                self.idled()
+            unused = 0
+            if sums.idle == len(sums.counts) if until_all else self._deal.epoch != epoch:
+                return
 
     def _skip(self, counts: Sequence[int]) -> None:
         for lease in self._deal.skip(counts):
             self._ledger.skip(lease, self._state.step, "its script took no step with it")
         self._in_hand -= counts[self._rank]
-        self._deal.finish()
 
     def _give(self, want: int) -> list[int]:
         given = self._deal.give(self._rank, max(0, want - self._in_hand))
@@ -226,6 +238,8 @@ class Here:
     def close(self, reason: str = "", script: bytes = b"") -> None:
         self._script = script or self._script
         try:
+            if self._averaging is not None and not reason:
+                self._idle(self._averaging, until_all=True)
             if self._whole and (not reason or self._tally.updates):
                 self._save_final()
             if not reason:

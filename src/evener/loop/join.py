@@ -62,9 +62,9 @@ def _spoken(index: int) -> Callable[[AnyReport], None]:
 
     def report(what: AnyReport) -> None:
         if isinstance(what, Line) and index == 0:
-            print(f"evener: {what.text}", file=sys.stderr, flush=True)
+            sys.stderr.write(f"evener: {what.text}\n")
         elif isinstance(what, Failed):
-            print(f"evener: {what.what}", file=sys.stderr, flush=True)
+            sys.stderr.write(f"evener: {what.what}\n")
 
     return report
 

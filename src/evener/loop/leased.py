@@ -102,7 +102,7 @@ class Leased:
         """The samples of the next batch to be prepared; None: there is none of this epoch now."""
         hand = self._gives.hand
         if hand.first < 0 and not self._gives.stopped:
-            self._gives.draw(self.ahead + hand.most - 1)
+            self._gives.draw(max(self.ahead + hand.most - 1, hand.count + 1))
         if hand.first < 0 or hand.first // self._length > self._epoch:
             return None
         lease = hand.load()
@@ -133,8 +133,8 @@ class Streamed:
         self._loader, self._gives = loader, gives
         self._inner = loader
         if workers > 1:
-            self._inner = remade(loader, Every(cast(IterableDataset[Any], loader.dataset), index, workers), batch_size=loader.batch_size,
-                                 drop_last=loader.drop_last)  # fmt: skip
+            stream = Every(cast(IterableDataset[Any], loader.dataset), index, workers)
+            self._inner = remade(loader, stream, batch_size=loader.batch_size, drop_last=loader.drop_last)
 
     def __len__(self) -> int:
         return len(self._loader)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import math
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from types import MethodType
@@ -17,6 +17,7 @@ from torch.optim.lr_scheduler import ReduceLROnPlateau
 from torch.utils.data import DataLoader
 
 from evener import chaos
+from evener.data.chance import seed_batch
 from evener.errors import ConfigError, SessionError, TaskFailed
 from evener.loop.alone import Alone, Counted
 from evener.loop.hand import Hand
@@ -62,9 +63,10 @@ class Loop:
         self._spread = False
         self._logged = math.nan
         self._answered = self._clock()
-        self._passes, self._start, self._ahead = 0, 0, 0  # passes begun, those to be left out, those left early
+        self._passes, self._start = 0, 0  # passes begun, and those to be left out
         self._inside, self._left_out = False, False
         self._moved = 1  # updates that the last step brought
+        self._scheduled: list[bool] = []  # of each scheduler, whether it was last stepped within a pass
         self._ahead_leases, self._asked, self._said = 1, False, False
         self._sinks = Sinks(joining.settings, joining.report)
         joining.joined = True
@@ -79,7 +81,7 @@ class Loop:
 
     @property
     def chief(self) -> bool:
-        """Whether this process is to validate, save and print: one of all workers. False in passes that were left out."""
+        """Whether this process is to validate, save and print: one of all workers. Not in passes that were left out."""
         return self._turn.chief and not self._left_out
 
     @property
@@ -99,7 +101,7 @@ class Loop:
 
     @property
     def state(self) -> dict[str, Any]:
-        """Yours: numbers, texts, lists, dictionaries, tensors. The chief's is saved with each checkpoint and comes back."""
+        """Yours: numbers, texts, lists, dictionaries, tensors. The chief's is saved in checkpoints, and comes back."""
         return self._kept.state
 
     def should_stop(self) -> bool:
@@ -165,9 +167,12 @@ class Loop:
         self._begin_where_it_was()
         for number, optimizer in enumerate(parts.optimizers):
             self._watch(number, optimizer)
-        for scheduler in parts.schedulers:
-            self._follow(scheduler)
+        really = [self._follow(number, scheduler) for number, scheduler in enumerate(parts.schedulers)]
+        if isinstance(owner, Here):
+            owner.idled = partial(self._idled, really)
         joining.report(Status(joining.name, "training"))
+        if joining.launched and loader is None and not isinstance(owner, Alone):
+            seed_batch(settings.seed, self.worker)  # each worker is to play other episodes
         prepared = [shared if thing is loader and loader is not None else thing for thing in given]
         return prepared[0] if len(prepared) == 1 else tuple(prepared)
 
@@ -193,6 +198,8 @@ class Loop:
     def _begin_where_it_was(self) -> None:
         """Go on as what the chief has kept says; passes that were finished are left out."""
         kept = unpacked(self._turn.script)
+        if isinstance(self._owner, Alone):
+            return
         if kept is None:
             self._start = self._epoch() if self._supply.length else 0
             return
@@ -234,9 +241,10 @@ class Loop:
                 fix="give the optimizer all groups before prepare; a learning rate of 0 keeps a group as it is.",
             )
 
+        step._wrapped_by_lr_sched = True  # type: ignore[attr-defined]  # schedulers look at this, and at `_opt_called`
         optimizer.step = MethodType(step, optimizer)  # type: ignore[method-assign]
         optimizer.add_param_group = MethodType(refuse, optimizer)  # type: ignore[method-assign]
-        optimizer._opt_called = True  # type: ignore[attr-defined]  # what schedulers look at
+        optimizer._opt_called = True  # type: ignore[attr-defined]
 
     def _stepped(self, number: int, really: Any, closure: Any) -> Any:
         assert self._owner is not None
@@ -288,23 +296,36 @@ class Loop:
 
     def wait(self) -> None:
         assert self._owner is not None
-        self._take(self._owner.draw(self._want(), unused=self.hand.take(), wait=True))
+        unused = self.hand.take()
+        if unused and self._joining.launched:
+            self._forget_gradients()
+        self._take(self._owner.draw(self._want(), unused=unused, wait=True))
+
+    def _forget_gradients(self) -> None:
+        """Those of batches that no step has used are named as not applied: the next step must not apply them."""
+        for optimizer in self._prepared().optimizers:
+            Optimizer.zero_grad(optimizer)
 
     def passing(self) -> bool:
         number, self._passes = self._passes, self._passes + 1
-        self._left_out = number < self._start
+        before, self._left_out = self._left_out, number < self._start
         if self._left_out or self.stopped:
             return True
+        if before:  # what the program has made of its learning rates meanwhile was made of empty passes
+            self._restore(self._kept)
         self._told_at = -math.inf
         if isinstance(self._owner, Here):
             self._share(self._owner)
         self._inside = True
+        if self._supply.length and self.hand.first >= 0:
+            self._kept.ahead = max(0, number - self.hand.first // self._supply.length)
         return False
 
     def passed(self, *, whole: bool) -> None:
         self._inside = False
-        self._ahead += not whole
         self._told_at = -math.inf
+        if whole and not self._supply.length and isinstance(self._owner, Here):
+            self._take(self._owner.draw(0, wait=True))
 
     def _share(self, owner: Here) -> None:
         """Towers begin a pass with the settings of tower 0, whose program may have judged a validation alone."""
@@ -317,7 +338,7 @@ class Loop:
 
     def _keep(self) -> Kept:
         parts, kept = self._prepared(), self._kept
-        kept.version, kept.passes, kept.ahead = self._turn.version, self._passes, self._ahead
+        kept.version, kept.passes = self._turn.version, self._passes
         kept.schedulers = states_of(parts.schedulers)
         kept.settings = [
             {key: value for key, value in group.items() if key != "params"}
@@ -327,12 +348,19 @@ class Loop:
         return kept
 
     def _script(self, now: float) -> bytes:
-        if not self._turn.chief or not self._joining.settings.logdir or not (self._spread or now - self._told_at >= TELL):
+        due = self._spread or now - self._told_at >= TELL
+        if not (due and self._turn.chief and self._joining.settings.logdir):
             return b""
         self._told_at = now
         return self._keep().packed()
 
-    def _follow(self, scheduler: Scheduler) -> None:
+    def _idled(self, steps: Sequence[Callable[..., None]]) -> None:
+        """Other towers have taken a step: schedulers that the program steps with each of its own go along."""
+        for step, inside in zip(steps, self._scheduled, strict=True):
+            if inside:
+                step()
+
+    def _follow(self, number: int, scheduler: Scheduler) -> Callable[..., None]:
         """Steps that it takes within a pass follow the global step; others count once. See docs/own-loop.md."""
         really = scheduler.step
 
@@ -344,10 +372,13 @@ class Loop:
                     really(*args, **kwargs)
                     self._spread = True
                 return
+            self._scheduled[number] = self._inside
             for _ in range(self._moved if self._inside and isinstance(self._owner, Remote) else 1):
                 really(*args, **kwargs)
 
+        self._scheduled.append(False)
         scheduler.step = MethodType(step, scheduler)  # type: ignore[method-assign]
+        return really
 
     # --- the end
 

@@ -1,4 +1,4 @@
-"""Batches by number: what a program's loader would give in each epoch, drawn from the run's seed on every worker alike."""
+"""Batches by number: what a program's loader would give in each epoch, drawn alike on every worker."""
 
 from __future__ import annotations
 
@@ -55,7 +55,7 @@ class Draws:
             self._epoch, self._drawn = epoch, self._draw(epoch)
         if index >= len(self._drawn):
             raise ConfigError(
-                f"the loader's sampler drew {len(self._drawn)} batches for epoch {epoch}, its length is {self._length}.",
+                f"the loader's sampler drew {len(self._drawn)} batches for epoch {epoch} of {self._length} batches.",
                 why="batches are shared out by number, so their count is that of every epoch.",
                 fix="let len() of the batch sampler be the number of its batches.",
             )

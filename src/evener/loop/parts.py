@@ -1,4 +1,4 @@
-"""What a program gives to `prepare`, sorted: models, optimizers, loaders, schedulers, as one model and one optimizer."""
+"""What a program gives to `prepare`, sorted by kind; its models as one, its optimizers as one."""
 
 from __future__ import annotations
 
@@ -160,8 +160,8 @@ def build(parts: Parts, settings: Settings) -> Built:
     specs = [spec for spec in specs_of(parts.model) if not spec.trained or spec.name in trained]
     layout = Layout(specs, shards=max(1, settings.ps), placement=settings.placement)
     stay = digest_of(_stay(parts.model, layout))
-    text = f"{settings.script_args} seed={settings.seed} frozen={stay} groups={[sorted(names) for names in parts.names]}"
-    text += f" clip={recipe.clip_norm}/{recipe.clip_value}"
+    text = f"{settings.script_args} seed={settings.seed} frozen={stay}"
+    text += f" groups={[sorted(names) for names in parts.names]} clip={recipe.clip_norm}/{recipe.clip_value}"
     fingerprint = f"{settings.recipe} {hashlib.sha256(text.encode()).hexdigest()[:12]}"
     return Built(recipe, parts.model, layout, fingerprint, source_of(settings.script))
 

@@ -8,7 +8,7 @@ import os
 import secrets
 import socket
 import time
-from collections.abc import Collection, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -55,7 +55,11 @@ class Remote:
         check_for_servers(parts.optimizers)
         settings, layout = joining.settings, built.layout
         self._supply = supply
-        self._parts, self._told = parts, [b""] * len(parts.optimizers)
+        self._parts, self._told, self._chief = parts, b"", False
+        named = dict(parts.model.named_parameters())
+        everything = frozenset().union(*parts.names)
+        #: Of each optimizer, the parameters of the others: they change with their own steps alone.
+        self._others = [[named[name] for name in layout.trained if name in everything - mine] for mine in parts.names]
         gradients, parameters = Memory(layout.nbytes), Memory(layout.nbytes)
         memory = _elsewhere(built, gradients, parameters)
         self._towers = Towers(
@@ -81,6 +85,7 @@ class Remote:
         self._servers.want = want
         turn = self._exchange.start()
         self._towers.arrived(self._servers.arrivals)
+        self._chief = turn.chief
         return replace(turn, anew=False)
 
     def step(self, step: Step) -> tuple[Any, Turn]:
@@ -91,32 +96,38 @@ class Remote:
         loss = step.loss
         if math.isnan(loss) and isinstance(result, torch.Tensor | float):
             loss = float(result)
-        unused = self._collect(self._parts.names[step.group])
+        unused = self._towers.collect(self._servers.arrivals, self._parts.names[step.group])
+        examples = len(step.leases) * self._supply.size
         own = Own(
-            leases=step.leases, want=step.want, group=step.group, settings=self._settings(step.group),
+            leases=step.leases, want=step.want, group=step.group, settings=self._settings(),
             script=step.script, spread=step.spread,
         )  # fmt: skip
+        others = self._others[step.group]
+        before = [parameter.detach().clone() for parameter in others]
         turn = self._exchange.update(
-            Computed(loss=loss, examples=len(step.leases) * self._supply.size, seconds=step.seconds, unused=unused, own=own)
+            Computed(loss=loss, examples=examples, seconds=step.seconds, unused=unused, own=own)
         )
         if turn.anew:
-            self._told = [b""] * len(self._told)  # to the next life nothing was told
+            self._told = b""  # to the next life nothing was told
+        elif others:  # what was computed with them may still be on its way back through autograd
+            torch._foreach_copy_([parameter.data for parameter in others], before)
+        self._chief = turn.chief
         self._towers.arrived(self._servers.arrivals)
         return result, turn
 
-    def _collect(self, only: Collection[str]) -> Collection[str]:
-        return self._towers.collect(self._servers.arrivals, only)
-
-    def _settings(self, group: int) -> bytes:
-        """The settings of all groups of all optimizers, if they have changed since they were told last."""
-        now = _packed([group for one in self._parts.optimizers for group in one.param_groups])
-        if now == self._told[0]:
+    def _settings(self) -> bytes:
+        """The settings of all optimizers, if they have changed since they were told last. The chief's count."""
+        if not self._chief:
             return b""
-        self._told[0] = now
+        now = _packed([group for one in self._parts.optimizers for group in one.param_groups])
+        if now == self._told:
+            return b""
+        self._told = now
         return now
 
     def draw(self, want: int, *, unused: Sequence[int] = (), wait: bool = False) -> Turn:
         turn = self._servers.draw(want, unused=unused, wait=wait)
+        self._chief = turn.chief
         if wait or turn.anew:
             if self._fetching is not None:
                 self._fetching.fetch()

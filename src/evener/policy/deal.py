@@ -62,7 +62,6 @@ class Deal:
     def _take(self, tower: int, count: int) -> list[int]:
         start = self._done[tower]
         self._done[tower] += count
-        assert self._done[tower] <= self._given[tower] or tower, "a batch was applied that was not given"
         return self._hands[tower][start : start + count]
 
     def finish(self) -> bool:

@@ -11,7 +11,7 @@ import os
 import runpy
 import sys
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from evener.data.chance import seed_all
@@ -47,7 +47,7 @@ class Joining:
     settings: Settings
     report: Reporter
     run: str = ""
-    rendezvous: Rendezvous = Fixed(())
+    rendezvous: Rendezvous = field(default_factory=lambda: Fixed(()))
     stop_asked: Callable[[], str] = _nothing
     leave_asked: Callable[[], str] = _nothing
     rank: int | None = None  # among the workers of this machine, if that is another number

@@ -157,7 +157,7 @@ class Release(Message, frozen=True):
 
 
 class Drawn(Message, frozen=True):
-    """Answer to `Draw`. Who has waited looks at the newest parameters first (`Pull`), which are at least of `version`."""
+    """Answer to `Draw`. Who has waited looks at the newest parameters first (`Pull`): at least those of `version`."""
 
     leases: list[int]
     version: int

@@ -99,7 +99,7 @@ class Hands:
             for owner in owners:
                 hand = self._hands[owner].leases
                 if len(hand) < min(level, aims[owner]):
-                    lease = self._book.take(owner)
+                    lease = self._take(owner, hand)
                     if lease is None:
                         return given
                     hand.append(lease)
@@ -111,12 +111,18 @@ class Hands:
         hand, given = self._hands[owner], list[int]()
         hand.want = want
         for _ in range(min(want - len(hand.leases), self._share(live))):
-            lease = self._book.take(owner)
+            lease = self._take(owner, hand.leases)
             if lease is None:
                 break
+            hand.leases.append(lease)
             given.append(lease)
-        hand.leases += given
         return given
+
+    def _take(self, owner: Hashable, hand: Sequence[int]) -> int | None:
+        """One that it has not in hand; a void one that comes back to it is its own again, and nothing new."""
+        while (lease := self._book.take(owner)) is not None and lease in hand:
+            pass
+        return lease
 
     def _share(self, live: int) -> int:
         """Near the end of an epoch one worker does not take the rest ahead, while others have nothing to do."""

@@ -121,6 +121,10 @@ class Lives:
             return self._limit
         return max(self._limit * PART, min(TIMES * median(took), self._limit))
 
+    def at_leisure(self) -> bool:
+        """Whether somebody goes on without a deadline: a script does what it likes between two epochs."""
+        return any(life.lease < 0 or life.free for life in self._computing())
+
     def overdue(self, now: float) -> list[Life]:
         """Those whose lease takes too long."""
         return [

@@ -26,10 +26,10 @@ class Progress(Report, frozen=True):
     """Where the run stands now; told by the task that owns the global step."""
 
     global_step: int
-    train_steps: int
+    train_steps: int  # 0: not known
     examples_per_second: float
     steps_per_second: float
-    loss: float
+    loss: float  # nan: not known
     dropped: int
     waiting_for: str = ""
     updates: int = 0  # of this run, without what it resumed from
@@ -70,7 +70,7 @@ class Finished(Report, frozen=True):
     first_step: int  # where this run began; more than 0 when it resumed
     examples: int
     seconds: float
-    train_loss: float
+    train_loss: float  # nan: not known
     dropped_gradients: int
     mean_staleness: float
     max_staleness: int

@@ -93,13 +93,14 @@ class Tally:
         self.steps_window.start(self.started)
         self.examples_window.start(self.started)
 
-    def applied(self, loss: float, examples: int, staleness: int) -> None:
-        """One gradient went into an update."""
+    def applied(self, loss: float | None, examples: int, staleness: int) -> None:
+        """One gradient went into an update; its loss may not be known."""
         self._applied += 1
         self.examples += examples
         self._staleness_sum += staleness
         self.max_staleness = max(self.max_staleness, staleness)
-        self._losses.append(loss)
+        if loss is not None:
+            self._losses.append(loss)
         self._recent.append(staleness)
         self.examples_window.add(examples)
 
@@ -115,7 +116,7 @@ class Tally:
 
     @property
     def loss(self) -> float:
-        """Mean training loss of the last 50 gradients applied; NaN before the first."""
+        """Mean training loss of the last 50 gradients applied; NaN where none is known."""
         return sum(self._losses) / len(self._losses) if self._losses else float("nan")
 
     @property

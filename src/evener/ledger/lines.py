@@ -23,6 +23,10 @@
     ["g", 12]
         a gap: so many lines could not be written
 
+Of a script with a loop of its own the mode ends in "/script", and samples are batches, one a lease: 0 where they have
+no numbers. A gradient of several batches has several entries with the same worker, epoch and seq; one of a batch that
+has no number, or that another gradient was of, has the lease -1.
+
 Without ps tasks, one process or several towers have generation 0 and push with worker 0, 1, ..., epoch 0 and the step
 as seq.
 A beginning at step s rolls back all updates beyond s that stand above it. `evener.audit` judges what it says.
@@ -38,6 +42,9 @@ from evener.errors import VersionError
 from evener.files import NOT_JSON
 
 FORMAT = 1
+
+#: The end of a mode, where batches are those of a script.
+SCRIPT = "/script"
 
 #: lease, worker, epoch, seq of one gradient.
 Entry = tuple[int, int, int, int]

@@ -12,7 +12,7 @@ from pathlib import Path
 import msgspec
 
 from evener.files import descriptor
-from evener.ledger.lines import Begin, Complete, Cut, Dropped, End, Entry, Gap, Line, Returned, Skipped, Update, encode
+from evener.ledger.lines import SCRIPT, Begin, Complete, Cut, Dropped, End, Entry, Gap, Line, Returned, Skipped, Update, encode
 from evener.policy.leases import LeaseState
 from evener.state.atomic import LACKING
 
@@ -57,9 +57,16 @@ class Ledger:
         self._cut: tuple[int, LeaseState] = (0, LeaseState(0, ()))  # the step of the last checkpoint, and its leases
         self._since = 0  # lines after it
 
-    def begin(self, step: int, samples: int, book: LeaseState) -> None:
-        """Training starts at this step, with this much data and these leases still to come."""
+    def begin(self, step: int, samples: int, book: LeaseState, *, script: bool = False) -> None:
+        """Training starts at this step, with this much data and these leases still to come.
+
+        Args:
+            script: samples are the batches of a script's loader, and a lease is one of them.
+        """
         self._about = msgspec.structs.replace(self._about, samples=samples)
+        if script:
+            mode = self._about.mode.removesuffix(SCRIPT) + SCRIPT
+            self._about = msgspec.structs.replace(self._about, mode=mode, batch_size=1)
         self._begin(step, book)
 
     def update(self, step: int, entries: Sequence[Entry]) -> None:

@@ -77,7 +77,7 @@ class Here:
         self._script = manifest.script.encode() if manifest is not None else b""
         self._first_step = self._state.step
         self._tally = Tally(time.monotonic)
-        self._main = manifest.main if manifest is not None else 0  # updates of the first optimizer
+        self._counted = manifest.counted if manifest is not None else 0  # updates of the first optimizer
         self._stop, self._whole, self._last_report = "", True, time.monotonic()
         self._in_hand = 0
         #: Called when others have taken a step that this tower's program knows nothing of.
@@ -147,7 +147,7 @@ class Here:
     def _applied(self, step: Step | None, counts: Sequence[int], groups: Sequence[int], loss: float = math.nan) -> None:
         """The parameters have changed by one update."""
         self._state.step += 1
-        self._main += 0 in groups
+        self._counted += 0 in groups
         version = self._state.step
         if bad := self._state.parameters.first_non_finite(self._state.infinite):
             raise NonFinite(
@@ -215,7 +215,7 @@ class Here:
 
     def _judge_length(self) -> None:
         limit = self._settings.train_steps
-        if limit is not None and self._main >= limit:
+        if limit is not None and self._counted >= limit:
             self._stop = self._stop or f"reached step {limit}"
 
     def _turn(self, leases: Sequence[int], script: bytes = b"") -> Turn:
@@ -284,7 +284,7 @@ class Here:
         manifest = manifest_of(
             contents, self._state, book=book, seqs={}, examples=self._tally.examples, dropped=0,
             settings=self._settings, samples=self._samples, evener=VERSION,
-            script=self._script.decode(), main=self._main,
+            script=self._script.decode(), counted=self._counted,
         )  # fmt: skip
         self._ledger.cut(contents.step, book)
         self._saver.start(contents, manifest)

@@ -19,7 +19,14 @@ __all__ = ["policy_for"]
 
 
 def policy_for(  # noqa: PLR0913 - the union of what the modes can be told; each reads its own
-    mode: str, *, replicas_to_aggregate: int, accumulate: bool, elastic: bool, staleness: int, version: int
+    mode: str,
+    *,
+    replicas_to_aggregate: int,
+    accumulate: bool,
+    elastic: bool,
+    staleness: int,
+    version: int,
+    workers: int | None = None,
 ) -> Policy:
     """Make the policy of a mode; what a mode does not use is not looked at.
 
@@ -33,7 +40,9 @@ def policy_for(  # noqa: PLR0913 - the union of what the modes can be told; each
     """
     modes: dict[str, Callable[[], Policy]] = {
         "async": lambda: Asynchronous(version),
-        "sync": lambda: Synchronous(replicas_to_aggregate, accumulate=accumulate, elastic=elastic, version=version),
+        "sync": lambda: Synchronous(
+            replicas_to_aggregate, accumulate=accumulate, elastic=elastic, version=version, workers=workers
+        ),
         "bounded": lambda: Bounded(staleness, version=version),
     }
     if mode not in modes:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from evener.policy.events import Apply, Decision, Event, Joined, Left, Pushed, Release
+from evener.policy.events import Apply, Decision, Drained, Event, Joined, Left, Pushed, Refreshed, Release
 
 
 class Asynchronous:
@@ -37,6 +37,8 @@ class Asynchronous:
             case Left(worker):
                 assert worker in self._live, f"worker {worker} left but was not here"
                 self._live.remove(worker)
+                return []
+            case Refreshed() | Drained():
                 return []
 
     def waiting_for(self) -> str:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections import Counter
 
 from evener.errors import ConfigError
-from evener.policy.events import Apply, Decision, Event, Joined, Left, Pushed, Release
+from evener.policy.events import Apply, Decision, Drained, Event, Joined, Left, Pushed, Refreshed, Release
 from evener.policy.members import names
 
 
@@ -57,6 +57,10 @@ class Bounded:
                 self._remove_clock(worker)
                 self._waiting.discard(worker)
                 return self._release(self._waiting) if self._find_slowest() else []
+            case Refreshed():
+                return []
+            case Drained(idle):
+                return self._overtake(idle)
 
     def waiting_for(self) -> str:
         """Name the blocked workers and the slowest ones that they wait for; empty while nobody is blocked."""
@@ -71,6 +75,17 @@ class Bounded:
         ready = sorted(worker for worker in candidates if self._clock[worker] <= self._slowest + self.staleness)
         self._waiting.difference_update(ready)
         return [Release(worker) for worker in ready]
+
+    def _overtake(self, idle: frozenset[int]) -> list[Decision]:
+        """Who has no batch holds nobody back: its clock is that of the slowest of the others, if it was behind."""
+        others = [clock for worker, clock in self._clock.items() if worker not in idle]
+        if not others:
+            return []
+        slowest = min(others)
+        for worker in sorted(idle & self._clock.keys()):
+            self._set_clock(worker, max(slowest, self._remove_clock(worker)))
+        self._find_slowest()
+        return self._release(self._waiting)
 
     def _set_clock(self, worker: int, clock: int) -> bool:
         self._clock[worker] = clock

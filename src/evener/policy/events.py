@@ -25,6 +25,7 @@ class Pushed:
     worker: int
     version: int
     handle: int
+    group: int = 0  # which of several optimizers it is for: an update is of one of them
 
 
 @dataclass(frozen=True, slots=True)
@@ -32,6 +33,21 @@ class Left:
     """A worker is gone: it said so, its link broke, or its time ran out."""
 
     worker: int
+    ended: bool = False  # its own loop has come to its end: it is not awaited
+
+
+@dataclass(frozen=True, slots=True)
+class Refreshed:
+    """A worker that had no batch is given one, and the newest parameters with it."""
+
+    worker: int
+
+
+@dataclass(frozen=True, slots=True)
+class Drained:
+    """No batch of this epoch is left to give, and every live worker is idle or has pushed and waits."""
+
+    idle: frozenset[int]  # those that wait for a batch; the others wait for an update
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,7 +72,7 @@ class Release:
     worker: int
 
 
-Event = Joined | Pushed | Left
+Event = Joined | Pushed | Left | Refreshed | Drained
 Decision = Apply | Drop | Release
 
 

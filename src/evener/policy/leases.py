@@ -53,6 +53,35 @@ class Leases:
         self._skipped = list(skipped)
         self._avoided: set[int] = set()  # not issued so far, and never to be
         self._passed: list[int] = []
+        self.epoch = 0  # leases of one, where a lease of the next is issued only when all of this one are closed
+
+    def fence(self, epoch: int) -> None:
+        """Of now on no lease is issued before the epoch before its own, of so many leases, is over. 0: there are none.
+
+        >>> book = Leases()
+        >>> book.fence(2)
+        >>> book.take("a"), book.take("a"), book.take("a"), book.finish(0, "a"), book.finish(1, "a"), book.turn()
+        (0, 1, None, True, True, True)
+        """
+        self.epoch = epoch
+        lowest = min([self.next_lease, *self._returned, *self._outstanding])
+        self.limit = (lowest // epoch + 1) * epoch if epoch else 0
+
+    def turn(self) -> bool:
+        """Open the next epoch, if this one is over. False: it is not."""
+        if not self.epoch or self.limit is None or not self.exhausted:
+            return False
+        self.limit += self.epoch
+        return True
+
+    def epoch_of(self, lease: int) -> int:
+        """Of a fenced book, counted from 0; -1 where there are no epochs."""
+        return lease // self.epoch if self.epoch and lease >= 0 else -1
+
+    @property
+    def left(self) -> int:
+        """Leases that can be issued now, of a book with a limit."""
+        return len(self._returned) + max(0, (self.limit or 0) - self.next_lease)
 
     @property
     def exhausted(self) -> bool:
@@ -104,7 +133,7 @@ class Leases:
 
     def _skip(self, lease: int) -> None:
         self._skipped.append(lease)
-        if self.limit is not None:
+        if self.limit is not None and not self.epoch:  # an epoch does not grow because a lease was given up
             self.limit += 1
 
     def finish(self, lease: int, owner: Hashable) -> bool:

@@ -5,6 +5,8 @@
                    +-> parked +<- parked +        waiting, parked, held -> leaving: the run is over
 
 A lease that is computed has a deadline (`overdue`): one hung worker must not hold the last batch of a run for ever.
+A worker with a script of its own may go on without a lease, then it has none; it is never parked, but asks for batches
+of the next epoch (idle) when it has none in hand: computing -> idle -> computing. After the end it may go on.
 """
 
 from __future__ import annotations
@@ -24,6 +26,7 @@ class Stage(Enum):
     COMPUTING = "computes"
     HELD = "has given its gradient"
     PARKED = "is idle: no batch is left, unless one comes back"
+    IDLE = "has asked for batches, and none is left of this epoch"
     LEAVING = "was told that the run is over"
     GONE = "is gone"
 
@@ -31,10 +34,11 @@ class Stage(Enum):
 _NEXT: dict[Stage, tuple[Stage, ...]] = {
     Stage.ADMITTED: (Stage.WAITING,),
     Stage.WAITING: (Stage.COMPUTING, Stage.PARKED, Stage.LEAVING),
-    Stage.COMPUTING: (Stage.HELD,),
+    Stage.COMPUTING: (Stage.HELD, Stage.IDLE),
+    Stage.IDLE: (Stage.COMPUTING, Stage.LEAVING),
     Stage.HELD: (Stage.COMPUTING, Stage.PARKED, Stage.LEAVING),
     Stage.PARKED: (Stage.COMPUTING, Stage.LEAVING),
-    Stage.LEAVING: (),
+    Stage.LEAVING: (Stage.HELD,),
     Stage.GONE: (),
 }
 #: A lease may take so many times what this worker's leases took, and in any case so large a part of the stall timeout.
@@ -53,6 +57,7 @@ class Life:
     since: float
     lease: int = -1
     shows: bool = False  # it has asked to see parameters meanwhile: it validates, which takes its time
+    free: bool = False  # it begins an epoch: its script may do whatever it does between two of them
     story: deque[str] = field(default_factory=lambda: deque(maxlen=STORY))
 
 
@@ -79,12 +84,12 @@ class Lives:
         """A worker's life goes on; `lease` is what it computes from now on. A wrong turn is a mistake of ours."""
         life = self._lives[worker]
         assert stage in _NEXT[life.stage], f"worker:{worker} {stage.value}? {self.story(worker)}"
-        if life.stage is Stage.COMPUTING and not life.shows:
+        if life.stage is Stage.COMPUTING and stage is Stage.HELD and not life.shows and not life.free:
             self._took.setdefault(worker, deque(maxlen=RECENT)).append(now - life.since)
             self._lost.pop(life.lease, None)
         if stage is Stage.COMPUTING:
             life.lease = lease
-        life.stage, life.since, life.shows = stage, now, False
+        life.stage, life.since, life.shows, life.free = stage, now, False, False
         life.story.append(f"{stage.value}{f' lease {lease}' if lease >= 0 else ''}")
 
     def shown(self, worker: int, now: float) -> None:
@@ -92,10 +97,19 @@ class Lives:
         if (life := self._lives.get(worker)) is not None:
             life.since, life.shows = now, True
 
+    def freed(self, worker: int) -> None:
+        """It begins an epoch: no deadline until its next push."""
+        self._lives[worker].free = True
+
+    def drew(self, worker: int, now: float, lease: int) -> None:
+        """It asked for more batches on its way: a sign of life."""
+        life = self._lives[worker]
+        life.since, life.lease = now, lease
+
     def gone(self, worker: int) -> int:
         """A life has ended. Returns how many have now ended over the lease that it was computing; 0 if over none."""
         life = self._lives.pop(worker, None)
-        if life is None or life.stage is not Stage.COMPUTING:
+        if life is None or life.stage is not Stage.COMPUTING or life.lease < 0:
             return 0
         self._lost[life.lease] += 1
         return self._lost[life.lease]
@@ -107,14 +121,23 @@ class Lives:
             return self._limit
         return max(self._limit * PART, min(TIMES * median(took), self._limit))
 
+    def at_leisure(self) -> bool:
+        """Whether somebody goes on without a deadline: a script does what it likes between two epochs."""
+        return any(life.lease < 0 or life.free for life in self._computing())
+
     def overdue(self, now: float) -> list[Life]:
         """Those whose lease takes too long."""
-        return [life for life in self._computing() if now - life.since >= self.deadline(life.worker)]
+        return [
+            life for life in self._computing()
+            if life.lease >= 0 and not life.free and now - life.since >= self.deadline(life.worker)
+        ]  # fmt: skip
 
     def waiting_for(self, now: float) -> str:
         """Who computes, on what, and for how long; empty if nobody does."""
         words = [
-            f"worker:{life.worker} to give lease {life.lease} ({now - life.since:.0f} s)" for life in self._computing()
+            f"worker:{life.worker} to {f'give lease {life.lease}' if life.lease >= 0 else 'go on with its script'} "
+            f"({now - life.since:.0f} s)"
+            for life in self._computing()
         ]
         return ", ".join(words[:4]) + (f" and {len(words) - 4} more" if len(words) > 4 else "")
 
@@ -130,5 +153,5 @@ class Lives:
 
     def check(self) -> None:
         """What is always true, for tests: nobody computes the same lease as another one."""
-        leases = [life.lease for life in self._computing()]
+        leases = [life.lease for life in self._computing() if life.lease >= 0]
         assert len(set(leases)) == len(leases), f"a lease is computed twice: {sorted(leases)}"

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterable
 
 from evener.errors import ConfigError
-from evener.policy.events import Apply, Decision, Drop, Event, Joined, Left, Pushed, Release
+from evener.policy.events import Apply, Decision, Drained, Drop, Event, Joined, Left, Pushed, Refreshed, Release
 from evener.policy.members import names
 
 
@@ -16,19 +17,29 @@ class Synchronous:
     dropped. Unlike TensorFlow, a worker whose push was too late gets the newest parameters at once, not an old token
     that dooms its next gradient too, and no worker gives two gradients to one update, unless asked to accumulate.
 
+    Where gradients are of several groups, each update is of one. The last, shorter round of an epoch is the mean of
+    what there is (`Drained`).
+
     Args:
         replicas_to_aggregate: R, the gradients averaged by one update; at least 1.
         accumulate: release a worker again at the same version while its gradient is needed, so that R may exceed N.
         elastic: while fewer than R workers live, average one gradient of each. Without it wait for R, aloud.
             Nothing to do with accumulate, where few workers give as many gradients as many.
         version: updates decided before this run began, as a checkpoint tells.
+        workers: how many there are; of these, those whose loops have ended are not waited for. None: all are.
 
     Raises:
         ConfigError: replicas_to_aggregate is not an integer, or below 1.
     """
 
     def __init__(
-        self, replicas_to_aggregate: int, *, accumulate: bool = False, elastic: bool = False, version: int = 0
+        self,
+        replicas_to_aggregate: int,
+        *,
+        accumulate: bool = False,
+        elastic: bool = False,
+        version: int = 0,
+        workers: int | None = None,
     ) -> None:
         if type(replicas_to_aggregate) is not int or replicas_to_aggregate < 1:  # True would pass isinstance
             raise ConfigError(
@@ -40,7 +51,10 @@ class Synchronous:
         self.accumulate = accumulate
         self.elastic = elastic
         self.version = version
+        self._workers = workers
+        self._ended: set[int] = set()  # workers whose loops have ended
         self._held: dict[int, int] = {}  # handle -> its worker, in order of arrival; all computed at `version`
+        self._group: dict[int, int] = {}  # handle -> its group
         # Every live worker is in exactly one of these three:
         self._fresh: set[int] = set()  # computes on the parameters of `version`
         self._late: set[int] = set()  # computes on older ones; its push will be dropped
@@ -49,9 +63,14 @@ class Synchronous:
     @property
     def needed(self) -> int:
         """Gradients that the next update averages."""
-        if not self.elastic or self.accumulate:
+        if self.accumulate:
             return self.replicas_to_aggregate
-        return max(1, min(self.replicas_to_aggregate, self._live_count()))
+        here = self.replicas_to_aggregate
+        if self.elastic:
+            here = self._live_count()
+        elif self._ended and self._workers is not None:
+            here = self._workers - len(self._ended)
+        return max(1, min(self.replicas_to_aggregate, here))
 
     def on(self, event: Event) -> list[Decision]:
         """Answer one event."""
@@ -60,16 +79,25 @@ class Synchronous:
                 return self._join(worker)
             case Pushed(worker, version, handle) if version < self.version:
                 return self._drop(worker, version, handle)
-            case Pushed(worker, version, handle):
+            case Pushed(worker, version, handle, group):
                 assert version == self.version, f"worker {worker} pushed version {version}, now {self.version}"
-                return self._hold(worker, handle)
-            case Left(worker):
-                return self._leave(worker)
+                return self._hold(worker, handle, group)
+            case Left(worker, ended):
+                return self._leave(worker, ended)
+            case Refreshed(worker):
+                assert worker in self._fresh or worker in self._late, f"worker {worker} was not idle"
+                self._late.discard(worker)
+                self._fresh.add(worker)
+                return []
+            case Drained(idle):
+                return self._drain(idle)
 
     def waiting_for(self) -> str:
         """Say how many gradients the next update lacks, who computes them, and whether enough workers are here."""
         gradients = "1 gradient" if self.needed == 1 else f"{self.needed} gradients"
         holds = f"holds {len(self._held)} ({names(set(self._held.values()))})" if self._held else "holds none"
+        if len(set(self._group.values())) > 1:
+            holds += f" of {len(set(self._group.values()))} optimizers"
         parts = [f"update {self.version + 1} needs {gradients}{self._shrunk()}", holds]
         if self._fresh:
             parts.append(f"{names(self._fresh)} {_are(self._fresh)} computing")
@@ -91,36 +119,77 @@ class Synchronous:
         self._waiting.add(worker)
         return [Drop(handle, f"computed at version {version}, now {self.version}"), *self._release([worker])]
 
-    def _hold(self, worker: int, handle: int) -> list[Decision]:
+    def _hold(self, worker: int, handle: int, group: int) -> list[Decision]:
         assert worker in self._fresh, f"worker {worker} pushed but was not released at version {self.version}"
         self._fresh.remove(worker)
         self._waiting.add(worker)
         self._held[handle] = worker
-        if len(self._held) >= self.needed:
-            return self._update()
-        return self._release([worker]) if self.accumulate and self._room() > 0 else []
+        self._group[handle] = group
+        if len(self._held) >= self.needed and (full := self._full()) is not None:
+            return self._update(full)
+        if self.accumulate and self._room() > 0:
+            return self._release([worker])
+        return self._step_apart()
 
-    def _leave(self, worker: int) -> list[Decision]:
+    def _leave(self, worker: int, ended: bool) -> list[Decision]:
         assert self._is_live(worker), f"worker {worker} left but was not here"
         for group in (self._fresh, self._late, self._waiting):
             group.discard(worker)
+        if ended:
+            self._ended.add(worker)
         orphans = [handle for handle, owner in self._held.items() if owner == worker]
-        for handle in orphans:
-            del self._held[handle]
-        decisions: list[Decision] = [Drop(handle, "its worker left before the update") for handle in orphans]
-        if len(self._held) >= self.needed:  # elastic: the one who left was the last that was awaited
-            return decisions + self._update()
+        decisions = self._forget(orphans, "its worker left before the update")
+        # elastic, or its loop has ended: the one who left was the last that was awaited
+        if len(self._held) >= self.needed and (full := self._full()) is not None:
+            return decisions + self._update(full)
         if self.accumulate:  # its share of the round falls to those who wait
             decisions += self._release(sorted(self._waiting)[: max(0, self._room())])
-        return decisions
+        return decisions + self._step_apart()
 
-    def _update(self) -> list[Decision]:
-        handles = tuple(self._held)
+    def _drain(self, idle: frozenset[int]) -> list[Decision]:
+        """The rest of an epoch is fewer gradients than an update needs: no more will come."""
+        groups = sorted(set(self._group.values()))
+        if len(groups) > 1:
+            return self._drop_fewest()
+        return self._update(groups[0], idle) if groups else []
+
+    def _full(self) -> int | None:
+        """A group of which enough gradients are held."""
+        counts = Counter(self._group.values())
+        return min((group for group, count in counts.items() if count >= self.needed), default=None)
+
+    def _step_apart(self) -> list[Decision]:
+        """Where all wait, but not for the same group, no further push could make an update."""
+        return self._drop_fewest() if not self._fresh and not self._late and len(set(self._group.values())) > 1 else []
+
+    def _drop_fewest(self) -> list[Decision]:
+        """A script that came back in the middle of a batch is one optimizer behind: the few go on to the next one."""
+        counts = Counter(self._group.values())
+        fewest = min(counts, key=lambda group: (counts[group], group))
+        handles = [handle for handle, group in self._group.items() if group == fewest]
+        workers = sorted({self._held[handle] for handle in handles} & self._waiting)
+        return [
+            *self._forget(handles, "its script is at another optimizer than the others"),
+            *self._release(workers),
+        ]
+
+    def _forget(self, handles: Iterable[int], reason: str) -> list[Decision]:
+        gone = list(handles)
+        for handle in gone:
+            del self._held[handle], self._group[handle]
+        return [Drop(handle, reason) for handle in gone]
+
+    def _update(self, group: int, idle: frozenset[int] = frozenset()) -> list[Decision]:
+        """Those who compute are late from now on; those who are idle look at the new parameters first."""
+        handles = tuple(handle for handle in self._held if self._group[handle] == group)
+        others = [handle for handle in self._held if self._group[handle] != group]
+        drops = self._forget(others, f"computed at version {self.version}, now {self.version + 1}")
         self._held.clear()
+        self._group.clear()
         self.version += 1
-        self._late |= self._fresh
-        self._fresh.clear()
-        return [Apply(handles), *self._release(sorted(self._waiting))]
+        self._late |= self._fresh - idle
+        self._fresh &= idle
+        return [Apply(handles), *drops, *self._release(sorted(self._waiting))]
 
     def _release(self, workers: Iterable[int]) -> list[Decision]:
         ready = list(workers)
@@ -140,11 +209,12 @@ class Synchronous:
         return len(self._fresh) + len(self._late) + len(self._waiting)
 
     def _shrunk(self) -> str:
-        return (
-            f" (elastic: {self.replicas_to_aggregate} were asked for)"
-            if self.needed < self.replicas_to_aggregate
-            else ""
-        )
+        if self.needed == self.replicas_to_aggregate:
+            return ""
+        if self.elastic:
+            return f" (elastic: {self.replicas_to_aggregate} were asked for)"
+        have = "loop has" if len(self._ended) == 1 else "loops have"
+        return f" (the {have} ended of {names(self._ended)})"
 
     def _shortage(self) -> str:
         here = self._fresh | self._late | self._waiting

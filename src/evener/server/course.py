@@ -9,7 +9,8 @@ from evener import errors
 from evener.data.order import Order
 from evener.ledger import Ledger
 from evener.report import Finished, Line, Progress, Reporter
-from evener.settings import Settings
+from evener.server.batches import named, of_epoch
+from evener.settings import ENDLESS, Settings
 from evener.state.checkpoint import Manifest
 from evener.state.saver import Saver
 from evener.state.state import Contents
@@ -44,6 +45,13 @@ class Course:
     def __init__(self, setup: Setup) -> None:
         self.setup, self.settings = setup, setup.settings
         self.first_step = setup.restored[0].step if setup.restored else 0
+        #: Updates that count for the length of the run: of a script those of its first optimizer.
+        self.counted = self.first_step
+        if setup.restored and setup.settings.script:
+            self.counted = setup.restored[0].counted
+        #: Workers that have come, and those of them whose loops have ended.
+        self.came: set[int] = set()
+        self.left: set[int] = set()
         self.tally = Tally(setup.clock)
         self._spikes = Spikes(setup.settings.spike)
         self.train_steps: int | None = None  # known with the first worker, who knows the data
@@ -81,6 +89,11 @@ class Course:
         """Of the training data; known with the first worker."""
         return self._samples
 
+    @property
+    def unit(self) -> str:
+        """What `samples` counts."""
+        return "batches" if self.settings.script else "training samples"
+
     def check(self, samples: int, batch: str = "") -> str:
         """Whether a worker has the data of the run; a sentence if its first samples are others and may be.
 
@@ -91,8 +104,8 @@ class Course:
             return ""
         if samples != self._samples:
             raise errors.ModelMismatch(
-                f"this worker has {samples} training samples, the run has {self._samples}.",
-                why="leases name samples by number, so every worker must have the same data.",
+                f"this worker has {samples} {self.unit}, the run has {self._samples}.",
+                why=f"leases name {self.unit.split()[-1]} by number, so every worker must have the same data.",
             )
         if batch == self._batch:
             return ""
@@ -109,25 +122,39 @@ class Course:
 
     def over(self, step: int) -> bool:
         """Is this the last global step, or beyond it?"""
-        return self.train_steps is not None and step >= self.train_steps
+        return self.train_steps is not None and (self.counted if self.settings.script else step) >= self.train_steps
+
+    @property
+    def length(self) -> int:
+        """Global steps of the run as far as that is known; else 0."""
+        return 0 if self.train_steps in (None, ENDLESS) else self.train_steps or 0
 
     def applied(self, push: Push, staleness: int) -> None:
         """A gradient went into an update."""
         self.tally.applied(push.loss, push.examples, staleness)
-        if (times := self._spikes.see(push.loss)) is not None:
+        if push.loss is not None and (times := self._spikes.see(push.loss)) is not None:
             worker = f"worker:{push.identity.worker}"
             self.setup.report(Line(worker, (
-                f"warning: the loss {push.loss:.6g} of lease {push.lease} ({self.samples_of(push.lease)}) "
+                f"warning: the loss {push.loss:.6g} of {self.batches_of(push)} "
                 f"is {times:.3g} times the running mean"
             )))  # fmt: skip
 
-    def samples_of(self, lease: int) -> str:
-        """Which samples a lease is, for people."""
-        size = self.settings.batch_size
-        return Order(self._samples, self.settings.seed).named(lease * size, (lease + 1) * size)
+    def batches_of(self, push: Push) -> str:
+        """What a gradient is of, for people: which samples, or which batch of a script's loader."""
+        leases = named(push)
+        if not leases:
+            return "a batch without a number"
+        if self.settings.script:
+            which = of_epoch(leases[0], self._samples)
+        else:
+            size = self.settings.batch_size
+            which = Order(self._samples, self.settings.seed).named(leases[0] * size, (leases[0] + 1) * size)
+        more = f" and {len(leases) - 1} more" if len(leases) > 1 else ""
+        return f"lease {leases[0]}{more} ({which})"
 
-    def moved(self) -> None:
+    def moved(self, group: int) -> None:
         """An update was applied."""
+        self.counted += group == 0
         self.tally.updated()
         self._last_move = self.setup.clock()
 
@@ -147,10 +174,10 @@ class Course:
         """Whether the run ended so long ago that nobody is waited for any more; an evaluation may take its time."""
         return self.setup.clock() - self._stop_time > (self.settings.stall_timeout if evaluating else GRACE)
 
-    def watch(self, step: int, waiting_for: Callable[[], str]) -> None:
-        """Report five times a second; raise Stalled when nothing has moved for too long."""
+    def watch(self, step: int, waiting_for: Callable[[], str], *, patient: bool = False) -> None:
+        """Report five times a second; raise Stalled when nothing has moved for too long, unless that may be."""
         now = self.setup.clock()
-        if not self.stopping and now - self._last_move > self.settings.stall_timeout:
+        if not self.stopping and not patient and now - self._last_move > self.settings.stall_timeout:
             raise errors.Stalled(
                 f"no update for {self.settings.stall_timeout:g} s at step {step}: waiting for {waiting_for()}.",
                 fix="look at the tasks named here, or raise --stall-timeout.",
@@ -162,7 +189,7 @@ class Course:
         self._last_report = self.setup.clock()
         tally = self.tally
         self.setup.report(
-            Progress(step, self.train_steps or 0, tally.examples_window.rate(), tally.steps_window.rate(), tally.loss,
+            Progress(step, self.length, tally.examples_window.rate(), tally.steps_window.rate(), tally.loss,
                      tally.dropped, waiting_for, tally.updates)
         )  # fmt: skip
 

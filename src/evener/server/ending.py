@@ -34,9 +34,7 @@ class Ending:
             return
         self._course.stop(reason, complete=complete, failed=failed)
         chaos.point("server.draining")
-        for seat in sorted(self._links.seats.values(), key=lambda seat: seat.worker):
-            if seat.whole:  # else it is answered when its request has come to all shards
-                self._rounds.answer(seat)
+        self._rounds.stopped()
         self._rounds.tell_followers()
         if not self._setup.saver.busy:
             self._saves.begin_final()

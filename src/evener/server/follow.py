@@ -119,11 +119,18 @@ class Follower:
         if push.seq <= answered or push.seq == seat.awaits:  # sent again
             if push.seq == answered and seat.answer is not None:
                 self.links.release(seat, seat.answer, self.shard.state.parameters.parts)
-        elif seat.may_push(push):
+        elif self._may_push(seat, push):
+            self.shard.remember(push)
             self._keys[seat.worker, seat.epoch, push.seq] = self.shard.hold(push, self.links.gradient(seat))
             self._holds(seat, push.seq)
         else:
             raise errors.ProtocolError(f"{seat.name} pushed out of turn: version {push.version}, seq {push.seq}.")
+
+    def _may_push(self, seat: Seat, push: Push) -> bool:
+        """A script may have been told of newer parameters by the leader, which alone knows what it has in hand."""
+        if self.settings.script:
+            return seat.its_turn() and push.version >= seat.version
+        return seat.may_push(push)
 
     def _holds(self, seat: Seat, seq: int) -> None:
         seat.awaits = seq

@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from evener.errors import NonFinite, RolledBack, not_finite
 from evener.policy.poison import Answer, Poison
 from evener.report import Line
+from evener.server.batches import named
 from evener.server.course import Course
 from evener.server.rounds import Rounds
 from evener.server.shard import Shard
@@ -37,7 +38,7 @@ class Guard:
         bad = self._elsewhere.pop(gradient.key, "") or gradient.bad
         if bad:
             return f"{self._shard.state.parameters.layout.what(bad)}, which is not finite"
-        if not math.isfinite(gradient.push.loss):
+        if gradient.push.loss is not None and not math.isfinite(gradient.push.loss):
             return "a loss that is not finite"
         if self._limit is not None and (length := self._rounds.products.length(gradient.key)) > self._limit:
             return f"a gradient of norm {length:.6g}, above --refuse-norm {self._limit:g}"
@@ -56,7 +57,7 @@ class Guard:
             self._rounds.drop(handle, "not finite")
             return not_finite(f"{what}.")
         if answer is Answer.BACK:
-            raise RolledBack(f"{what}.", leases=(push.lease,))
+            raise RolledBack(f"{what}.", leases=tuple(named(push)))
         close = answer is Answer.CLOSE
         then = "the batch is given up" if close else "the batch is tried once more"
         self._course.setup.report(Line("ps:0", f"{what}; {then}"))
@@ -67,12 +68,14 @@ class Guard:
         """An update of finite gradients made a parameter infinite: what to raise."""
         if self._poison.exploded() is Answer.STOP:
             return error
-        return RolledBack(error.what, leases=tuple(push.lease for push in pushes))
+        return RolledBack(error.what, leases=tuple(lease for push in pushes for lease in named(push)))
 
     def applied(self) -> None:
         """An update was made."""
         self._poison.applied()
 
     def _place(self, push: Push) -> str:
-        samples = self._course.samples_of(push.lease)
-        return f"at global step {push.version}, lease {push.lease} ({samples}; loss {push.loss:.6g})"
+        batches = self._course.batches_of(push)
+        if push.loss is not None:
+            batches = f"{batches[:-1]}; loss {push.loss:.6g})" if batches.endswith(")") else f"{batches} (loss {push.loss:.6g})"
+        return f"at global step {push.version}, {batches}"

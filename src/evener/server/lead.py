@@ -22,6 +22,7 @@ from evener.wire import codec
 from evener.wire.messages import (
     AnyMessage,
     Contents as Shown,
+    Draw,
     Follow,
     Goodbye,
     Granted,
@@ -61,7 +62,7 @@ class Leader:
             self.leases = Leases(next_lease=manifest.next_lease, returned=manifest.unapplied, skipped=manifest.skipped)
         self.rounds = Rounds(links, shard, self.course, self.leases)
         self.lives = self.rounds.lives
-        self.saves = Saves(links, shard, self.course, self.leases, self.members)
+        self.saves = Saves(links, shard, self.rounds, self.members)
         self.pushes = Pushes(links, shard, self.members, self.rounds, self.saves)
         self.whole, self.guard, self.ending = self.pushes.whole, self.pushes.guard, self.pushes.ending
 
@@ -92,7 +93,7 @@ class Leader:
                 self.leave(reason)
             case Saved(shard, _, files, values, error) if 0 < shard == link.follower:
                 self.setup.saver.add(shard, {name: Record(*file) for name, file in files.items()}, values, error)
-            case Join() | Push() | Pull() | Goodbye() | Halt() | Judged():
+            case Join() | Push() | Draw() | Pull() | Goodbye() | Halt() | Judged():
                 self._from_worker(self.links.seat_of(link, message.identity), message)
             case _:
                 raise errors.ProtocolError(f"{link.description} sent a {type(message).__name__} to the leading ps.")
@@ -123,27 +124,36 @@ class Leader:
         if not self.course.begin(samples, batch):
             return
         first, last = self.course.first_step, self.course.train_steps or 0
-        self.setup.ledger.begin(first, samples, self.leases.state())
-        if self.settings.mode != "sync":  # every update uses one lease: exactly those that are left
+        self.setup.ledger.begin(first, samples, self.leases.state(), script=bool(self.settings.script))
+        if self.settings.script:
+            self.leases.fence(samples)
+        elif self.settings.mode != "sync":  # every update uses one lease: exactly those that are left
             unapplied = len(self.leases.state().unapplied)
             self.leases.limit = self.leases.next_lease - unapplied + max(0, last - first)
         self.rounds.leave_out(self.setup.without)
         for difference in begin(self.shard.state, self.setup.restored, self.settings, samples):
             self._tell(f"warning: {difference}")
-        if first >= last:
+        if self.course.over(first):
             self.stop(f"already at step {first} of {last}: nothing to do")
 
-    def _from_worker(self, seat: Seat, message: Join | Push | Pull | Goodbye | Halt | Judged) -> None:
+    def _from_worker(self, seat: Seat, message: Join | Push | Draw | Pull | Goodbye | Halt | Judged) -> None:
         match message:
-            case Join():
+            case Join(_, want):
                 if seat.joined or seat.awaits is not None:
                     raise errors.ProtocolError(f"{seat.name} joined twice.")
                 seat.awaits = 0
+                self.rounds.giver.joins(seat, want)
+                self.course.came.add(seat.worker)
+                self.course.left.discard(seat.worker)
                 self.lives.move(seat.worker, Stage.WAITING, self.setup.clock())
                 if self.whole.held((seat.worker, seat.epoch, 0), 0):
                     self.pushes.joined(seat)
             case Push():
                 self.pushes.push(seat, message)
+            case Draw() if self.settings.script:
+                self.pushes.draw(seat, message)
+            case Draw():
+                raise errors.ProtocolError(f"{seat.name} draws batches, as the workers of a recipe do not.")
             case Pull(_, what):
                 self.lives.shown(seat.worker, self.setup.clock())
                 self.links.answer(seat.link, Shown(what, self.shard.state.step), self.shard.parts(what, seat.slot))
@@ -152,15 +162,18 @@ class Leader:
                 self.rounds.tell_followers()
             case Halt(_, reason, complete):
                 self.stop(codec.cut(reason, codec.MAX_SENTENCE), complete=complete)
-            case Goodbye(_, reason, failed):
-                reason = codec.cut(reason, codec.MAX_SENTENCE)  # all others are told, in one message each
-                if reason and not self.course.stopping:  # else it tells us our own reason
-                    self._tell(f"{seat.name} {'failed' if failed else 'leaves'}: {reason}")
-                if reason.startswith(errors.Preempted.__name__):
-                    self.rounds.lost(seat)  # if it was to validate, somebody else has to
-                self._leave(seat)
-                if failed:
-                    self.stop(f"{seat.name} failed: {reason}", complete=False, failed=True)
+            case Goodbye():
+                self._goodbye(seat, message)
+
+    def _goodbye(self, seat: Seat, goodbye: Goodbye) -> None:
+        reason = codec.cut(goodbye.reason, codec.MAX_SENTENCE)  # all others are told, in one message each
+        if reason and not self.course.stopping:  # else it tells us our own reason
+            self._tell(f"{seat.name} {'failed' if goodbye.failed else 'leaves'}: {reason}")
+        if reason.startswith(errors.Preempted.__name__):
+            self.rounds.lost(seat)  # if it was to validate, somebody else has to
+        self._leave(seat, ended=bool(self.settings.script) and not reason and not goodbye.failed)
+        if goodbye.failed:
+            self.stop(f"{seat.name} failed: {reason}", complete=False, failed=True)
 
     # --- coming and going
 
@@ -185,7 +198,9 @@ class Leader:
         self.rounds.lost(seat)
         self._leave(seat)
 
-    def _leave(self, seat: Seat) -> None:
+    def _leave(self, seat: Seat, *, ended: bool = False) -> None:
+        if ended and seat.worker in self.course.came:
+            self.course.left.add(seat.worker)
         self.links.dismiss(seat)
         lost = self.lives.gone(seat.worker)
         if lost >= SUSPICIOUS:
@@ -193,9 +208,11 @@ class Leader:
         self.guard.forget(seat.worker, seat.epoch)
         self.rounds.forget(seat, self.whole.forget(seat.worker, seat.epoch))
         if seat.joined and not self.course.stopping:
-            self.pushes.decide(Left(seat.worker))
+            self.pushes.decide(Left(seat.worker, ended))
         else:
             self.rounds.tell_followers()
+        if self.course.left and self.course.came <= self.course.left and not self.links.seats:
+            self.stop("every worker has left its loop")
 
     def stop(self, reason: str, *, complete: bool = True, failed: bool = False) -> None:
         """End the run after the update in hand: whoever waits is told, the state is saved."""
@@ -226,7 +243,7 @@ class Leader:
         if not self.ending.leaving:
             self._recall()
             self.saves.begin_if_due()
-        self.course.watch(self.shard.state.step, self.waiting_for)
+        self.course.watch(self.shard.state.step, self.waiting_for, patient=self.lives.at_leisure())
         self.ending.tick()
 
     def waiting_for(self) -> str:
@@ -238,7 +255,11 @@ class Leader:
         if absent := sorted(set(range(1, self.settings.ps)) - set(self.links.followers)):
             return ", ".join(f"ps:{shard}" for shard in absent) + " to follow ps:0"
         if not self.links.seats:
-            return ", ".join(f"worker:{worker}" for worker in range(self.settings.workers)) + " to join"
+            absent = sorted(set(range(self.settings.workers)) - self.course.left)
+            return ", ".join(f"worker:{worker}" for worker in absent) + " to join"
+        scripts = self.rounds.scripts
+        if scripts is not None and scripts.idle:
+            return scripts.waiting_for(self.lives.waiting_for(self.setup.clock()))
         waits = self.whole.waiting_for() or self.rounds.policy.waiting_for()
         return waits or (self.lives.waiting_for(self.setup.clock()) if self.course.still() else "")
 

@@ -48,6 +48,7 @@ class Seat:
     awaits: int | None = None  # seq of the request it waits on; None while it computes
     whole: bool = False  # that request lies on every shard
     answer: Release | None = None  # the last one, for a repeated request
+    drawn: int = 0  # the version that it was told to look at since, with batches of another epoch
     inbox: list[memoryview] = field(default_factory=list)  # the peer's, when it last pushed,
     slot: Slot | None = None  # and the gradient in it
 
@@ -61,6 +62,16 @@ class Seat:
         if asked is None or asked.stop or not self.joined or self.awaits is not None:
             return False
         return (push.version, push.lease) == (asked.version, asked.lease)
+
+
+    def its_turn(self) -> bool:
+        """Whether nothing of it is to be answered, and it was answered once. A script goes on after the run's end."""
+        return self.answer is not None and self.joined and self.awaits is None
+
+    @property
+    def version(self) -> int:
+        """Of the parameters that it has."""
+        return max(self.answer.version if self.answer is not None else 0, self.drawn)
 
 
 class Links:

@@ -11,11 +11,12 @@ from evener.policy.lives import Stage
 from evener.policy.members import Members, Verdict
 from evener.server.ending import Ending
 from evener.server.guard import Guard
+from evener.server.kept import Kept
 from evener.server.links import Links, Seat
 from evener.server.rounds import Rounds
 from evener.server.saves import Saves
 from evener.server.shard import Shard
-from evener.wire.messages import Key, Push
+from evener.wire.messages import Draw, Key, Push
 
 
 class Pushes:
@@ -37,9 +38,14 @@ class Pushes:
         if verdict is Verdict.STALE:
             old, now = push.identity.generation, self.members.generation
             raise errors.PushRejected(f"{seat.name} pushed a gradient of generation {old}; the servers are at {now}.")
-        if not seat.may_push(push):
-            raise errors.ProtocolError(f"{seat.name} pushed out of turn: version {push.version}, seq {push.seq}.")
+        if wrong := self.rounds.giver.refuses(seat, push):
+            raise errors.ProtocolError(f"{seat.name} {wrong}.")
+        Kept.check(push)
+        self.shard.remember(push)
         gradient = self.links.gradient(seat)
+        self.rounds.giver.pushed(seat, push)
+        if push.script and seat.worker == self.rounds.chief():
+            self.rounds.kept.take(push, self.links.seats)
         seat.awaits = push.seq
         self.rounds.lives.move(seat.worker, Stage.HELD, self.course.setup.clock())
         self.members.record(seat.worker, seat.epoch, push.seq)
@@ -65,11 +71,11 @@ class Pushes:
 
     def joined(self, seat: Seat) -> None:
         seat.whole = True
+        seat.joined = not self.course.stopping or bool(self.course.settings.script)  # a script goes on after the end
         if self.course.stopping:
             self.rounds.answer(seat)
             self.rounds.tell_followers()
         else:
-            seat.joined = True
             self.decide(Joined(seat.worker))
 
     def _whole_push(self, seat: Seat, version: int, handle: int) -> None:
@@ -81,16 +87,38 @@ class Pushes:
         elif (wrong := self.guard.wrong(handle)) and not self.rounds.outdated(version):
             if failure := self.guard.refuse(handle, wrong):
                 self.ending.fail(failure)
-            self.rounds.tell_followers()
+            self._after_refusal()
+        elif not self.rounds.outdated(version) and (lost := self.rounds.taken(self.shard.held[handle].push)):
+            self.rounds.refuse(handle, lost, close=False)
+            self._after_refusal()
         else:
-            self.decide(Pushed(seat.worker, version, handle))
+            self.decide(Pushed(seat.worker, version, handle, self.shard.held[handle].push.group))
 
-    def decide(self, event: Event) -> None:
-        """Let the policy answer an event, then see whether the run is over or a checkpoint is due."""
+    def _after_refusal(self) -> None:
+        if self.course.settings.script:
+            self.decide(None)  # its batches are there for those who wait
+        else:
+            self.rounds.tell_followers()
+
+    def draw(self, seat: Seat, draw: Draw) -> None:
+        """A script asks for more batches. Raises ProtocolError where it may not."""
+        self.rounds.draw(seat, draw)
+        if not self.course.stopping:
+            self.decide(None)
+
+    def decide(self, event: Event | None) -> None:
+        """Let the policy answer an event, then see whether the run is over or a checkpoint is due.
+
+        Args:
+            event: None: of batches alone.
+        """
         if self.ending.leaving:
             return
         before = self.shard.state.step
-        self.rounds.decide(event, self.guard.exploded)
+        if event is not None:
+            self.rounds.decide(event, self.guard.exploded)
+        elif not self.course.stopping:
+            self.rounds.look(self.guard.exploded)
         if self.shard.state.step > before:
             self.guard.applied()
         if self.course.over(self.shard.state.step) and not self.course.stopping:

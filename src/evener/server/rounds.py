@@ -2,19 +2,23 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
 
 from evener.errors import NonFinite
 from evener.policy import policy_for
-from evener.policy.events import Apply, Drop, Event, Release as ReleaseDecision
+from evener.policy.events import Apply, Decision, Drained, Drop, Event, Refreshed, Release as ReleaseDecision
 from evener.policy.leases import Leases
 from evener.policy.lives import Lives, Stage
+from evener.server.batches import entries, named
 from evener.server.course import Course
+from evener.server.decided import Decisions, Products
+from evener.server.giving import Given, Giver, OneEach
+from evener.server.kept import Kept
 from evener.server.links import Links, Seat
+from evener.server.scripts import UNUSED, Scripts
 from evener.server.shard import Shard
 from evener.state import rules
-from evener.wire.messages import Decided, Key, Push, Release
+from evener.wire.messages import Draw, Drawn, Key, Push, Release
 
 #: What an update of finite gradients that is not finite itself ends with.
 Exploded = Callable[[NonFinite, Sequence[Push]], Exception]
@@ -30,24 +34,28 @@ class Rounds:
         self.policy = policy_for(
             settings.mode, replicas_to_aggregate=settings.aggregate, accumulate=settings.accumulate,
             elastic=settings.elastic, staleness=settings.ahead, version=course.first_step,
+            workers=settings.workers if settings.script else None,
         )  # fmt: skip
         self.final_chief: int | None = None  # who evaluates at the end; -1: nobody
         self.vacant = False  # that one was lost, and nobody came yet who can do it
-        self._parked: list[int] = []  # released, but no lease is left unless somebody leaves
         self._outcome: dict[tuple[int, int], tuple[str, int]] = {}  # life -> (why dropped, staleness) of its last push
         self._decided = Decisions()
         self.products = Products()
         self.lives = Lives(settings.stall_timeout)
+        clock = course.setup.clock
+        self.scripts = Scripts(links, shard, leases, self.lives, clock, settings) if settings.script else None
+        self.giver: Giver = self.scripts or OneEach(links, shard, leases, self.lives, clock)
+        self.kept = Kept(course.setup.restored[0].script if course.setup.restored else "")
 
     def forget(self, seat: Seat, partial: Sequence[Key]) -> None:
         """A worker left: its leases return; its pushes that never lay on all shards are dropped everywhere."""
-        self._parked = [worker for worker in self._parked if worker != seat.worker]
+        self.giver.forget(seat)
         for key in partial:
             self._decided.drop.append(key)
             self.products.forget(key)
             for handle in [h for h, gradient in self.shard.held.items() if gradient.key == key]:
-                push = self.shard.drop(handle)
-                self.ledger.drop((push.lease, *key), "not on all shards when its worker left", back=False)
+                for entry in entries(self.shard.drop(handle)):
+                    self.ledger.drop(entry, "not on all shards when its worker left", back=False)
         self._decided.gone.append((seat.worker, seat.epoch))
         self.ledger.returned(seat.worker, seat.epoch, self.leases.leave((seat.worker, seat.epoch)))
 
@@ -73,7 +81,24 @@ class Rounds:
 
     def decide(self, event: Event, exploded: Exploded) -> None:
         """Ask the policy and do what it says. `exploded`: what to raise for an update that is not finite."""
-        for decision in self.policy.on(event):
+        self._do(self.policy.on(event), exploded)
+        self.look(exploded)
+
+    def look(self, exploded: Exploded) -> None:
+        """Batches may have come back or run out: who waits for one, or for others who have none, goes on."""
+        if self.scripts is None:
+            return
+        self.send_on([])
+        while not self.course.stopping and not self.course.over(self.shard.state.step):
+            idle = self.giver.drained()
+            decisions = self.policy.on(Drained(idle)) if idle is not None else []
+            if not decisions:
+                return
+            self._do(decisions, exploded)
+
+    def _do(self, decisions: Iterable[Decision], exploded: Exploded) -> None:
+        released = []
+        for decision in decisions:
             match decision:
                 case Apply(handles):
                     pushes = [self.shard.held[handle].push for handle in handles]
@@ -84,35 +109,31 @@ class Rounds:
                 case Drop(handle, reason):
                     self.drop(handle, reason)
                 case ReleaseDecision(worker):
-                    self._release(worker)
-        self._serve_parked()
+                    released.append(worker)
+        self.send_on(released)
 
     def _apply(self, handles: tuple[int, ...]) -> None:
+        if self._decided.apply:
+            self.tell_followers()  # one message, one update
         version = self.shard.state.step
         factor = self._factor(handles)
         pushes = self.shard.apply(handles, factor)
         self._decided.factor = factor
-        self.ledger.update(
-            self.shard.state.step, [(p.lease, p.identity.worker, p.identity.epoch, p.seq) for p in pushes]
-        )
+        self.ledger.update(self.shard.state.step, [entry for push in pushes for entry in entries(push)])
         for push in pushes:
             worker, epoch = push.identity.worker, push.identity.epoch
-            self.leases.finish(push.lease, (worker, epoch))
+            for lease in named(push):
+                self.leases.finish(lease, (worker, epoch))
             staleness = version - push.version
             self.course.applied(push, staleness)
             self.products.forget((worker, epoch, push.seq))
             self._outcome[worker, epoch] = ("", staleness)
             self._decided.apply.append((worker, epoch, push.seq))
-        self.course.moved()
+        self.course.moved(pushes[0].group)
         if self.course.tally.updates == 1:
             self.course.report(self.shard.state.step, "")
         if self.course.settings.mode == "sync":
-            # Who still computes on the old version will be dropped: its batches go back at once, so that a
-            # straggler cannot hold them until the end of the run.
-            held = {gradient.push.lease for gradient in self.shard.held.values()}
-            for lease, owner in self.leases.outstanding().items():
-                if lease not in held:
-                    self.leases.give_back(lease, owner)
+            self.giver.recall()
 
     def _factor(self, handles: Sequence[int]) -> float | None:
         """What clipping by norm makes of the mean of these, where it lies on several shards."""
@@ -131,8 +152,8 @@ class Rounds:
         push = self.shard.drop(handle)
         worker, epoch = push.identity.worker, push.identity.epoch
         self.products.forget((worker, epoch, push.seq))
-        back = self.leases.give_back(push.lease, (worker, epoch))
-        self.ledger.drop((push.lease, worker, epoch, push.seq), reason, back=back)
+        for entry in entries(push):
+            self.ledger.drop(entry, reason, back=self.leases.give_back(entry[0], (worker, epoch)))
         self.course.tally.dropped += 1
         self._outcome[worker, epoch] = (reason, self.shard.state.step - push.version)
         self._decided.drop.append((worker, epoch, push.seq))
@@ -141,31 +162,66 @@ class Rounds:
         """This gradient must not become an update; its batch goes back to the pool, or is given up for good."""
         push = self.shard.held[handle].push
         owner = (push.identity.worker, push.identity.epoch)
-        if close and self.leases.close(push.lease, owner):
-            self.ledger.skip(push.lease, self.shard.state.step, reason)
+        for lease in named(push) if close else []:
+            if self.leases.close(lease, owner):
+                self.ledger.skip(lease, self.shard.state.step, reason)
         self.drop(handle, reason)
-        self._release(owner[0])
-        self._serve_parked()
+        self.send_on([owner[0]])
 
     def outdated(self, version: int) -> bool:
         """Whether the policy drops what was computed on these parameters, whatever it is."""
         return self.course.settings.mode == "sync" and version < self.policy.version
 
-    def _release(self, worker: int) -> None:
-        seat = self.links.seats.get(worker)
-        if seat is None:
-            return
+    def send_on(self, workers: Sequence[int]) -> None:
+        """These go on, and whoever waited for a batch that there is now."""
         if self.course.over(self.shard.state.step):
-            return  # the run is over: `stop` answers it
-        lease = self.leases.take((seat.worker, seat.epoch))
-        self._note_skipped()
-        if lease is None:
-            self._parked.append(worker)
-            if self.lives.stage(worker) is not Stage.PARKED:
-                self.lives.move(worker, Stage.PARKED, self._now())
-        else:
+            return  # the run is over: `stop` answers them
+        for given in self.giver.give(workers):
             self.course.gave_lease()
-            self.answer(seat, lease)
+            if given.drawn:
+                self.policy.on(Refreshed(given.seat.worker))
+                given.seat.drawn = self.shard.state.step
+                self.lives.move(given.seat.worker, Stage.COMPUTING, self._now(), given.lease)
+                self._say_drawn(given.seat, given.leases)
+            else:
+                self.answer(given.seat, given)
+            if self.scripts is not None and self.scripts.begins(given.seat):
+                self.lives.freed(given.seat.worker)
+        self._note_skipped()
+
+    def draw(self, seat: Seat, draw: Draw) -> None:
+        """A script asks for more batches. Raises ProtocolError where it may not."""
+        assert self.scripts is not None
+        if self.course.stopping:
+            self._say_drawn(seat, [])
+            return
+        given = self.scripts.draw(seat, draw)
+        for lease in self.scripts.closed():
+            self.ledger.skip(lease, self.shard.state.step, UNUSED)
+        self._note_skipped()
+        if given is not None:
+            self.lives.drew(seat.worker, self._now(), given.lease)
+            self._say_drawn(seat, given.leases)
+
+    def stopped(self) -> None:
+        """The run is over: whoever waits is told. The others are when they come."""
+        for seat in sorted(self.links.seats.values(), key=lambda seat: seat.worker):
+            if seat.whole:  # else it is answered when its request has come to all shards
+                self.answer(seat)
+        for seat in self.scripts.stopped() if self.scripts is not None else []:
+            self.lives.move(seat.worker, Stage.LEAVING, self._now())
+            self._say_drawn(seat, [])
+
+    def _say_drawn(self, seat: Seat, leases: list[int]) -> None:
+        self.links.answer(seat.link, Drawn(
+            leases, seat.version, stop=self.course.stopping, chief=seat.worker == self.chief(),
+            failed=self.course.failed, script=self.kept.owed(seat.worker, first=False),
+        ))  # fmt: skip
+
+    def taken(self, push: Push) -> str:
+        """Why its batches are another's now, though its parameters are the newest; empty if they are its own."""
+        leases = self.giver.taken(push)
+        return f"its batch {leases[0]} was given to another worker meanwhile" if leases else ""
 
     def leave_out(self, leases: Iterable[int]) -> None:
         """A roll-back came of these: they are not given out."""
@@ -177,38 +233,35 @@ class Rounds:
         for lease in self.leases.passed():
             self.ledger.skip(lease, self.shard.state.step, "left out by a roll-back")
 
-    def _serve_parked(self) -> None:
-        """A lease came back from a worker that left: someone who had none gets it."""
-        waiting, self._parked = self._parked, []
-        for worker in waiting:
-            self._release(worker)
-
-    def answer(self, seat: Seat, lease: int = -1) -> None:
+    def answer(self, seat: Seat, given: Given | None = None) -> None:
         """Send a worker on, or tell it that the run has ended. The other shards answer it too."""
         rejected, staleness = self._outcome.pop((seat.worker, seat.epoch), ("", 0))
         self.shard.detach(seat.worker)
+        lease = given.lease if given is not None else -1
         answer = Release(
             seq=seat.awaits or 0, version=self.shard.state.step, lease=lease, stop=self.course.stopping,
-            chief=seat.worker == self._chief(), rejected=rejected, staleness=staleness,
+            chief=seat.worker == self.chief(), rejected=rejected, staleness=staleness,
             dropped=self.course.tally.dropped, learning_rate=self.shard.state.learning_rate,
-            failed=self.course.failed,
+            failed=self.course.failed, leases=given.leases if given is not None else [],
+            script=self.kept.owed(seat.worker, first=seat.awaits == 0),
         )  # fmt: skip
         seat.awaits, seat.whole = None, False
         stage = Stage.LEAVING if self.course.stopping else Stage.COMPUTING
         self.lives.move(seat.worker, stage, self._now(), lease)
         self.links.release(seat, answer, self.shard.state.parameters.parts)
-        self._decided.release.append((seat.worker, seat.epoch, answer))
+        self._decided.answered(seat.worker, seat.epoch, answer)
 
     def _now(self) -> float:
         return self.course.setup.clock()
 
-    def _chief(self) -> int:
+    def chief(self) -> int:
         """The live worker of lowest index; at the end the lowest that is here to evaluate, not one that hangs."""
         if not self.course.stopping:
             return min(self.links.seats)
         if self.final_chief is None:
             here = [seat.worker for seat in self.links.seats.values() if seat.whole]
-            self.final_chief = min(here) if self.course.complete else -1
+            validates = self.course.complete and self.scripts is None  # a script does so in its own loop
+            self.final_chief = min(here) if validates else -1
             self.vacant = False
         return self.final_chief
 
@@ -218,52 +271,3 @@ class Rounds:
         if message is not None:
             for link in self.links.followers.values():
                 self.links.answer(link, message)
-
-
-class Decisions:
-    """Collects the decisions of one event; they travel as one message, in the leader's order."""
-
-    def __init__(self) -> None:
-        self.apply: list[Key] = []
-        self.drop: list[Key] = []
-        self.release: list[tuple[int, int, Release]] = []
-        self.gone: list[tuple[int, int]] = []
-        self.factor: float | None = None
-        self.judged: dict[str, float] = {}
-
-    def take(self, version: int) -> Decided | None:
-        """The message, if there is anything to tell; collecting starts anew."""
-        if not (self.apply or self.drop or self.release or self.gone or self.judged):
-            return None
-        message = Decided(version, self.apply, self.drop, self.release, self.gone, self.judged, self.factor)
-        self.apply, self.drop, self.release, self.gone, self.judged, self.factor = [], [], [], [], {}, None
-        return message
-
-
-class Products:
-    """Inner products of the gradients that are held, summed over the shards; empty where nothing is clipped by norm."""
-
-    def __init__(self) -> None:
-        self._known: dict[tuple[Key, Key], float] = {}
-
-    def add(self, key: Key, products: Sequence[tuple[Key, float]]) -> None:
-        """A shard's part of this gradient's products with others that it holds."""
-        for other, number in products:
-            pair = (min(key, other), max(key, other))
-            self._known[pair] = self._known.get(pair, 0.0) + number
-
-    def length(self, key: Key) -> float:
-        """The norm of one gradient; 0.0 where it is not measured."""
-        return math.sqrt(self._known.get((key, key), 0.0))
-
-    def norm(self, keys: Sequence[Key]) -> float:
-        """The norm of the mean of these gradients, which are forgotten."""
-        pairs = (self._known[min(one, other), max(one, other)] for one in keys for other in keys)
-        norm = rules.norm_of_mean(pairs, len(keys))
-        for key in keys:
-            self.forget(key)
-        return norm
-
-    def forget(self, key: Key) -> None:
-        """This gradient was applied, or will not be."""
-        self._known = {pair: number for pair, number in self._known.items() if key not in pair}

@@ -5,10 +5,9 @@ from __future__ import annotations
 import logging
 
 from evener import errors
-from evener.policy.leases import Leases
 from evener.policy.members import Members
-from evener.server.course import Course
 from evener.server.links import Links
+from evener.server.rounds import Rounds
 from evener.server.shard import Shard
 from evener.state.saver import manifest_of
 from evener.wire.messages import Save
@@ -22,9 +21,10 @@ AGAIN = 1.0
 class Saves:
     """Begins saves between two updates; the saver's thread and the followers write them."""
 
-    def __init__(self, links: Links, shard: Shard, course: Course, leases: Leases, members: Members) -> None:
-        self._links, self._shard, self._course = links, shard, course
-        self._leases, self._members = leases, members
+    def __init__(self, links: Links, shard: Shard, rounds: Rounds, members: Members) -> None:
+        self._links, self._shard, self._course = links, shard, rounds.course
+        course = rounds.course
+        self._leases, self._members, self._kept = rounds.leases, members, rounds.kept
         self._saver, self._ledger = course.setup.saver, course.setup.ledger
         self._next = 0.0  # when the final save may be tried again
         self._tried = -1  # the step that was saved because somebody leaves
@@ -87,6 +87,7 @@ class Saves:
             contents, state, book=book, seqs=self._members.seqs, settings=course.settings,
             samples=course.samples,
             evener=course.setup.evener, examples=course.tally.examples, dropped=course.tally.dropped,
+            script=self._kept.text, counted=course.counted if course.settings.script else 0,
         )  # fmt: skip
         self._ledger.cut(contents.step, book)
         self._saver.start(contents, manifest)

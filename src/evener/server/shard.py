@@ -7,8 +7,9 @@ from dataclasses import dataclass
 from itertools import count
 
 from evener import chaos
-from evener.errors import not_finite
+from evener.errors import ProtocolError, not_finite
 from evener.state import rules
+from evener.state.group_settings import Setting, put, read
 from evener.state.state import State
 from evener.state.tensors import Slot
 from evener.wire.messages import Key, Push
@@ -22,6 +23,7 @@ class Gradient:
     slot: Slot
     borrowed: bool = True
     bad: str = ""  # a tensor of it that is not finite
+    settings: Sequence[Setting] = ()  # of the optimizer's groups, as its worker's script had them
 
     @property
     def key(self) -> Key:
@@ -41,11 +43,32 @@ class Shard:
         self.held: dict[int, Gradient] = {}
         self._handles = count(1)
         self._mean_is_last = False
+        self._settings: dict[int, tuple[int, Sequence[Setting]]] = {}  # worker -> its epoch, and what it said last
+
+    def remember(self, push: Push) -> None:
+        """What the script of its worker has set, until it says otherwise.
+
+        Raises:
+            ProtocolError: it does not fit the optimizer.
+        """
+        if push.settings:
+            try:
+                settings = read(push.settings, self.state.optimizer)
+            except ValueError as error:
+                raise ProtocolError(
+                    f"worker:{push.identity.worker} set what the optimizer has not: {error}.",
+                    why="its script and this ps task must have made the same optimizer.",
+                ) from error
+            self._settings[push.identity.worker] = (push.identity.epoch, settings)
 
     def hold(self, push: Push, slot: Slot) -> int:
         """Take a gradient that lies in `slot`; a number stands for it from now on. It may be `bad`."""
         handle = next(self._handles)
-        self.held[handle] = Gradient(push, slot, bad=slot.first_non_finite(self.state.infinite))
+        epoch, settings = self._settings.get(push.identity.worker, (0, ()))
+        self.held[handle] = Gradient(
+            push, slot, bad=slot.first_non_finite(self.state.infinite),
+            settings=settings if epoch == push.identity.epoch else (),
+        )  # fmt: skip
         chaos.point("server.held")
         return handle
 
@@ -70,7 +93,7 @@ class Shard:
         Raises:
             NonFinite: the mean or the update holds NaN or infinity.
         """
-        gradients = sorted((self.held.pop(handle) for handle in handles), key=lambda gradient: gradient.push.lease)
+        gradients = sorted((self.held.pop(handle) for handle in handles), key=_place)
         pushes = [gradient.push for gradient in gradients]
         unused = self._unused(pushes)
         chaos.point("server.applying")
@@ -81,6 +104,7 @@ class Shard:
                 f"the mean of the gradients of {givers} is not finite in {bad!r}, though each of them is, "
                 f"at global step {self.state.step}."
             )
+        put(gradients[-1].settings, self.state.optimizer)
         applied = self.state.apply(mean, unused, factor)
         chaos.point("server.applied")
         self._mean_is_last = applied is self.state.averaged
@@ -118,3 +142,8 @@ class Shard:
         if what == "gradients":
             return self.state.averaged.parts if self._mean_is_last or own is None else own.parts
         return self.state.parameters.parts
+
+
+def _place(gradient: Gradient) -> tuple[int, Key]:
+    """Where it stands in the sum: by lease; those without one by worker."""
+    return (gradient.push.lease, gradient.key)

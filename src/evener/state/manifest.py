@@ -46,8 +46,12 @@ class Manifest(msgspec.Struct, frozen=True, kw_only=True):
     examples: int = 0
     dropped: int = 0
     evener: str = ""
-    script: str = ""  # what a program with a loop of its own keeps, as JSON
-    main: int = 0  # and the updates of its first optimizer
+    script: str = ""  # JSON: what a script with a loop of its own keeps
+    counted: int = 0  # and its updates that count for the length of the run
+
+
+#: Written where they say anything: manifests of recipes are as they were.
+_LATER = ("script", "counted")
 
 
 class _Sealed(msgspec.Struct, frozen=True):
@@ -61,7 +65,8 @@ class _Head(msgspec.Struct, frozen=True):
 
 def write_manifest(path: Path, manifest: Manifest) -> None:
     """All or nothing. Raises OSError."""
-    body = msgspec.json.encode(manifest)
+    names = (name for name in manifest.__struct_fields__ if name not in _LATER or getattr(manifest, name))
+    body = msgspec.json.encode({name: getattr(manifest, name) for name in names})
     sealed = _Sealed(hashlib.sha256(body).hexdigest(), msgspec.Raw(body))
     atomic_write(path / MANIFEST, [msgspec.json.encode(sealed)])
 
@@ -118,9 +123,20 @@ def _complaints(manifest: Manifest, path: Path) -> Iterator[str]:
     if any(not 0 <= size <= MOST for size in sizes):
         yield "a tensor has a size that none can have"
     yield from _values_complaints(manifest)
+    if manifest.script and (complaint := script_complaint(manifest.script)):
+        yield f"what its script keeps cannot be kept: {complaint}"
 
 
-_COUNTS = ("step", "next_lease", "batch_size", "samples", "examples", "dropped")
+_COUNTS = ("step", "next_lease", "batch_size", "samples", "examples", "dropped", "counted")
+
+
+def script_complaint(text: str) -> str:
+    """Why a text cannot be what a script keeps; empty if it can."""
+    try:
+        value = msgspec.json.decode(text)
+    except files.NOT_JSON as error:
+        return f"it is not JSON ({str(error)[:120]})"
+    return f"more than {DEPTH} lists and objects in each other" if _deeper([value], DEPTH) else ""
 
 
 def _may_be_called(name: str) -> bool:

@@ -46,7 +46,7 @@ def manifest_of(  # noqa: PLR0913 - what a checkpoint says besides tensors, each
     samples: int,
     evener: str,
     script: str = "",
-    main: int = 0,
+    counted: int = 0,
 ) -> Manifest:
     """The manifest of a copied state; its files are filled in when they are written."""
     layout = state.parameters.layout
@@ -55,11 +55,11 @@ def manifest_of(  # noqa: PLR0913 - what a checkpoint says besides tensors, each
         options=plain(settings.recipe_options), files={},
         shapes={spec.name: list(spec.shape) for spec in layout.specs}, parts=layout.parts,
         values={"0": contents.values},
-        batch_size=settings.batch_size, samples=samples, seed=settings.seed,
+        batch_size=1 if settings.script else settings.batch_size, samples=samples, seed=settings.seed,
         next_lease=book.next_lease, unapplied=list(book.unapplied), skipped=list(book.skipped),
         buffers=sorted({spec.name for spec in layout.specs if not spec.trained} | state.frozen.keys()),
         seqs={str(worker): seq for worker, seq in seqs.items()}, examples=examples, dropped=dropped, evener=evener,
-        script=script, main=main,
+        script=script, counted=counted,
     )  # fmt: skip
 
 
@@ -82,9 +82,9 @@ def begin(state: State, restored: tuple[Manifest, Contents] | None, settings: Se
 def _other_samples(manifest: Manifest, settings: Settings, samples: int) -> list[str]:
     """What makes the leases of a checkpoint other samples than they were."""
     facts = [
-        ("batch size", manifest.batch_size, settings.batch_size, 0),
+        ("batch size", manifest.batch_size, 1 if settings.script else settings.batch_size, 0),
         ("seed", manifest.seed, settings.seed, -1),
-        ("number of training samples", manifest.samples, samples, 0),
+        ("number of batches" if settings.script else "number of training samples", manifest.samples, samples, 0),
     ]
     return [
         f"the {name} was {before} and is {now}: some samples come twice or not at all"

@@ -1,0 +1,50 @@
+"""What a script keeps besides the model: the chief gives it, checkpoints hold it, every new life is given it."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+from evener import errors
+from evener.state.manifest import script_complaint
+from evener.wire.messages import Push
+
+#: Bytes of it: it travels in the header of a message, beside everything else there.
+MOST = 64 << 10
+
+
+class Kept:
+    """The newest text, and who has to be given it still."""
+
+    def __init__(self, text: str = "") -> None:
+        self.text = text
+        self._owed: set[int] = set()  # workers
+
+    @staticmethod
+    def check(push: Push) -> None:
+        """Raises ProtocolError for what no checkpoint could hold."""
+        name = f"worker:{push.identity.worker}"
+        if len(push.script) > MOST:
+            raise errors.ProtocolError(
+                f"the script of {name} keeps {len(push.script):,} bytes, {MOST:,} are possible.",
+                fix="keep numbers and settings in it; tensors belong to the model.",
+            )
+        try:
+            complaint = script_complaint(push.script.decode())
+        except UnicodeDecodeError:
+            complaint = "it is no text"
+        if push.script and complaint:
+            raise errors.ProtocolError(f"what the script of {name} keeps cannot be kept: {complaint}.")
+
+    def take(self, push: Push, here: Iterable[int]) -> None:
+        """From the chief; to the others of those who are here, where they are to have it at once."""
+        if push.script:
+            self.text = push.script.decode()
+            if push.spread:
+                self._owed = set(here) - {push.identity.worker}
+
+    def owed(self, worker: int, *, first: bool) -> bytes:
+        """What this answer brings; `first`: it begins a life."""
+        if not first and worker not in self._owed:
+            return b""
+        self._owed.discard(worker)
+        return self.text.encode()

@@ -8,7 +8,7 @@ import os
 import secrets
 import socket
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -21,7 +21,6 @@ from evener.loop.parts import Parts
 from evener.report import Status
 from evener.state.optimizers import needs_closure
 from evener.state.tensors import CPU, named_tensors
-from evener.state.values import plain
 from evener.task.build import VERSION, Built
 from evener.task.script import Joining
 from evener.task.wiring import Dialer
@@ -56,6 +55,8 @@ class Remote:
         settings, layout = joining.settings, built.layout
         self._supply = supply
         self._parts, self._told, self._chief = parts, b"", False
+        #: A scheduler that is made later adds settings of its own (`initial_lr`), which ps tasks do not know.
+        self._keys = [[k for k in group if k != "params"] for one in parts.optimizers for group in one.param_groups]
         named = dict(parts.model.named_parameters())
         everything = frozenset().union(*parts.names)
         #: Of each optimizer, the parameters of the others: they change with their own steps alone.
@@ -119,7 +120,8 @@ class Remote:
         """The settings of all optimizers, if they have changed since they were told last. The chief's count."""
         if not self._chief:
             return b""
-        now = _packed([group for one in self._parts.optimizers for group in one.param_groups])
+        groups = [group for one in self._parts.optimizers for group in one.param_groups]
+        now = json.dumps([_plain(group, keys) for group, keys in zip(groups, self._keys, strict=True)]).encode()
         if now == self._told:
             return b""
         self._told = now
@@ -141,8 +143,11 @@ class Remote:
         self._exchange.close(reason)
 
 
-def _packed(groups: Sequence[dict[str, Any]]) -> bytes:
-    return json.dumps([plain({k: v for k, v in group.items() if k != "params"}) for group in groups]).encode()
+def _plain(group: Mapping[str, Any], keys: Sequence[str]) -> dict[str, Any]:
+    """What a ps task's group of the same kind takes: numbers, truths, texts, and pairs of numbers."""
+    given = {key: group[key] for key in keys if key in group}
+    values = {key: float(v) if isinstance(v, torch.Tensor) else v for key, v in given.items()}
+    return {key: value for key, value in values.items() if isinstance(value, bool | int | float | str | tuple) or value is None}
 
 
 def _elsewhere(built: Built, gradients: Memory, parameters: Memory) -> DeviceMemory | None:

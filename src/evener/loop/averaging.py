@@ -128,7 +128,7 @@ class Averaging:
             else:  # in a copy: what travels is written anew for the next optimizer's step
                 parameter.grad.copy_(gradient.div_(gives[owner]))
         for buffer, travelling in self._buffers:
-            buffer.copy_(travelling)
+            buffer.data.copy_(travelling)  # unseen by autograd: a backward pass may still be to come
 
 
 def _nothing() -> None:

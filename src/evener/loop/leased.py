@@ -55,7 +55,7 @@ class Leased:
         whole = loader.batch_sampler is not None
         # So many batches are prepared ahead by the loader's processes, and one is asked for when one is taken.
         self.ahead = loader.num_workers * (loader.prefetch_factor or 2) + 1 if loader.num_workers else 1
-        self._epoch = 0  # of the pass under way
+        self._epoch, self._left = 0, False  # of the pass under way, and whether the last one was left early
         self._issued: list[int] = []  # leases in the order in which their batches will come
         numbers = _Numbers(self._next)
         which: dict[str, Any] = {"batch_sampler": numbers} if whole else {"batch_size": None, "sampler": numbers}
@@ -72,11 +72,13 @@ class Leased:
             return
         whole = False
         try:
-            self._epoch = self._first() // self._length
+            # After a pass that was left early the next goes on where that one was, and over the next epoch.
+            self._epoch = max(self._first() // self._length, self._epoch + 1 if self._left else 0)
             while not self._gives.stopped and self._first() // self._length <= self._epoch:
                 yield from self._some()
             whole = True
         finally:
+            self._left = not whole
             self._gives.hand.unload()
             self._issued.clear()
             self._gives.passed(whole=whole)

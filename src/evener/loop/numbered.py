@@ -114,7 +114,8 @@ class Every(IterableDataset[Any]):
 
     def __iter__(self) -> Iterator[Any]:
         if (info := get_worker_info()) is not None:
-            vars(info)["dataset"] = self.dataset  # programs look there for what their own process is to read
+            # Programs look there for what their own process is to read. It refuses to be changed in the usual way.
+            object.__setattr__(info, "dataset", self.dataset)
         for number, item in enumerate(self.dataset):
             if number % self.workers == self.index:
                 yield item

@@ -20,10 +20,17 @@ UNUSED = "its script took no step with it"
 
 
 class Scripts:
-    """What the workers of a script have in hand. Nobody is parked: who has nothing may go on without, or ask and wait."""
+    """What the workers of a script have in hand. Nobody is parked: who has none may go on without, or ask and wait."""
 
     def __init__(  # noqa: PLR0913 - what it looks at, each once
-        self, links: Links, shard: Shard, leases: Leases, lives: Lives, clock: Callable[[], float], settings: Settings
+        self,
+        links: Links,
+        shard: Shard,
+        leases: Leases,
+        *,
+        lives: Lives,
+        clock: Callable[[], float],
+        settings: Settings,
     ) -> None:
         self._links, self._shard, self._leases, self._lives, self._clock = links, shard, leases, lives, clock
         self._sync = settings.mode == "sync"

@@ -306,6 +306,12 @@ def test_train_steps_count_updates_of_the_first_optimizer_and_go_on_after_a_resu
     assert not run.reported(Finished)[0].reason.startswith("worker")
 
 
+def test_several_optimizers_and_accumulate_are_refused(cluster):
+    run = cluster(mode="sync", workers=1, replicas_to_aggregate=3, accumulate=True)
+    (worker,) = run.scripted(0)
+    assert "several optimizers" in str(worker.refused(worker.message(leases=[0], group=1), payload=True))
+
+
 # --- settings, and what a script keeps
 
 

@@ -34,6 +34,7 @@ class Scripts:
     ) -> None:
         self._links, self._shard, self._leases, self._lives, self._clock = links, shard, leases, lives, clock
         self._sync = settings.mode == "sync"
+        self._accumulates = self._sync and settings.accumulate
         #: Rounds end without some: what those have in hand goes to others.
         self._recalls = self._sync and (
             settings.aggregate < settings.workers or settings.accumulate or settings.elastic
@@ -60,6 +61,8 @@ class Scripts:
             return f"pushed out of turn: version {push.version}, seq {push.seq}"
         if not self.hands.has(_life(seat), named(push)):
             return f"names leases {named(push)}, and has {self.hands.of(_life(seat))} in hand"
+        if push.group and self._accumulates:  # a worker alone would fill no update: its gradients are of each in turn
+            return "has several optimizers, which does not go with --accumulate so far: accumulate in the script"
         return ""
 
     def pushed(self, seat: Seat, push: Push) -> None:

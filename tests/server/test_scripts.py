@@ -12,7 +12,7 @@ from evener.ledger import path_of
 from evener.ledger.lines import Skipped, Update
 from evener.ledger.reading import read
 from evener.report import Finished, Line, Progress
-from evener.wire.messages import Draw, Goodbye, Join
+from evener.wire.messages import Draw, Goodbye, Identity, Join
 
 
 @pytest.fixture
@@ -136,6 +136,28 @@ def test_a_recipe_does_not_draw(cluster):
     run = cluster(script="", workers=1, train_steps=3, batches=40)
     (worker,) = run.started(0)
     assert isinstance(worker.refused(Draw(worker.identity, 1)), errors.ProtocolError)
+
+
+@shards
+@pytest.mark.parametrize(
+    "changes", [{"more": [7]}, {"group": 1}, {"settings": b"[{}]"}, {"script": b"1"}, {"loss": None}, {"spread": True}]
+)
+def test_a_recipe_pushes_nothing_that_only_scripts_do(cluster, changes, ps):
+    run = cluster(script="", workers=1, ps=ps, train_steps=3, batches=40)
+    (worker,) = run.started(0)
+    for shard in range(ps):
+        refused = worker.refused(worker.message(**changes), payload=True, shard=shard)
+        assert isinstance(refused, errors.ProtocolError)
+    assert run.step == 0
+
+
+@shards
+def test_a_recipe_has_samples(cluster, ps):
+    run = cluster(script="", workers=1, ps=ps, train_steps=3, batches=40)
+    worker = run.worker(0)
+    for shard in range(ps):
+        refused = worker.refused(worker.hello(samples=0, identity=Identity(0, shard)), shard=shard)
+        assert "no training samples" in str(refused)
 
 
 @shards

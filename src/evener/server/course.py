@@ -100,6 +100,8 @@ class Course:
         Raises:
             ModelMismatch: it has another amount of data, or other first samples that nobody has allowed.
         """
+        if samples < 1 and not self.settings.script:
+            raise errors.ModelMismatch("this worker has no training samples.", why="every batch needs samples.")
         if self.train_steps is None:
             return ""
         if samples != self._samples:

@@ -140,9 +140,7 @@ def test_whatever_happens_each_epoch_is_applied_or_closed_before_the_next(seed, 
             case "save":
                 saved, kept = book.state(), (frozenset(applied), frozenset(closed))
             case "crash" if random.random() < 0.1:
-                book = fenced(
-                    epoch, next_lease=saved.next_lease, returned=saved.unapplied, skipped=saved.skipped
-                )
+                book = fenced(epoch, next_lease=saved.next_lease, returned=saved.unapplied, skipped=saved.skipped)
                 hands, here = Hands(book, ahead=ahead), set()
                 applied, closed = set(kept[0]), set(kept[1])
         hands.check()

@@ -273,7 +273,7 @@ def test_no_deadline_between_two_epochs_and_without_a_batch(cluster):
 
 def test_a_batch_that_takes_too_long_in_an_epoch_goes_to_who_waits_for_it(cluster):
     run = cluster(workers=2, batches=3, stall_timeout=100.0)
-    a, b = run.scripted(0, 1)
+    a, _ = run.scripted(0, 1)
     a.push(1.0)
     a.push(1.0)
     assert a.draw(wait=True) is None

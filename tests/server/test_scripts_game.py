@@ -1,4 +1,4 @@
-"""Scripts by chance: whatever the mode, who dies, who accumulates, how many optimizers: every batch once, no deadlock."""
+"""Scripts by chance: whatever the mode, who dies or accumulates, with however many optimizers: every batch once."""
 
 import os
 from itertools import count
@@ -40,9 +40,8 @@ class Loop:
     def hears(self):
         """Whether it is its turn."""
         worker = self.worker
-        if self.asked == "release" and (worker.turn is not None or worker.listen() is not None):
-            self.asked = ""
-        elif self.asked == "drawn" and worker.drawn_since() is not None:
+        released = self.asked == "release" and (worker.turn is not None or worker.listen() is not None)
+        if released or (self.asked == "drawn" and worker.drawn_since() is not None):
             self.asked = ""
         return not self.asked and not self.left
 

@@ -81,13 +81,9 @@ class Account:
         lines.append(self._samples())
         if self.unapplied:
             when = "when the run ended" if self.ended else "when the last line was written"
-            lines.append(
-                f"{self._leases(self.unapplied)} not applied {when}: {words('lease', self.unapplied)}"
-            )
+            lines.append(f"{self._leases(self.unapplied)} not applied {when}: {words('lease', self.unapplied)}")
         if self.skipped:
-            lines.append(
-                f"{self._leases(self.skipped)} given up, with no update: {words('lease', self.skipped)}"
-            )
+            lines.append(f"{self._leases(self.skipped)} given up, with no update: {words('lease', self.skipped)}")
         lines.append(f"the last run ended: {self.ended}" if self.ended else "the last run has no end: it still trains, "
                      "was killed, or failed")  # fmt: skip
         lines.append(f"{many(self.compared, 'checkpoint')} in the logdir agree with the ledger"

@@ -446,3 +446,54 @@ def test_numbers_without_end_are_judged_at_once():
 @given(st.sets(st.integers(0, 40)), st.sets(st.integers(0, 40)))
 def test_what_is_without_others_is_the_difference_of_sets(these, others):
     assert without(of(these), of(others)) == of(these - others)
+
+
+# --- a script with a loop of its own
+
+
+def of_script(*lines, samples=4):
+    begin = Begin(generation=1, mode="async/script", batch_size=1, samples=samples)
+    return audit([begin], list(enumerate([begin, *lines], 1)), [])
+
+
+def test_a_gradient_of_several_batches_is_one_and_one_of_no_batch_is_never_missing():
+    account = of_script(
+        Update(1, [(0, 0, 1, 1), (2, 0, 1, 1)]),
+        Update(2, [(-1, 0, 1, 2)]),
+        Update(3, [(-1, 0, 1, 3), (1, 1, 1, 1), (3, 1, 1, 1)]),
+        Dropped(4, 0, 1, 4, "late", True),
+        Dropped(5, 0, 1, 4, "late", True),
+        Dropped(-1, 1, 1, 2, "late", False),
+        End(3, "every worker has left its loop", 6, [4, 5]),
+    )
+    assert account.clean, str(account)
+    assert (account.updates, account.gradients, account.examples, account.epochs) == (3, 4, 4, 1)
+    assert account.dropped == {"late": 2}
+    assert "4 batches applied; 1 whole epoch of 4: each batch exactly once" in str(account)
+    assert "2 batches not applied when the run ended: leases 4..5" in str(account)
+    assert account.as_dict()["script"] is True
+
+
+def test_batches_without_numbers_are_told_as_such():
+    account = of_script(Update(1, [(-1, 0, 1, 1)]), Update(2, [(-1, 1, 1, 1)]), End(2, "over", 0, []), samples=0)
+    assert account.clean
+    assert "2 updates, batches without numbers" in str(account)
+
+
+@pytest.mark.parametrize(
+    ("lines", "what"),
+    [
+        ([Update(1, [(0, 0, 1, 1), (0, 0, 1, 1)])], "lease 0 was applied before"),
+        ([Update(1, [(0, 0, 1, 1)]), Update(2, [(1, 0, 1, 1)])], "push 1 of worker 0, epoch 1, was applied before"),
+        ([Update(1, [(-1, 0, 1, 1)]), Update(2, [(-1, 0, 1, 1)])], "push 1 of worker 0, epoch 1, was applied before"),
+    ],
+)
+def test_of_a_script_too_nothing_is_applied_twice(lines, what):
+    assert what in str(of_script(*lines))
+
+
+def test_a_recipe_has_no_gradient_of_several_batches_or_of_none():
+    begin = Begin(generation=1, mode="async", batch_size=1, samples=4)
+    for entries in ([(0, 0, 1, 1), (1, 0, 1, 1)], [(-1, 0, 1, 1)]):
+        assert not audit([begin], list(enumerate([begin, Update(1, entries)], 1)), []).clean
+    assert "script" not in audit([begin], [(1, begin)], []).as_dict()

@@ -40,7 +40,7 @@ def test_the_codec_refuses_or_understands_and_takes_no_memory_for_it() -> None:
 
 
 def test_servers_live_and_train_beside_a_liar_and_a_stranger() -> None:
-    story = measured(fuzz_servers, 4_000, 20261120)
+    story = measured(fuzz_servers, 4_000, 20261122)
     for name in ("cut off", "valid pushes", "valid hellos", "valid halts"):
         assert name in story
 

@@ -36,7 +36,7 @@ class TakesStalePushes(Synchronous):
     def _drop(self, worker, version, handle):
         self._late.discard(worker)
         self._fresh.add(worker)
-        return self._hold(worker, handle)
+        return self._hold(worker, handle, 0)
 
 
 class DropsWithoutRelease(Synchronous):
@@ -52,15 +52,15 @@ class DropsWithoutRelease(Synchronous):
 class TakesTwoOfOneWorker(Synchronous):
     """Releases a worker again within the round though nobody asked it to accumulate."""
 
-    def _hold(self, worker, handle):
-        return super()._hold(worker, handle) or self._release([worker])
+    def _hold(self, worker, handle, group):
+        return super()._hold(worker, handle, group) or self._release([worker])
 
 
 class ReleasesNobody(Synchronous):
     """Takes the step, and tells no worker."""
 
-    def _update(self):
-        return super()._update()[:1]
+    def _update(self, *group):
+        return super()._update(*group)[:1]
 
 
 class ReleasesOnlyOne(Synchronous):
@@ -73,20 +73,21 @@ class ReleasesOnlyOne(Synchronous):
 class AveragesTheSameTwice(Synchronous):
     """Keeps the gradients of the last update in the book."""
 
-    def _update(self):
-        held = dict(self._held)
-        decisions = super()._update()
+    def _update(self, *group):
+        held, groups = dict(self._held), dict(self._group)
+        decisions = super()._update(*group)
         self._held.update(dict(list(held.items())[:1]))
+        self._group.update(dict(list(groups.items())[:1]))
         return decisions
 
 
 class AveragesTheDeparted(Synchronous):
     """Keeps the gradients of a worker that left."""
 
-    def _leave(self, worker):
-        held = dict(self._held)
-        decisions = super()._leave(worker)
-        self._held = held
+    def _leave(self, worker, ended):
+        held, groups = dict(self._held), dict(self._group)
+        decisions = super()._leave(worker, ended)
+        self._held, self._group = held, groups
         return [decision for decision in decisions if not isinstance(decision, Drop)]
 
 
@@ -100,9 +101,9 @@ class AccumulatesOnceTooOften(Synchronous):
 class LosesTheShareOfTheDeparted(Synchronous):
     """Accumulates, but does not hand the share of a worker that left to those who wait."""
 
-    def _leave(self, worker):
+    def _leave(self, worker, ended):
         self.accumulate = False
-        decisions = super()._leave(worker)
+        decisions = super()._leave(worker, ended)
         self.accumulate = True
         return decisions
 
@@ -110,9 +111,9 @@ class LosesTheShareOfTheDeparted(Synchronous):
 class ShrinksTooLate(Synchronous):
     """Elastic, but does not see that the worker that left was the last that was awaited."""
 
-    def _leave(self, worker):
+    def _leave(self, worker, ended):
         self.elastic = False
-        decisions = super()._leave(worker)
+        decisions = super()._leave(worker, ended)
         self.elastic = True
         return decisions
 

@@ -45,6 +45,8 @@ from evener.transport.channel import Memory, Ranges, wait
 from evener.wire import codec
 from evener.wire.messages import (
     AnyMessage,
+    Draw,
+    Drawn,
     Follow,
     Goodbye,
     Granted,
@@ -136,6 +138,7 @@ class Cluster:
         follower: the class of the following servers.
         shard: the class of the shards.
         without: leases that a roll-back left out.
+        batches: of a pass of a script's loader, where `options` name a script.
     """
 
     def __init__(
@@ -147,6 +150,7 @@ class Cluster:
         follower: type[Follower] = Follower,
         shard: type[Shard] = Shard,
         without: tuple[int, ...] = (),
+        batches: int | None = None,
         **options: object,
     ) -> None:
         everything: dict = {"ps": 1, "workers": 2, "save_checkpoint_secs": None, "logdir": str(directory)} | options
@@ -157,7 +161,7 @@ class Cluster:
         self.epochs: dict[int, int] = dict(before.epochs) if before else {}
         self.holders: dict[int, str] = dict(before.holders) if before else {}
         self.built = build(self.settings, recipe)
-        self.samples = len(as_data(recipe.data()).train)
+        self.samples = len(as_data(recipe.data()).train) if batches is None else batches
         self.listeners = [transport.listen("memory") for _ in range(self.settings.ps)]
         self.workers: list[Worker] = []
         self._shard, self._without = shard, without
@@ -277,6 +281,14 @@ class Cluster:
 
     def worker(self, index: int) -> Worker:
         return Worker(self, index)
+
+    def scripted(self, *indices: int, want: int = 1) -> list[Scripted]:
+        """Workers of a script that have joined, in this order."""
+        workers = [Scripted(self, index) for index in indices]
+        for worker in workers:
+            worker.want = want
+            worker.start()
+        return workers
 
     def started(self, *indices: int) -> list[Worker]:
         """Workers that have joined, in this order."""
@@ -429,6 +441,65 @@ class Worker:
         """Its process is gone; servers see it when they look."""
         for shard in order or range(len(self.channels)):
             self.channels[shard].close()
+
+
+class Scripted(Worker):
+    """A worker of a script: it has leases in hand, and the version that it was answered with."""
+
+    def __init__(self, cluster: Cluster, index: int) -> None:
+        super().__init__(cluster, index)
+        self.want = 1
+        self.hand: list[int] = []
+        self.version = -1
+        self.drawn: Drawn | None = None  # the answer to its last draw
+        self.script = b""  # the last that it was told
+        self.stop = ""
+
+    def join(self) -> Release | None:
+        for shard in range(len(self.channels)):
+            self.say(shard, Join(self.identity, self.want))
+        return self.listen()
+
+    def listen(self) -> Release | None:
+        release = super().listen()
+        if release is not None:
+            self.version = release.version
+            self._given(release)
+            assert release.lease == (self.hand[0] if self.hand and not release.stop else -1), (release, self.hand)
+        return release
+
+    def _given(self, answer: Release | Drawn) -> None:
+        self.hand += answer.leases
+        self.script = answer.script or self.script
+        self.stop = answer.stop or self.stop
+
+    def message(self, **changes: object) -> Push:
+        """Of the first in hand, unless `leases` says otherwise."""
+        leases: list = list(changes.pop("leases", self.hand[:1]))
+        self.hand = [lease for lease in self.hand if lease not in leases]
+        push = Push(
+            self.identity, self.seq + 1, self.version, leases[0] if leases else -1, None, 10, 0.01,
+            more=leases[1:], want=self.want,
+        )  # fmt: skip
+        return msgspec.structs.replace(push, **changes)
+
+    def draw(self, want: int = 1, *, wait: bool = False, unused: Sequence[int] = ()) -> Drawn | None:
+        """Ask for more; the answer, or None if this worker must wait for it."""
+        self.hand = [lease for lease in self.hand if lease not in unused]
+        self.say(0, Draw(self.identity, want, wait, list(unused)))
+        return self.drawn_since()
+
+    def drawn_since(self) -> Drawn | None:
+        """The answer to a draw, if it has come."""
+        self.cluster.settle()
+        answers = self.heard(0)
+        if not answers:
+            return None
+        (self.drawn,) = answers
+        assert isinstance(self.drawn, Drawn), self.drawn
+        self.version = max(self.version, self.drawn.version)
+        self._given(self.drawn)
+        return self.drawn
 
 
 class Trainer(Worker):

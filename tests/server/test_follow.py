@@ -109,7 +109,7 @@ class Life:
                 yield True
             assert len(answers) == 1, f"more than one answer: {answers}"
             releases += answers
-        assert len(set(releases)) == 1, f"shards answered differently: {releases}"
+        assert all(release == releases[0] for release in releases), f"shards answered differently: {releases}"
         assert len(set(self.worker.model_views["row"].tolist())) == 1, "a model of two versions"
         self.worker.turn = releases[0]
         assert self.worker.turn.seq == self.worker.seq

@@ -36,8 +36,10 @@ def bounded(kind, meta):
         return st.binary(max_size=20)
     if typing.get_origin(kind) is dict:
         return st.dictionaries(*map(values, typing.get_args(kind)), max_size=4)
+    if typing.get_origin(kind) is list:
+        return st.lists(values(typing.get_args(kind)[0]), max_size=4)
     lowest = meta.ge if meta.gt is None else meta.gt + 1
-    return st.integers(lowest, meta.lt - 1)
+    return st.integers(lowest, meta.le if meta.lt is None else meta.lt - 1)
 
 
 def values(kind):

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -49,6 +49,7 @@ class Account:
     violations: tuple[Violation, ...]  # the first hundred
     wrong: int  # all violations
     remarks: tuple[Violation, ...]
+    script: bool = False  # a script with a loop of its own: its samples are the batches of its loader, one a lease
 
     @property
     def clean(self) -> bool:
@@ -56,7 +57,10 @@ class Account:
         return not self.violations and not self.gaps
 
     def as_dict(self) -> dict[str, Any]:
-        return {"clean": self.clean, **asdict(self)}
+        said = {"clean": self.clean, **asdict(self)}
+        if not self.script:
+            del said["script"]
+        return said
 
     def __str__(self) -> str:
         return "\n".join([*self._story(), *self._verdict()])
@@ -77,29 +81,33 @@ class Account:
         lines.append(self._samples())
         if self.unapplied:
             when = "when the run ended" if self.ended else "when the last line was written"
-            lines.append(
-                f"{many(size(self.unapplied), 'lease')} of {many(self.batch_size, 'sample')} each not applied {when}: "
-                f"{words('lease', self.unapplied)}"
-            )
+            lines.append(f"{self._leases(self.unapplied)} not applied {when}: {words('lease', self.unapplied)}")
         if self.skipped:
-            lines.append(
-                f"{many(size(self.skipped), 'lease')} of {many(self.batch_size, 'sample')} each given up, with no "
-                f"update: {words('lease', self.skipped)}"
-            )
+            lines.append(f"{self._leases(self.skipped)} given up, with no update: {words('lease', self.skipped)}")
         lines.append(f"the last run ended: {self.ended}" if self.ended else "the last run has no end: it still trains, "
                      "was killed, or failed")  # fmt: skip
         lines.append(f"{many(self.compared, 'checkpoint')} in the logdir agree with the ledger"
                      if self.compared != 1 else "1 checkpoint in the logdir agrees with the ledger")  # fmt: skip
         return lines + [f"note: {remark}" for remark in self.remarks]
 
+    def _leases(self, ranges: Sequence[Range]) -> str:
+        if self.script:
+            return many(size(ranges), "batch", "batches")
+        return f"{many(size(ranges), 'lease')} of {many(self.batch_size, 'sample')} each"
+
     def _samples(self) -> str:
+        if self.script and not self.samples and not self.examples:
+            return f"{many(self.updates, 'update')}, batches without numbers"
         text = f"{many(self.examples, 'sample')} applied"
+        if self.script:
+            text = f"{many(self.examples, 'batch', 'batches')} applied"
         if not self.samples:
             return text
         if not self.epochs:
             return f"{text}; the first epoch of {self.samples:,} is not over"
         whole = self.epochs - size(self.broken)
-        text += f"; {many(self.epochs, 'whole epoch')} of {self.samples:,}: each sample exactly once"
+        each = "batch" if self.script else "sample"
+        text += f"; {many(self.epochs, 'whole epoch')} of {self.samples:,}: each {each} exactly once"
         if self.broken:
             text += f" in {whole:,}; {words('epoch', self.broken)} {'lacks' if size(self.broken) == 1 else 'lack'} some"
         return text
@@ -118,9 +126,9 @@ class Account:
         ]
 
 
-def many(count: int, noun: str) -> str:
+def many(count: int, noun: str, nouns: str = "") -> str:
     """
     >>> many(1, "update"), many(20000, "update")
     ('1 update', '20,000 updates')
     """
-    return f"{count:,} {noun}{'' if count == 1 else 's'}"
+    return f"{count:,} {noun if count == 1 else nouns or noun + 's'}"

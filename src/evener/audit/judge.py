@@ -17,7 +17,20 @@ from dataclasses import dataclass, field
 from evener.audit.account import Account, Violation
 from evener.audit.lineage import Lineage, Saved
 from evener.audit.ranges import Range
-from evener.ledger.lines import Begin, Complete, Cut, Damaged, Dropped, End, Gap, Line, Returned, Skipped, Update
+from evener.ledger.lines import (
+    SCRIPT,
+    Begin,
+    Complete,
+    Cut,
+    Damaged,
+    Dropped,
+    End,
+    Gap,
+    Line,
+    Returned,
+    Skipped,
+    Update,
+)
 
 #: Violations that are kept word for word.
 MOST = 100
@@ -72,6 +85,12 @@ class _Judge:
         self._generation = 0
         self._epochs: dict[int, int] = {}  # worker -> its newest epoch, in the order of the file
         self._lineage = Lineage()
+        self._dropped = (-1, 0, 0)  # the push of the last drop
+
+    @property
+    def _script(self) -> bool:
+        """Whether batches are those of a script."""
+        return self._run is not None and self._run.mode.endswith(SCRIPT)
 
     def line(self, number: int, line: Line | Damaged) -> None:
         self._number = number
@@ -166,13 +185,18 @@ class _Judge:
             self._figures.lost += 1
         else:
             self._figures.updates += 1
-            self._figures.gradients += len(update.entries)
-            self._figures.examples += len(update.entries) * (self._run.batch_size if self._run else 0)
-            self._violate(*self._lineage.update(update.entries))
+            script = self._script
+            batches = sum(entry[0] >= 0 for entry in update.entries) if script else len(update.entries)
+            self._figures.gradients += len({entry[1:] for entry in update.entries}) if script else batches
+            self._figures.examples += batches * (self._run.batch_size if self._run else 0)
+            self._violate(*self._lineage.update(update.entries, script=script))
 
     def _back(self, line: Dropped | Returned) -> None:
         if isinstance(line, Dropped):
-            self._figures.dropped[re.sub(r"\d+", "N", line.reason)] += 1
+            push = (line.worker, line.epoch, line.seq)
+            if push != self._dropped or not self._script:  # else another batch of the same gradient
+                self._figures.dropped[re.sub(r"\d+", "N", line.reason)] += 1
+            self._dropped = push
             self._violate(*self._lineage.drop(line))
         else:
             self._figures.returned += len(line.leases)
@@ -223,8 +247,8 @@ class _Judge:
             examples=figures.examples, samples=samples, epochs=epochs,
             broken=tuple(_broken(lacking, run.batch_size, samples, epochs)), unapplied=tuple(unapplied),
             skipped=tuple(self._lineage.skipped),
-            batch_size=run.batch_size, ended=self._end.reason if self._end else "", gaps=tuple(self._gaps),
-            violations=tuple(self._violations), wrong=self._wrong, remarks=tuple(self._remarks),
+            batch_size=run.batch_size, script=self._script, ended=self._end.reason if self._end else "",
+            gaps=tuple(self._gaps), violations=tuple(self._violations), wrong=self._wrong, remarks=tuple(self._remarks),
         )  # fmt: skip
 
 

@@ -35,13 +35,18 @@ class Lineage:
         """A run without ps tasks goes on from here; its manifests know no workers."""
         self._due.clear()
 
-    def update(self, entries: Sequence[Entry]) -> Iterator[str]:
-        """Each lease once, and each push of a worker's life once."""
+    def update(self, entries: Sequence[Entry], *, script: bool = False) -> Iterator[str]:
+        """Each lease once, and each push of a worker's life once: of a script a push may be of several leases."""
         for lease, *_ in entries:
-            if not self.applied.add(lease):
+            if lease < 0 and script:  # a batch without a number, or of which another gradient was, too
+                continue
+            if lease < 0:
+                yield f"lease {lease} was applied, which cannot be"
+            elif not self.applied.add(lease):
                 yield f"lease {lease} was applied before"
         # Within one update the order is that of the leases, so a worker's pushes are put in theirs.
-        for worker, epoch, seq in sorted(entry[1:] for entry in entries) if len(entries) > 1 else (entries[0][1:],):
+        pushes = [entry[1:] for entry in entries]
+        for worker, epoch, seq in sorted(set(pushes) if script else pushes) if len(entries) > 1 else pushes:
             # One process and towers push in epoch 0, and their seq is the step.
             key, life = (worker, (epoch, seq)) if epoch else (-1, (seq, worker))
             if life <= self._last.get(key, (0, 0)):
@@ -56,7 +61,7 @@ class Lineage:
         life = (drop.epoch, drop.seq)
         if life <= self._last.get(drop.worker, (0, 0)):
             yield f"{_push(drop.worker, life)} was dropped, after it or a later one was applied"
-        if drop.back:
+        if drop.back and drop.lease >= 0:
             yield from self.back([drop.lease])
 
     def back(self, leases: Sequence[int]) -> Iterator[str]:

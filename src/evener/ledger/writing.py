@@ -12,7 +12,21 @@ from pathlib import Path
 import msgspec
 
 from evener.files import descriptor
-from evener.ledger.lines import SCRIPT, Begin, Complete, Cut, Dropped, End, Entry, Gap, Line, Returned, Skipped, Update, encode
+from evener.ledger.lines import (
+    SCRIPT,
+    Begin,
+    Complete,
+    Cut,
+    Dropped,
+    End,
+    Entry,
+    Gap,
+    Line,
+    Returned,
+    Skipped,
+    Update,
+    encode,
+)
 from evener.policy.leases import LeaseState
 from evener.state.atomic import LACKING
 

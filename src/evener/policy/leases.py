@@ -74,6 +74,12 @@ class Leases:
         self.limit += self.epoch
         return True
 
+    def unbegin(self) -> None:
+        """Of an epoch of which nothing was applied nothing was ever issued: its workers only saw that it was there."""
+        begin = (self.limit or 0) - self.epoch
+        if self.epoch and not self._outstanding and sorted(self._returned) == list(range(begin, self.next_lease)):
+            self.next_lease, self._returned = begin, []
+
     def epoch_of(self, lease: int) -> int:
         """Of a fenced book, counted from 0; -1 where there are no epochs."""
         return lease // self.epoch if self.epoch and lease >= 0 else -1

@@ -11,6 +11,11 @@ def named(push: Push) -> list[int]:
     return [lease for lease in (push.lease, *push.more) if lease >= 0]
 
 
+def only_of_scripts(push: Push) -> bool:
+    """Whether it says what a recipe's worker has no reason to say."""
+    return push.loss is None or bool(push.more or push.group or push.settings or push.script or push.spread)
+
+
 def entries(push: Push) -> list[Entry]:
     """What the ledger says of it: an entry a lease, or one without."""
     worker, epoch = push.identity.worker, push.identity.epoch

@@ -100,6 +100,8 @@ class Course:
         Raises:
             ModelMismatch: it has another amount of data, or other first samples that nobody has allowed.
         """
+        if samples < 1 and not self.settings.script:
+            raise errors.ModelMismatch("this worker has no training samples.", why="every batch needs samples.")
         if self.train_steps is None:
             return ""
         if samples != self._samples:
@@ -139,18 +141,18 @@ class Course:
                 f"is {times:.3g} times the running mean"
             )))  # fmt: skip
 
-    def batches_of(self, push: Push) -> str:
-        """What a gradient is of, for people: which samples, or which batch of a script's loader."""
+    def batches_of(self, push: Push, more: str = "") -> str:
+        """What a gradient is of, for people: which samples, or which batch of a script's loader; and more of it."""
         leases = named(push)
         if not leases:
-            return "a batch without a number"
+            return "a batch without a number" + (f" ({more})" if more else "")
         if self.settings.script:
             which = of_epoch(leases[0], self._samples)
         else:
             size = self.settings.batch_size
             which = Order(self._samples, self.settings.seed).named(leases[0] * size, (leases[0] + 1) * size)
-        more = f" and {len(leases) - 1} more" if len(leases) > 1 else ""
-        return f"lease {leases[0]}{more} ({which})"
+        others = f" and {len(leases) - 1} more" if len(leases) > 1 else ""
+        return f"lease {leases[0]}{others} ({'; '.join(filter(None, (which, more)))})"
 
     def moved(self, group: int) -> None:
         """An update was applied."""

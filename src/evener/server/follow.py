@@ -10,6 +10,7 @@ import msgspec
 
 from evener import errors
 from evener.report import Reporter, Status
+from evener.server.batches import only_of_scripts
 from evener.server.links import Link, Links, Seat
 from evener.server.shard import Shard
 from evener.settings import Settings
@@ -103,6 +104,8 @@ class Follower:
             raise errors.Fenced(f"worker:{worker} was replaced by epoch {old.epoch}; this process has epoch {epoch}.")
         if epoch == 0:
             raise errors.ProtocolError(f"worker:{worker} asked ps:{self.index} for an epoch; only ps:0 grants them.")
+        if hello.samples < 1 and not self.settings.script:
+            raise errors.ProtocolError(f"worker:{worker} has no training samples.")
         if not self._started:
             self._started = True
             self.shard.state.begin(
@@ -130,7 +133,7 @@ class Follower:
         """A script may have been told of newer parameters by the leader, which alone knows what it has in hand."""
         if self.settings.script:
             return seat.its_turn() and push.version >= seat.version
-        return seat.may_push(push)
+        return seat.may_push(push) and not only_of_scripts(push)
 
     def _holds(self, seat: Seat, seq: int) -> None:
         seat.awaits = seq

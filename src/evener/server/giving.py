@@ -8,6 +8,7 @@ from typing import Protocol
 
 from evener.policy.leases import Leases
 from evener.policy.lives import Lives, Stage
+from evener.server.batches import only_of_scripts
 from evener.server.links import Links, Seat
 from evener.server.shard import Shard
 from evener.wire.messages import Push
@@ -73,6 +74,8 @@ class OneEach:
         self._parked = [worker for worker in self._parked if worker != seat.worker]
 
     def refuses(self, seat: Seat, push: Push) -> str:
+        if only_of_scripts(push):
+            return "pushed what only the workers of a script push"
         return "" if seat.may_push(push) else f"pushed out of turn: version {push.version}, seq {push.seq}"
 
     def pushed(self, seat: Seat, push: Push) -> None:

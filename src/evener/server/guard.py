@@ -75,7 +75,5 @@ class Guard:
         self._poison.applied()
 
     def _place(self, push: Push) -> str:
-        batches = self._course.batches_of(push)
-        if push.loss is not None:
-            batches = f"{batches[:-1]}; loss {push.loss:.6g})" if batches.endswith(")") else f"{batches} (loss {push.loss:.6g})"
-        return f"at global step {push.version}, {batches}"
+        loss = "" if push.loss is None else f"loss {push.loss:.6g}"
+        return f"at global step {push.version}, {self._course.batches_of(push, loss)}"

@@ -212,6 +212,7 @@ class Leader:
         else:
             self.rounds.tell_followers()
         if self.course.left and self.course.came <= self.course.left and not self.links.seats:
+            self.leases.unbegin()
             self.stop("every worker has left its loop")
 
     def stop(self, reason: str, *, complete: bool = True, failed: bool = False) -> None:

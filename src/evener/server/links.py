@@ -63,7 +63,6 @@ class Seat:
             return False
         return (push.version, push.lease) == (asked.version, asked.lease)
 
-
     def its_turn(self) -> bool:
         """Whether nothing of it is to be answered, and it was answered once. A script goes on after the run's end."""
         return self.answer is not None and self.joined and self.awaits is None

@@ -43,7 +43,9 @@ class Rounds:
         self.products = Products()
         self.lives = Lives(settings.stall_timeout)
         clock = course.setup.clock
-        self.scripts = Scripts(links, shard, leases, self.lives, clock, settings) if settings.script else None
+        self.scripts: Scripts | None = None
+        if settings.script:
+            self.scripts = Scripts(links, shard, leases, lives=self.lives, clock=clock, settings=settings)
         self.giver: Giver = self.scripts or OneEach(links, shard, leases, self.lives, clock)
         self.kept = Kept(course.setup.restored[0].script if course.setup.restored else "")
 

@@ -20,13 +20,21 @@ UNUSED = "its script took no step with it"
 
 
 class Scripts:
-    """What the workers of a script have in hand. Nobody is parked: who has nothing may go on without, or ask and wait."""
+    """What the workers of a script have in hand. Nobody is parked: who has none may go on without, or ask and wait."""
 
     def __init__(  # noqa: PLR0913 - what it looks at, each once
-        self, links: Links, shard: Shard, leases: Leases, lives: Lives, clock: Callable[[], float], settings: Settings
+        self,
+        links: Links,
+        shard: Shard,
+        leases: Leases,
+        *,
+        lives: Lives,
+        clock: Callable[[], float],
+        settings: Settings,
     ) -> None:
         self._links, self._shard, self._leases, self._lives, self._clock = links, shard, leases, lives, clock
         self._sync = settings.mode == "sync"
+        self._accumulates = self._sync and settings.accumulate
         #: Rounds end without some: what those have in hand goes to others.
         self._recalls = self._sync and (
             settings.aggregate < settings.workers or settings.accumulate or settings.elastic
@@ -53,6 +61,8 @@ class Scripts:
             return f"pushed out of turn: version {push.version}, seq {push.seq}"
         if not self.hands.has(_life(seat), named(push)):
             return f"names leases {named(push)}, and has {self.hands.of(_life(seat))} in hand"
+        if push.group and self._accumulates:  # a worker alone would fill no update: its gradients are of each in turn
+            return "has several optimizers, which does not go with --accumulate so far: accumulate in the script"
         return ""
 
     def pushed(self, seat: Seat, push: Push) -> None:

@@ -54,11 +54,9 @@ def _fitting(name: str, value: Any, group: Mapping[str, Any]) -> Any:
     now = group[name]
     if isinstance(now, tuple) and isinstance(value, list) and len(value) == len(now):
         return tuple(_fitting("each", one, {"each": mine}) for one, mine in zip(value, now, strict=True))
-    kinds: tuple[type, ...] = (int, float) if _is_number(now) else (str,) if isinstance(now, str) else (bool, type(None))
+    kinds: tuple[type, ...] = (str,) if isinstance(now, str) else (bool, type(None))
+    if isinstance(now, int | float | Tensor) and not isinstance(now, bool):
+        kinds = (int, float)
     if type(value) not in kinds or (isinstance(value, float) and not math.isfinite(value)):
         raise ValueError(f"{name[:80]!r} to {repr(value)[:80]}, where it is {repr(now)[:80]}")
     return value
-
-
-def _is_number(value: Any) -> bool:
-    return isinstance(value, int | float | Tensor) and not isinstance(value, bool)

@@ -21,6 +21,7 @@ FLOORS = [
     {"__init__", "__main__"},
     {"cli"},
     {"api"},
+    {"loop"},
     {"commands"},
     {"launch"},
     {"task"},
@@ -45,8 +46,9 @@ ALONE = {
     "ray": ("launch.starters.ray",),
     "google_crc32c": ("data.tfrecord.crc",),
     "tensorflow": (),  # evener.tensorflow is written out in PyTorch
-    "tensorboard": ("session.summary",),
-    "torch.utils.tensorboard": ("session.summary",),
+    "tensorboard": ("session.summary", "loop.sinks"),
+    "torch.utils.tensorboard": ("session.summary", "loop.sinks"),
+    "runpy": ("task.script",),  # the program that a person has named, as `python` would run it
 }
 
 #: Nothing that a policy or a message decides may depend on these.
@@ -56,7 +58,7 @@ PURE = ("policy", "wire", "cluster.cluster", "launch.fate", "errors")
 
 #: They make objects of bytes by running what the bytes say.
 UNSAFE_MODULES = ("pickle", "_pickle", "marshal", "shelve", "dill", "cloudpickle", "joblib", "multiprocessing",
-                  "jsonpickle", "copyreg", "xmlrpc", "code", "runpy", "torch.multiprocessing",
+                  "jsonpickle", "copyreg", "xmlrpc", "code", "torch.multiprocessing",
                   "torch.distributed.rpc")  # fmt: skip
 UNSAFE_CALLS = {"eval", "exec", "compile", "__import__"}
 UNSAFE_ATTRIBUTES = {

@@ -15,7 +15,9 @@ from evener.commands.doctor import Finding, examine, table
 from evener.transport import keys
 from evener.transport.channel import Arrived, wait
 from evener.wire import codec
-from evener.wire.messages import Goodbye, Identity, Pong, Refused
+from evener.wire.messages import Goodbye, Refused
+from evener.wire.standing import Pong
+from evener.wire.words import Identity
 
 LEADER = Pong("ps:0", doctor.VERSION, False, "a1f3", "mnist", 812, [1])
 IDLE = Pong("worker:0", doctor.VERSION, True)

@@ -18,7 +18,9 @@ from evener.launch.standing.server import VERSION, Job, Own, StandingServer
 from evener.report import Line, Progress
 from evener.transport.channel import Memory, Ranges
 from evener.wire import codec
-from evener.wire.messages import Dismiss, Ended, Identity, Ping, Pong, Push, Refused, Relay, Reserve, Reserved
+from evener.wire.messages import Push, Refused
+from evener.wire.standing import Dismiss, Ended, Ping, Pong, Relay, Reserve, Reserved
+from evener.wire.words import Identity
 
 NOTHING = Ranges(Memory(0), ())
 

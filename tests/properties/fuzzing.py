@@ -31,7 +31,8 @@ from mutations import Mutator, valid
 
 from evener.errors import EvenerError, PeerGone, ProtocolError, VersionError
 from evener.wire import codec
-from evener.wire.messages import Goodbye, Halt, Hello, Identity, Push
+from evener.wire.messages import Goodbye, Halt, Hello, Push
+from evener.wire.words import Identity
 
 #: Bytes that peak memory may grow by under any flood of frames. One description of a model unpacks to at most 16 MB,
 #: is copied once while it does, and becomes at most 100,000 tensors; the rest is the allocator's.

@@ -26,7 +26,6 @@ from evener.wire.messages import (
     Halt,
     Held,
     Hello,
-    Identity,
     Join,
     Lead,
     Lost,
@@ -36,7 +35,8 @@ from evener.wire.messages import (
     Release,
     Save,
     Saved,
-)
+)  # fmt: skip
+from evener.wire.words import Identity
 
 #: Heads of msgpack values that promise far more than follows: text, bytes, lists, maps, extensions.
 LIES = [

@@ -51,14 +51,14 @@ from evener.wire.messages import (
     Goodbye,
     Granted,
     Hello,
-    Identity,
     Join,
     Lead,
     Pull,
     Push,
     Refused,
     Release,
-)
+)  # fmt: skip
+from evener.wire.words import Identity
 from evener.worker.compute.towers import Towers
 from evener.worker.exchange.local import Local
 

@@ -21,7 +21,8 @@ from evener.session.session import Session
 from evener.task.build import build
 from evener.transport.channel import Memory
 from evener.wire import codec
-from evener.wire.messages import Hello, Identity
+from evener.wire.messages import Hello
+from evener.wire.words import Identity
 from evener.worker.compute.towers import Towers
 from evener.worker.exchange.server_links import ServerLinks
 from evener.worker.exchange.servers import Servers

@@ -17,7 +17,8 @@ from evener.server.agreement import Expected, compare
 from evener.state.tensors import specs_of
 from evener.wire import codec
 from evener.wire.layout import Layout
-from evener.wire.messages import Hello, Identity
+from evener.wire.messages import Hello
+from evener.wire.words import Identity
 from evener.worker.allreduce.allreduce import DIFFERENCES, agree
 
 sys.path.append(str(Path(__file__).parents[1] / "worker"))

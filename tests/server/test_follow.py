@@ -25,7 +25,8 @@ from evener.report import Finished, Status
 from evener.server.follow import Follower
 from evener.server.shard import Shard
 from evener.state.checkpoint import load
-from evener.wire.messages import Contents, Goodbye, Granted, Halt, Identity, Join, Lost, Pull, Release
+from evener.wire.messages import Contents, Goodbye, Granted, Halt, Join, Lost, Pull, Release
+from evener.wire.words import Identity
 
 MODES = {
     "async": {"mode": "async"},

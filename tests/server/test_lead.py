@@ -20,21 +20,8 @@ from evener.server.serve import serve
 from evener.state.checkpoint import load
 from evener.transport.channel import Arrived
 from evener.wire import codec
-from evener.wire.messages import (
-    Follow,
-    Goodbye,
-    Granted,
-    Halt,
-    Held,
-    Identity,
-    Join,
-    Lead,
-    Lost,
-    Pull,
-    Refused,
-    Release,
-    Saved,
-)
+from evener.wire.messages import Follow, Goodbye, Granted, Halt, Held, Join, Lead, Lost, Pull, Refused, Release, Saved
+from evener.wire.words import Identity
 
 
 @pytest.fixture

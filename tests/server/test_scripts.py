@@ -12,7 +12,8 @@ from evener.ledger import path_of
 from evener.ledger.lines import Skipped, Update
 from evener.ledger.reading import read
 from evener.report import Finished, Line, Progress
-from evener.wire.messages import Draw, Goodbye, Identity, Join
+from evener.wire.messages import Draw, Goodbye, Join
+from evener.wire.words import Identity
 
 
 @pytest.fixture

@@ -5,7 +5,8 @@ import torch
 from training import Net, gradient_at, recipe_of, shards_of, slot_of, whole_of
 
 from evener.server.shard import Shard
-from evener.wire.messages import Identity, Push
+from evener.wire.messages import Push
+from evener.wire.words import Identity
 
 
 def push(worker=0, lease=0, seq=1, epoch=1):

@@ -23,7 +23,8 @@ from evener.server.serve import serve
 from evener.transport.channel import MAX_HEADER, Memory, Ranges
 from evener.wire import codec
 from evener.wire.layout import Spec
-from evener.wire.messages import Follow, Granted, Halt, Hello, Identity, Join, Refused
+from evener.wire.messages import Follow, Granted, Halt, Hello, Join, Refused
+from evener.wire.words import Identity
 
 DEEP = codec.encode(Join(Identity(0, 1, 1)))[:5] + b"\x93\xa4Join\x93\x00\x01\x01" + b"\x91" * 100_000
 LONG = codec.PREFIX + b"\x91\xdb" + (MAX_HEADER - 20).to_bytes(4, "big") + b"\0" * (MAX_HEADER - 20)

@@ -29,7 +29,8 @@ from evener.task.build import VERSION, Built, build
 from evener.task.wiring import Dialer
 from evener.transport.channel import Memory
 from evener.wire import codec
-from evener.wire.messages import Hello, Identity
+from evener.wire.messages import Hello
+from evener.wire.words import Identity
 from evener.worker.exchange.exchange import Computed
 from evener.worker.exchange.server_links import ServerLinks
 from evener.worker.exchange.servers import Servers

@@ -12,7 +12,8 @@ from evener.settings import Settings
 from evener.task import follower
 from evener.task.follower import LeaderLine
 from evener.wire import codec
-from evener.wire.messages import Follow, Granted, Identity, Lead, Refused
+from evener.wire.messages import Follow, Granted, Lead, Refused
+from evener.wire.words import Identity
 
 NOBODY = errors.Unavailable("no answer.", why="nobody listens there.")
 LEAD = Lead(3, 40)

@@ -14,7 +14,8 @@ from evener import errors
 from evener.errors import ProtocolError, VersionError
 from evener.wire import codec
 from evener.wire.layout import Spec
-from evener.wire.messages import PROTOCOL, AnyMessage, Decided, Halt, Hello, Identity, Message, Push, Refused, Release
+from evener.wire.messages import PROTOCOL, AnyMessage, Decided, Halt, Hello, Push, Refused, Release
+from evener.wire.words import Identity, Message
 
 MESSAGES = typing.get_args(AnyMessage)
 ERRORS = [kind for kind in vars(errors).values() if isinstance(kind, type) and issubclass(kind, errors.EvenerError)]

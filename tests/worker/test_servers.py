@@ -18,19 +18,8 @@ from evener.state.tensors import whole_views
 from evener.transport.channel import MAX_HEADER, Memory
 from evener.wire import codec
 from evener.wire.layout import Layout, Spec
-from evener.wire.messages import (
-    Contents,
-    Goodbye,
-    Granted,
-    Halt,
-    Hello,
-    Identity,
-    Join,
-    Pull,
-    Push,
-    Refused,
-    Release,
-)
+from evener.wire.messages import Contents, Goodbye, Granted, Halt, Hello, Join, Pull, Push, Refused, Release
+from evener.wire.words import Identity
 from evener.worker.exchange.exchange import Computed
 from evener.worker.exchange.server_links import ServerLinks
 from evener.worker.exchange.servers import Servers

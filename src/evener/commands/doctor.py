@@ -19,7 +19,8 @@ from evener.transport import keys as keys_module
 from evener.transport.channel import Channel, Memory, Ranges
 from evener.transport.keys import Keys
 from evener.wire import codec
-from evener.wire.messages import Ping, Pong, Refused
+from evener.wire.messages import Refused
+from evener.wire.standing import Ping, Pong
 
 VERSION = version("evener")
 #: Seconds to connect, and for all of one try.

@@ -18,8 +18,8 @@ from evener.errors import ConfigError
 from evener.loop.parts import Scheduler
 from evener.state.values import pack, unpack
 
-#: Bytes of it.
-LARGEST = 8 << 20
+#: Bytes of it: it travels in front of a gradient, and lies in each checkpoint's manifest.
+LARGEST = 64 << 10
 
 
 @dataclass(slots=True)
@@ -54,7 +54,7 @@ class Kept:
         if len(text) > LARGEST:
             raise ConfigError(
                 f"ev.state takes {len(text)} bytes, the most is {LARGEST}.",
-                why="it travels with gradients and lies in each checkpoint's manifest.",
+                why="it travels with gradients, and lies in each checkpoint's manifest.",
                 fix="keep large tensors in the model (register_buffer), or in a file of your own.",
             )
         return text

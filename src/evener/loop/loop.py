@@ -6,12 +6,13 @@ import contextlib
 import math
 import time
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from types import MethodType
 from typing import Any
 
-from torch import nn
+from torch import Tensor, nn
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import ReduceLROnPlateau
 from torch.utils.data import DataLoader
@@ -26,14 +27,14 @@ from evener.loop.kept import Kept, states_of, unpacked
 from evener.loop.leased import Leased, Streamed
 from evener.loop.numbered import length_of
 from evener.loop.owner import Owner, Step, Supply
-from evener.loop.parts import Parts, Scheduler, build, sorted_out
+from evener.loop.parts import Parts, Scheduler, bare, build, sorted_out
 from evener.loop.remote import Remote
-from evener.loop.saving import save
 from evener.loop.serving import serve
 from evener.loop.sinks import Sinks
 from evener.report import Line, Status
 from evener.task.build import Built
 from evener.task.script import Joining, Over
+from evener.weights import write
 from evener.worker.exchange.exchange import Turn
 
 #: Seconds between two times that the chief tells what its program keeps.
@@ -132,8 +133,14 @@ class Loop:
             models: one that was prepared; none: the one that there is.
         """
         parts = self._prepared()
+        which = models or parts.models
+        if len(which) != 1:
+            raise ConfigError(
+                f"{path}: which of {len(which)} models?", fix='name one: ev.save("generator.pt", generator).'
+            )
         if self._turn.chief:
-            save(Path(path), models or parts.models)
+            state = bare(which[0]).state_dict()
+            write({name: v.detach().cpu() if isinstance(v, Tensor) else v for name, v in state.items()}, Path(path))
 
     # --- prepare
 
@@ -270,7 +277,8 @@ class Loop:
         if turn.anew:
             self.hand.clear()
         self.hand.add(turn.leases)
-        self._turn = turn
+        # Once the run is over nobody is chief for the servers; the program still has to save what it has.
+        self._turn = replace(turn, chief=self._turn.chief) if turn.stop else turn
         if turn.failed:
             raise TaskFailed(f"the run ended: {turn.stop}.")
         if turn.stop == INTERRUPTED:

@@ -26,7 +26,8 @@ from evener.task.script import Joining
 from evener.task.wiring import Dialer
 from evener.transport.channel import Memory
 from evener.wire import codec
-from evener.wire.messages import Hello, Identity
+from evener.wire.messages import Hello
+from evener.wire.words import Identity
 from evener.worker.compute.device_memory import DeviceMemory, Fetching
 from evener.worker.compute.towers import Towers
 from evener.worker.exchange.exchange import Computed, Own, Turn
@@ -147,7 +148,8 @@ def _plain(group: Mapping[str, Any], keys: Sequence[str]) -> dict[str, Any]:
     """What a ps task's group of the same kind takes: numbers, truths, texts, and pairs of numbers."""
     given = {key: group[key] for key in keys if key in group}
     values = {key: float(v) if isinstance(v, torch.Tensor) else v for key, v in given.items()}
-    return {key: value for key, value in values.items() if isinstance(value, bool | int | float | str | tuple) or value is None}
+    plain = (bool, int, float, str, tuple, type(None))
+    return {key: value for key, value in values.items() if isinstance(value, plain)}
 
 
 def _elsewhere(built: Built, gradients: Memory, parameters: Memory) -> DeviceMemory | None:

@@ -28,7 +28,6 @@ from evener.wire.messages import (
     Granted,
     Held,
     Hello,
-    Identity,
     Join,
     Key,
     Leaving,
@@ -39,6 +38,7 @@ from evener.wire.messages import (
     Save,
     Saved,
 )  # fmt: skip
+from evener.wire.words import Identity
 
 log = logging.getLogger(__name__)
 

@@ -29,7 +29,6 @@ from evener.wire.messages import (
     Halt,
     Held,
     Hello,
-    Identity,
     Join,
     Judged,
     Lead,
@@ -38,7 +37,8 @@ from evener.wire.messages import (
     Pull,
     Push,
     Saved,
-)
+)  # fmt: skip
+from evener.wire.words import Identity
 
 log = logging.getLogger(__name__)
 

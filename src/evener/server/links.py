@@ -16,7 +16,9 @@ from evener.transport import user
 from evener.transport.channel import Arrived, Closed, Complaints, Incoming, Listener, Opened, Source, wait
 from evener.wire import codec
 from evener.wire.layout import Layout
-from evener.wire.messages import AnyMessage, Follow, Hello, Identity, Pong, Push, Release
+from evener.wire.messages import AnyMessage, Follow, Hello, Push, Release
+from evener.wire.standing import Pong
+from evener.wire.words import Identity
 
 #: A link on which so many messages were refused is cut: whoever is there does not listen.
 MAX_REFUSALS = 8

@@ -9,7 +9,8 @@ from evener.server.follow import Follower
 from evener.server.lead import Leader
 from evener.server.links import Link
 from evener.transport.channel import Source
-from evener.wire.messages import AnyMessage, Ping
+from evener.wire.messages import AnyMessage
+from evener.wire.standing import Ping
 
 #: Longest time in seconds that a server looks at nothing but its sockets.
 TICK = 0.1

@@ -27,7 +27,8 @@ from evener.task.rendezvous import Rendezvous
 from evener.task.wiring import Dialer
 from evener.transport.channel import Memory
 from evener.wire import codec
-from evener.wire.messages import Hello, Identity
+from evener.wire.messages import Hello
+from evener.wire.words import Identity
 from evener.worker.compute.device_memory import DeviceMemory, Fetching
 from evener.worker.compute.feeding import feed_for
 from evener.worker.compute.towers import Towers

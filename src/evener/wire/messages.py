@@ -10,34 +10,12 @@ from __future__ import annotations
 
 from typing import Annotated
 
-import msgspec
-from msgspec import Meta
+from msgspec import Meta, field
+
+from evener.wire.standing import Dismiss, Ended, Ping, Pong, Relay, Reserve, Reserved
+from evener.wire.words import Count, Identity, Index, Lease, Message, Script, Several, Want, Word
 
 PROTOCOL = 3
-
-#: Bounds that hold before anybody computes with what a peer said. 2**53: sums of such counts stay far below the 64 bits
-#: that JSON and msgpack can write, and a float holds each exactly.
-Count = Annotated[int, Meta(ge=0, lt=2**53)]
-Index = Annotated[int, Meta(ge=0, lt=2**20)]  # of a task
-Lease = Annotated[int, Meta(ge=-1, lt=2**53)]
-Word = Annotated[str, Meta(max_length=1024)]
-#: Leases that a worker may have in hand, or name in one push.
-Several = Annotated[list[Lease], Meta(max_length=4096)]
-Want = Annotated[int, Meta(ge=0, le=4096)]
-#: What a script keeps besides tensors of its model: JSON.
-Script = Annotated[bytes, Meta(max_length=8 << 20)]
-
-
-class Message(msgspec.Struct, frozen=True, array_like=True, tag=True):
-    """Root of all messages; encoded as a tagged array."""
-
-
-class Identity(msgspec.Struct, frozen=True, array_like=True):
-    """One life of one worker, as seen by one generation of the servers."""
-
-    worker: Index
-    epoch: Count = 0  # granted by shard 0; a worker that comes back under its index gets the next one
-    generation: Count = 0  # counts restores: a gradient of an older generation was computed on lost parameters
 
 
 # --- worker -> server
@@ -83,7 +61,7 @@ class Push(Message, frozen=True):
     examples: Annotated[int, Meta(ge=0, lt=2**31)]
     seconds: float  # of computing
     unused: Annotated[bytes, Meta(max_length=1 << 20)] = b""  # `Layout.mask` of parameters whose gradient is None
-    more: Several = []  # further leases of this gradient
+    more: Several = field(default_factory=list)  # further leases of this gradient
     want: Want = 1  # leases in hand, once this one is answered
     group: Index = 0  # which of the script's optimizers it is for
     settings: Annotated[bytes, Meta(max_length=1 << 20)] = b""  # JSON: that optimizer's groups, where they changed
@@ -97,7 +75,7 @@ class Draw(Message, frozen=True):
     identity: Identity
     want: Want  # leases in hand
     wait: bool = False  # nothing is in hand: answer when there is something, be it of the next epoch
-    unused: Several = []  # leases in hand that no update will use
+    unused: Several = field(default_factory=list)  # leases in hand that no update will use
 
 
 class Pull(Message, frozen=True):
@@ -152,7 +130,9 @@ class Release(Message, frozen=True):
     dropped: int = 0  # gradients dropped so far, of all workers
     learning_rate: float = 0.0
     failed: bool = False  # `stop` is another task's failure
-    leases: list[int] = []  # to a script: those that came into its hand now; `lease` is the first in hand
+    leases: list[int] = field(
+        default_factory=list
+    )  # to a script: those that came into its hand now; `lease` is the first in hand
     script: bytes = b""  # what the script keeps: at the beginning of a life, and what the chief has spread
 
 
@@ -210,7 +190,9 @@ class Held(Message, frozen=True):
     seq: Count
     #: Where gradients are clipped by norm: the inner products of this one's part on the shard with itself and with
     #: others that are held there.
-    products: list[tuple[int, int, int, float]] = []  # worker, epoch, seq of the other, and the number
+    products: list[tuple[int, int, int, float]] = field(
+        default_factory=list
+    )  # worker, epoch, seq of the other, and the number
     bad: Word = ""  # a tensor of it that is not finite
 
 
@@ -233,8 +215,8 @@ class Decided(Message, frozen=True):
     apply: list[Key]  # in the order in which they are summed
     drop: list[Key]
     release: list[tuple[int, int, Release]]  # worker, epoch, answer
-    gone: list[tuple[int, int]] = []  # worker, epoch: forget its link
-    judged: dict[str, float] = {}  # what a validation has found: before `apply`
+    gone: list[tuple[int, int]] = field(default_factory=list)  # worker, epoch: forget its link
+    judged: dict[str, float] = field(default_factory=dict)  # what a validation has found: before `apply`
     factor: float | None = None  # what clipping by norm multiplies the mean by; None: it is not clipped so
 
 
@@ -266,64 +248,6 @@ class End(Message, frozen=True):
 
     reason: str
     failed: bool = False
-
-
-# --- anybody of the cluster -> a task that listens
-
-
-class Ping(Message, frozen=True):
-    """Who are you, and how far? Asked before any Hello; changes nothing."""
-
-    evener: str
-
-
-class Pong(Message, frozen=True):
-    """Who I am: a ps task of a run, or a standing server."""
-
-    task: str  # "ps:0"
-    evener: str
-    standing: bool
-    run: str = ""  # empty: a standing server without a job
-    recipe: str = ""
-    step: int = 0
-    workers: list[int] = []  # that have joined
-    busy: str = ""  # a standing server: with what, since when, for whom
-
-
-# --- a client and a standing server
-
-
-class Reserve(Message, frozen=True):
-    """Work for me until this link ends. Refused while another client is served."""
-
-    task: str  # whom we take you for
-    evener: str
-    recipe: str
-    host: str
-    pid: int
-
-
-class Reserved(Message, frozen=True):
-    """The server is yours; what its task writes is on `host`, relative paths begin at `directory`."""
-
-    host: str
-    directory: str
-
-
-class Relay(Message, frozen=True):
-    """A piece of the stream between a launcher and its task (`control.control`): orders one way, reports the other."""
-
-    data: bytes
-
-
-class Dismiss(Message, frozen=True):
-    """End your task at once."""
-
-
-class Ended(Message, frozen=True):
-    """The task's process has ended: as it should (""), or how."""
-
-    how: str
 
 
 AnyMessage = (

@@ -29,7 +29,8 @@ from evener.report import Progress, Status
 from evener.transport import user
 from evener.transport.channel import Arrived, Closed, Incoming, Listener, wait
 from evener.wire import codec
-from evener.wire.messages import AnyMessage, Dismiss, Ended, Ping, Pong, Relay, Reserve, Reserved
+from evener.wire.messages import AnyMessage
+from evener.wire.standing import Dismiss, Ended, Ping, Pong, Relay, Reserve, Reserved
 
 VERSION = version("evener")
 #: Whose key may give jobs.

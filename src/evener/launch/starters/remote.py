@@ -30,7 +30,8 @@ from evener.settings import Settings
 from evener.transport import keys
 from evener.transport.channel import Channel, Memory, Ranges
 from evener.wire import codec
-from evener.wire.messages import Dismiss, Ended, Refused, Relay, Reserve, Reserved
+from evener.wire.messages import Refused
+from evener.wire.standing import Dismiss, Ended, Relay, Reserve, Reserved
 
 #: Seconds to reach a server that should be there; for one that was there a moment ago; for its first answer.
 REACH, REACH_AGAIN, ANSWER = 10.0, 1.0, 10.0

@@ -13,20 +13,7 @@ import msgspec
 from evener import chaos, errors
 from evener.report import Line, Status
 from evener.wire import codec
-from evener.wire.messages import (
-    Contents,
-    Draw,
-    Drawn,
-    Goodbye,
-    Granted,
-    Halt,
-    Hello,
-    Join,
-    Judged,
-    Pull,
-    Push,
-    Release,
-)  # fmt: skip
+from evener.wire.messages import Contents, Draw, Drawn, Goodbye, Granted, Halt, Hello, Join, Judged, Pull, Push, Release
 from evener.worker.exchange.exchange import Computed, Own, Turn
 from evener.worker.exchange.server_links import SILENCE, ServerLinks
 
@@ -183,15 +170,19 @@ class Servers:
             return self._return(gone)
         if not isinstance(answer, Drawn):
             raise errors.ProtocolError(f"ps:0 answered a Draw with {type(answer).__name__}.")
-        if wait:
-            self.show("parameters")
-            if (turn := self.returned()) is not None:
-                return turn
+        if wait and not answer.stop and (turn := self._newest(answer.version)) is not None:
+            return turn
         self._version = answer.version
         return Turn(
             version=answer.version, lease=-1, stop=answer.stop, chief=answer.chief, failed=answer.failed,
             leases=answer.leases, script=answer.script,
         )  # fmt: skip
+
+    def _newest(self, version: int) -> Turn | None:
+        """Fill the model with parameters of at least this version; a following shard may be a little behind."""
+        while self.show("parameters") < version and self._found is None:
+            self._sleep(PAUSE / 10)
+        return self.returned()
 
     def _turn(self) -> Turn:
         """Wait for every shard's release; all carry the same version, since the leader decided for all."""

@@ -50,7 +50,7 @@ class Loop:
         self._parts: Parts | None = None
         self._owner: Owner | None = None
         self._passes: Passes | None = None
-        self._keeper = Keeper(joining.settings)
+        self._keeper = Keeper(joining.settings, told=bool(joining.settings.logdir) or joining.tower is not None)
         self._logged = math.nan
         self._answered = self._clock()
         self._asked, self._said = False, False  # whether it asks when to stop, and was told that steps change nothing
@@ -162,7 +162,7 @@ class Loop:
             parts.schedulers, passes, apart=isinstance(owner, Remote), again=self._keeper.fresh, judged=self._judged
         )
         if isinstance(owner, Here):
-            owner.idled = schedulers.idled
+            owner.idled, owner.heard = schedulers.idled, self._keeper.hear
         joining.report(Status(joining.name, "training"))
         if joining.launched and loader is None:
             seed_batch(settings.seed, self.worker)  # each worker is to play other episodes
@@ -255,14 +255,9 @@ class Loop:
             Optimizer.zero_grad(optimizer)
 
     def _begin_pass(self, anew: bool) -> None:
-        """Towers begin it with the settings of tower 0, whose program may have judged a validation alone."""
         if anew:  # what the program has made of its learning rates meanwhile was made of empty passes
             self._keeper.restore()
-        self._keeper.soon()
-        if isinstance(self._owner, Here) and self._joining.tower is not None and self._passes is not None:
-            told = self._owner.share(self._keeper.packed(self._passes) if self.worker == 0 else b"")
-            if self.worker:
-                self._keeper.hear(told)
+        self._keeper.soon()  # the chief's program may have judged a validation alone
 
     def _judged(self) -> None:
         self._keeper.spread = True

@@ -29,7 +29,7 @@ from evener.loop.passes import Passes
 from evener.loop.remote import Remote
 from evener.loop.schedulers import Schedulers
 from evener.loop.serving import serve
-from evener.loop.sinks import Sinks
+from evener.loop.sinks import Sink, Sinks
 from evener.report import Line, Status
 from evener.task.build import Built
 from evener.task.script import Joining, Over
@@ -107,6 +107,10 @@ class Loop:
         if self.chief:
             self._sinks.log(figures, self.step)
 
+    def log_to(self, sink: Sink) -> None:
+        """Hand every `log` of the chief on to a tracker of yours: anything with `log(values, step)` and `close()`."""
+        self._sinks.add(sink)
+
     def save(self, path: str | Path, *models: nn.Module) -> None:
         """Write a model's `state_dict`, plain PyTorch (.pt, .pth) or safetensors, all or nothing; from the chief alone.
 
@@ -164,7 +168,7 @@ class Loop:
         if isinstance(owner, Here):
             owner.idled, owner.heard = schedulers.idled, self._keeper.hear
         joining.report(Status(joining.name, "training"))
-        if joining.launched and loader is None:
+        if joining.launched and not supply.length:
             seed_batch(settings.seed, self.worker)  # each worker is to play other episodes
         prepared = [shared if thing is loader and loader is not None else thing for thing in given]
         return prepared[0] if len(prepared) == 1 else tuple(prepared)

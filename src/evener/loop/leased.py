@@ -9,7 +9,7 @@ from torch.utils.data import DataLoader, IterableDataset
 
 from evener.data.chance import seed_batch
 from evener.loop.hand import Hand
-from evener.loop.numbered import Draws, Every, Numbers, Seeded, length_of, remade
+from evener.data.numbered import Draws, Every, Numbers, Seeded, length_of, remade
 
 
 class Gives(Protocol):

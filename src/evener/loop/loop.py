@@ -25,7 +25,7 @@ from evener.loop.hand import Hand
 from evener.loop.here import Here
 from evener.loop.kept import Kept, states_of, unpacked
 from evener.loop.leased import Leased, Streamed
-from evener.loop.numbered import length_of
+from evener.data.numbered import length_of
 from evener.loop.owner import Owner, Step, Supply
 from evener.loop.parts import Parts, Scheduler, bare, build, sorted_out
 from evener.loop.remote import Remote

@@ -18,6 +18,8 @@ from evener.wire.layout import PLACEMENTS
 
 #: Steps of a run whose end a script decides.
 ENDLESS = 2**53 - 1
+#: Where nobody says it.
+BATCH_SIZE = 100
 TRANSPORTS = ("auto", "shared", "tcp")
 #: What transports were once called: such a command or file goes on to work.
 FORMER_TRANSPORTS = {"zeromq": "tcp"}
@@ -73,7 +75,8 @@ class Settings:
     # how long, over what
     train_steps: int | None = None  # None with epochs None: 2000
     epochs: float | None = None
-    batch_size: int = 100
+    batch_size: int = BATCH_SIZE  # of a recipe whose data is a DataLoader: that one's counts
+    batches_per_step: int | None = None  # batches of one gradient, which is their mean; None: as the recipe says
     eval_batch_size: int | None = None  # samples validated at once; None: as many as are trained on
     seed: int = 0
     typed_recipes: bool = False  # call only what is marked or typed as a recipe: somebody else named it
@@ -126,6 +129,11 @@ class Settings:
         return self.replicas_to_aggregate or self.workers
 
     @property
+    def recalls(self) -> bool:
+        """Whether rounds end without some workers, so that what those have in hand goes to others."""
+        return self.mode == "sync" and (self.aggregate < self.workers or self.accumulate or self.elastic)
+
+    @property
     def ahead(self) -> int:
         """Local steps that a worker may be ahead of the slowest, in mode bounded."""
         return STALENESS if self.staleness is None else self.staleness
@@ -153,7 +161,7 @@ class Settings:
         if self.script and self.train_steps is None:
             return ENDLESS
         if self.epochs is not None:
-            steps = self.epochs * samples / (self.batch_size * self.aggregate)
+            steps = self.epochs * samples / self.per_step
             return max(
                 1, math.ceil(round(steps, 6))
             )  # 2.2 epochs of 1500 in hundreds are 33 steps, not 33.000000000000004
@@ -161,7 +169,22 @@ class Settings:
 
     def steps_per_epoch(self, samples: int) -> Fraction:
         """Updates in one pass over the data, exactly."""
-        return Fraction(samples, self.batch_size * self.aggregate)
+        return Fraction(samples, self.per_step)
+
+    @property
+    def batches(self) -> int:
+        """Of one gradient."""
+        return self.batches_per_step or 1
+
+    @property
+    def per_step(self) -> int:
+        """Samples of one update."""
+        return self.batch_size * self.batches_of_update
+
+    @property
+    def batches_of_update(self) -> int:
+        """Of all its gradients."""
+        return self.batches * self.aggregate
 
 
 def make(options: Mapping[str, Any]) -> Settings:
@@ -230,6 +253,12 @@ def _check_pipeline(settings: Settings) -> None:
             why="the stages own the parameters of their parts themselves.",
             fix="leave --ps, --workers and --towers out; with ps tasks, spread a worker's model by --place.",
         )
+    if settings.batches > 1:
+        raise ConfigError(
+            f"batches_per_step={settings.batches} does not go with a pipeline.",
+            why="its gradients are those of one batch, cut into microbatches.",
+            fix="leave it out, and say --batch-size and --microbatches.",
+        )
     if settings.place or settings.num_gpus:
         raise ConfigError(
             "a pipeline over processes computes on the CPU so far.",
@@ -264,7 +293,9 @@ def _check_script(settings: Settings) -> None:
     """A program with a loop of its own decides itself what a recipe's options decide."""
     if not settings.script:
         return
-    loops = {"epochs": settings.epochs, "eval_every": settings.eval_every}
+    loops = {
+        "epochs": settings.epochs, "eval_every": settings.eval_every, "batches_per_step": settings.batches_per_step,
+    }  # fmt: skip
     if wrong := [name for name, value in loops.items() if value is not None]:
         option = "--" + wrong[0].replace("_", "-")
         raise ConfigError(

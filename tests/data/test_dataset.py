@@ -108,7 +108,7 @@ class Endless(IterableDataset):
 
 @pytest.mark.parametrize(
     "given",
-    [None, 3, "mnist", INPUTS, {"a": 1}, (INPUTS,), (INPUTS, TARGET, TARGET), Endless(), DataLoader([1]), iter([])],
+    [None, 3, "mnist", INPUTS, {"a": 1}, (INPUTS,), (INPUTS, TARGET, TARGET), Endless(), iter([])],
     ids=lambda given: type(given).__name__,
 )
 def test_anything_else_is_refused_with_a_way_out(given):

@@ -19,13 +19,13 @@ from torch.utils.data import DataLoader
 
 from evener import chaos
 from evener.data.chance import seed_batch
+from evener.data.numbered import length_of
 from evener.errors import ConfigError, SessionError, TaskFailed
 from evener.loop.alone import Alone, Counted
 from evener.loop.hand import Hand
 from evener.loop.here import Here
 from evener.loop.kept import Kept, states_of, unpacked
 from evener.loop.leased import Leased, Streamed
-from evener.data.numbered import length_of
 from evener.loop.owner import Owner, Step, Supply
 from evener.loop.parts import Parts, Scheduler, bare, build, sorted_out
 from evener.loop.remote import Remote

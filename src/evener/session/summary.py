@@ -88,7 +88,7 @@ class Summaries(Hook):
         if self._failed and (steps or session.evaluations[self._told :]):
             self._failed = not self._works_again(session)
         if steps and last is not None and not self._failed:
-            values = self._period.values(self._clock(), self._settings.batch_size * self._settings.aggregate)
+            values = self._period.values(self._clock(), session.batches.batch_size * self._settings.batches_of_update)
             self._write(session, last.global_step, values, _histograms(session))
         for evaluated in session.evaluations[self._told :]:
             self._write(session, evaluated.global_step, evaluated.values)

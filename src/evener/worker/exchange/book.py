@@ -9,16 +9,16 @@ from evener.state.checkpoint import Manifest
 
 
 class Book:
-    """Leases in order: those that a cluster left unapplied first, then the next; each update takes one for each tower.
+    """Leases in order: those that a cluster left unapplied first, then the next; each update takes as many.
 
     Args:
         manifest: of the checkpoint that the run goes on from.
-        towers: how many leases an update takes.
+        update: how many leases an update takes: of each tower those of one gradient.
         closed: hears of each lease that is given up.
     """
 
-    def __init__(self, manifest: Manifest | None, towers: int, closed: Callable[[int], None]) -> None:
-        self._towers, self._closed = towers, closed
+    def __init__(self, manifest: Manifest | None, update: int, closed: Callable[[int], None]) -> None:
+        self._update, self._closed = update, closed
         self._avoided: set[int] = set()  # to be given up once they come
         self._open(manifest)
 
@@ -29,15 +29,25 @@ class Book:
 
     @property
     def leases(self) -> list[int]:
-        """Of the next update, one for each tower, ascending."""
-        again = self._unapplied[: self._towers]
-        return again + list(range(self._next, self._next + self._towers - len(again)))
+        """Of the next update, ascending."""
+        return self._following(0)
+
+    def _following(self, updates: int) -> list[int]:
+        """Of the update after so many others, as far as one can know."""
+        first = updates * self._update
+        again = self._unapplied[first : first + self._update]
+        since = max(0, first - len(self._unapplied))
+        return again + list(range(self._next + since, self._next + since + self._update - len(again)))
+
+    def ahead(self, updates: int, mine: slice) -> list[int]:
+        """Those of a tower in so many updates after the next."""
+        return [lease for number in range(1, updates + 1) for lease in self._following(number)[mine]]
 
     def take(self) -> None:
         """These were applied."""
-        again = min(len(self._unapplied), self._towers)
+        again = min(len(self._unapplied), self._update)
         del self._unapplied[:again]
-        self._next += self._towers - again
+        self._next += self._update - again
         self._pass_avoided()
 
     def refuse(self, without: Iterable[int]) -> None:

@@ -10,6 +10,7 @@ import torch
 
 from evener.data.chance import seed_all
 from evener.data.dataset import as_data
+from evener.data.loader import FromLoader
 from evener.devices import place, prepare_process
 from evener.devices.plan import parse
 from evener.errors import InputError
@@ -37,6 +38,8 @@ def assess(
     made = recipe_of(found, recipe, options)
     seed_all(max(0, found.manifest.seed))  # a random split is that of the training
     data = as_data(made.data())
+    if made.step is not None:
+        data = data.of_any_form()
     if not data.validations:
         raise InputError(f"recipe {made.name!r} has no validation data.", fix="let data() return (train, validation).")
     model = made.model()
@@ -45,7 +48,8 @@ def assess(
         place(model, parse(where) if isinstance(where, str) else where, soft=False)
     put(model, found.tensors(ema=False), found.path)
     values: dict[str, Any] = {"checkpoint": str(found.path), "global_step": found.manifest.step}
-    size = batch_size or found.manifest.batch_size or 100
+    of_loader = data.train.size if isinstance(data.train, FromLoader) else 0
+    size = batch_size or of_loader or found.manifest.batch_size or 100
     values |= evaluate(model, made, data.validations, batch_size=size)
     if found.contents.averages:
         put(model, found.tensors(ema=True), found.path)

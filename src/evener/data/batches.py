@@ -97,6 +97,13 @@ def all_of(dataset: Dataset, batch_size: int, *, few: bool = False) -> AllSample
     return Samples(_First(dataset, 2) if few else dataset, batch_size)
 
 
+def first_of(dataset: Dataset) -> Batch:
+    """A few samples, to look at."""
+    if isinstance(dataset, FromLoader):
+        return dataset.first()
+    return dataset.batch(torch.arange(min(2, len(dataset))))
+
+
 class _First:
     """The first `count` samples of a data set."""
 

@@ -7,6 +7,7 @@ import secrets
 import socket
 import time
 from collections.abc import Callable
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
@@ -54,7 +55,7 @@ def hooks_for(recipe: Recipe, data: Data, settings: Settings, tell: Callable[[st
         LogEvery(settings.log_every, clock, size * settings.batches_of_update),
         Evaluate(data.validations, every, settings.eval_batch_size or settings.batch_size, best),
         *([StopEarly(recipe.early_stopping)] if recipe.early_stopping is not None else []),
-        Summaries(Path(settings.logdir), settings.save_summary_secs, clock, settings),
+        Summaries(Path(settings.logdir), settings.save_summary_secs, clock, replace(settings, batch_size=size)),
         *hooks_of(recipe),
     ]
 

@@ -12,7 +12,7 @@ from dataclasses import replace
 from torch import Tensor
 
 from evener import errors
-from evener.data.order import Order
+from evener.data.order import batches_named
 from evener.ledger import Ledger
 from evener.policy.poison import Answer, Poison
 from evener.report import Finished, Line, Progress, Reporter
@@ -71,13 +71,9 @@ class Local:
         self._size = settings.batches  # leases of one gradient
         #: Leases of later turns that the loop would know, besides the next turn's.
         self.ahead = 0
-        #: A lease's samples, for people.
-        self.named: Callable[[int], str] = self._named
-        self._book = Book(
-            restored[0] if restored else None,
-            towers * self._size,
-            lambda lease: ledger.skip(lease, state.step, "not finite"),
-        )
+        self.named = batches_named(samples, settings.seed, settings.batch_size)  # a lease's samples, for people
+        manifest, closed = restored[0] if restored else None, lambda lease: ledger.skip(lease, state.step, "not finite")
+        self._book = Book(manifest, towers * self._size, closed)
         self._poison, self._spikes = Poison(settings.on_nan), Spikes(settings.spike)
         self._buffers = state.parameters.copied_buffers()
         ledger.begin(self._first_step, samples, self._book.state())
@@ -164,10 +160,6 @@ class Local:
         """The leases of a gradient, and the samples of the first, for people."""
         others = f" and {len(leases) - 1} more" if len(leases) > 1 else ""
         return f"lease {leases[0]}{others} ({self.named(leases[0])})"
-
-    def _named(self, lease: int) -> str:
-        size = self._settings.batch_size
-        return Order(self._samples, self._settings.seed).named(lease * size, (lease + 1) * size)
 
     def refuse(self, blamed: Sequence[int], error: errors.NonFinite) -> Turn:
         """Do as --on-nan says with the batches to blame; those of other towers come again.

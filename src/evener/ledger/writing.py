@@ -13,6 +13,8 @@ import msgspec
 
 from evener.files import descriptor
 from evener.ledger.lines import (
+    LOADER,
+    SCRIPT,
     Begin,
     Complete,
     Cut,
@@ -70,15 +72,17 @@ class Ledger:
         self._cut: tuple[int, LeaseState] = (0, LeaseState(0, ()))  # the step of the last checkpoint, and its leases
         self._since = 0  # lines after it
 
-    def begin(self, step: int, samples: int, book: LeaseState, *, batches: str = "") -> None:
+    def begin(self, step: int, samples: int, book: LeaseState, *, script: bool = False, loader: bool = False) -> None:
         """Training starts at this step, with this much data and these leases still to come.
 
         Args:
-            batches: `SCRIPT` or `LOADER`, where samples are batches of a loader, and a lease is one of them.
+            script: samples are the batches of a script's loader, and a lease is one of them.
+            loader: or of a recipe's.
         """
         self._about = msgspec.structs.replace(self._about, samples=samples)
-        if batches:
-            mode = self._about.mode.removesuffix(batches) + batches
+        if script or loader:
+            mark = SCRIPT if script else LOADER
+            mode = self._about.mode.removesuffix(mark) + mark
             self._about = msgspec.structs.replace(self._about, mode=mode, batch_size=1)
         self._begin(step, book)
 

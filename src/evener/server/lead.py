@@ -5,7 +5,6 @@ from __future__ import annotations
 import logging
 
 from evener import chaos, errors
-from evener.ledger import LOADER, SCRIPT
 from evener.policy.events import Left
 from evener.policy.leases import Leases
 from evener.policy.lives import Stage
@@ -126,8 +125,8 @@ class Leader:
             return
         self.settings, samples = self.course.settings, hello.samples
         first, last = self.course.first_step, self.course.train_steps or 0
-        batches = SCRIPT if self.settings.script else LOADER if hello.batches else ""
-        self.setup.ledger.begin(first, samples, self.leases.state(), batches=batches)
+        script = bool(self.settings.script)
+        self.setup.ledger.begin(first, samples, self.leases.state(), script=script, loader=hello.batches)
         if hello.batches:
             self.rounds.deal_ahead()
         several = hello.batches or self.settings.batches > 1

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 import torch
-from torch.utils.data import DataLoader, IterableDataset, TensorDataset, random_split
+from torch.utils.data import IterableDataset, TensorDataset, random_split
 
 from evener.data.dataset import Data, MapStyle, Tensors, as_data, as_dataset, unit_range
 from evener.errors import InputError

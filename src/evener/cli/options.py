@@ -6,8 +6,8 @@ import argparse
 import difflib
 
 from evener import errors
+from evener.choices import ON_NAN, PIPELINE_SCHEDULES, TRANSPORTS
 from evener.modes import MODES
-from evener.settings import ON_NAN, PIPELINE_SCHEDULES, TRANSPORTS
 from evener.wire.layout import PLACEMENTS
 
 

@@ -13,12 +13,13 @@ class Book:
 
     Args:
         manifest: of the checkpoint that the run goes on from.
-        update: how many leases an update takes: of each tower those of one gradient.
+        towers: how many gradients an update takes.
+        size: how many leases a gradient is of.
         closed: hears of each lease that is given up.
     """
 
-    def __init__(self, manifest: Manifest | None, update: int, closed: Callable[[int], None]) -> None:
-        self._update, self._closed = update, closed
+    def __init__(self, manifest: Manifest | None, towers: int, closed: Callable[[int], None], size: int = 1) -> None:
+        self._update, self._size, self._closed = towers * size, size, closed
         self._avoided: set[int] = set()  # to be given up once they come
         self._open(manifest)
 
@@ -39,9 +40,14 @@ class Book:
         since = max(0, first - len(self._unapplied))
         return again + list(range(self._next + since, self._next + since + self._update - len(again)))
 
-    def ahead(self, updates: int, mine: slice) -> list[int]:
-        """Those of a tower in so many updates after the next."""
-        return [lease for number in range(1, updates + 1) for lease in self._following(number)[mine]]
+    def of(self, tower: int, number: int = 0) -> list[int]:
+        """Those of a tower: so many that follow one another."""
+        return self._following(number)[tower * self._size : (tower + 1) * self._size]
+
+    def ahead(self, tower: int, known: int, updates: int) -> list[int]:
+        """Those of a tower after the next update, as far as there are updates: at least one's, and so many in all."""
+        wanted = min(1 + -(-known // self._size), updates)
+        return [lease for number in range(1, wanted + 1) for lease in self.of(tower, number)]
 
     def take(self) -> None:
         """These were applied."""

@@ -68,12 +68,10 @@ class Local:
         for difference in begin(state, restored, settings, samples):
             report(Line("worker:0", f"warning: {difference}"))
         self._first_step = state.step
-        self._size = settings.batches  # leases of one gradient
-        #: Leases of later turns that the loop would know, besides the next turn's.
-        self.ahead = 0
+        self.ahead = 0  # leases of later turns that the loop would know, besides the next turn's
         self.named = batches_named(samples, settings.seed, settings.batch_size)  # a lease's samples, for people
         manifest, closed = restored[0] if restored else None, lambda lease: ledger.skip(lease, state.step, "not finite")
-        self._book = Book(manifest, towers * self._size, closed)
+        self._book = Book(manifest, towers, closed, settings.batches)
         self._poison, self._spikes = Poison(settings.on_nan), Spikes(settings.spike)
         self._buffers = state.parameters.copied_buffers()
         ledger.begin(self._first_step, samples, self._book.state())
@@ -130,7 +128,9 @@ class Local:
         self._applied = self._state.apply(self._gradients, computed.unused, factor)
         step = self._state.step
         self._poison.applied()
-        self._ledger.update(step, [(lease, at // self._size, 0, step) for at, lease in enumerate(self.leases)])
+        self._ledger.update(
+            step, [(lease, at // self._settings.batches, 0, step) for at, lease in enumerate(self.leases)]
+        )
         self._book.take()
         self._whole = True
         if self._settings.on_nan != "stop":
@@ -167,9 +167,7 @@ class Local:
         Raises:
             NonFinite: the run is to stop.
         """
-        answers: dict[int, Answer] = {}
-        for at in range(0, len(blamed), self._size):  # those of one gradient are judged together
-            answers |= dict.fromkeys(blamed[at : at + self._size], self._poison.judge(blamed[at]))
+        answers = self._poison.judge_all(blamed, self._settings.batches)
         if Answer.STOP in answers.values():
             raise error
         if Answer.BACK in answers.values():
@@ -205,7 +203,7 @@ class Local:
 
     def of_tower(self, tower: int) -> list[int]:
         """A tower's batches of the next update: so many that follow one another."""
-        return self.leases[tower * self._size : (tower + 1) * self._size]
+        return self._book.of(tower)
 
     @property
     def leases(self) -> list[int]:
@@ -218,13 +216,10 @@ class Local:
                               tally.steps_window.rate(), tally.loss, 0, "", tally.updates))  # fmt: skip
 
     def _turn(self) -> Turn:
-        mine, ahead = ([-1], []) if self._stop else (self._mine, self._ahead())
+        left = self._train_steps - self._state.step - 1
+        mine, ahead = ([-1], []) if self._stop else (self._mine, self._book.ahead(self._tower, self.ahead, left))
         return Turn(version=self._state.step, lease=mine[0], more=mine[1:], ahead=ahead, stop=self._stop,
                     chief=self._complete, learning_rate=self._state.learning_rate)  # fmt: skip
-
-    def _ahead(self) -> list[int]:
-        updates = min(1 + -(-self.ahead // self._size), self._train_steps - self._state.step - 1)
-        return self._book.ahead(updates, slice(self._tower * self._size, (self._tower + 1) * self._size))
 
     def settle(self) -> None:
         """What an update leaves for later is done: for a moment in which this process would wait."""

@@ -49,6 +49,10 @@ class Book:
         wanted = min(1 + -(-known // self._size), updates)
         return [lease for number in range(1, wanted + 1) for lease in self.of(tower, number)]
 
+    def entries(self, step: int) -> list[tuple[int, int, int, int]]:
+        """For the ledger, of the update to this step: lease, tower, epoch, seq."""
+        return [(lease, at // self._size, 0, step) for at, lease in enumerate(self.leases)]
+
     def take(self) -> None:
         """These were applied."""
         again = min(len(self._unapplied), self._update)

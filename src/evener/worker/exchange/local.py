@@ -105,7 +105,7 @@ class Local:
         except errors.NonFinite as error:
             if self._towers > 1 or factor is not None or not self._whole:
                 raise
-            return self.refuse(self._mine, error)
+            return self.refuse(self.of_tower(self._tower), error)
 
     def _check(self, computed: Computed) -> None:
         """Raises NonFinite for what must not become an update."""
@@ -117,7 +117,7 @@ class Local:
         elif limit is not None and (length := rules.norm(self._gradients)) > limit:
             wrong = f"the gradient has norm {length:.6g}, above --refuse-norm {limit:g}"
         if wrong:
-            place = self.place_of(self._mine)
+            place = self.place_of(self.of_tower(self._tower))
             raise errors.not_finite(f"{wrong}, at global step {self._state.step}, {place} (loss {computed.loss:.6g}).")
 
     def _update(self, computed: Computed, factor: float | None) -> Turn:
@@ -128,9 +128,7 @@ class Local:
         self._applied = self._state.apply(self._gradients, computed.unused, factor)
         step = self._state.step
         self._poison.applied()
-        self._ledger.update(
-            step, [(lease, at // self._settings.batches, 0, step) for at, lease in enumerate(self.leases)]
-        )
+        self._ledger.update(step, self._book.entries(step))
         self._book.take()
         self._whole = True
         if self._settings.on_nan != "stop":
@@ -197,10 +195,6 @@ class Local:
 
     # --- leases
 
-    @property
-    def _mine(self) -> list[int]:
-        return self.of_tower(self._tower)
-
     def of_tower(self, tower: int) -> list[int]:
         """A tower's batches of the next update: so many that follow one another."""
         return self._book.of(tower)
@@ -216,8 +210,9 @@ class Local:
                               tally.steps_window.rate(), tally.loss, 0, "", tally.updates))  # fmt: skip
 
     def _turn(self) -> Turn:
-        left = self._train_steps - self._state.step - 1
-        mine, ahead = ([-1], []) if self._stop else (self._mine, self._book.ahead(self._tower, self.ahead, left))
+        mine, ahead, left = [-1], list[int](), self._train_steps - self._state.step - 1
+        if not self._stop:
+            mine, ahead = self.of_tower(self._tower), self._book.ahead(self._tower, self.ahead, left)
         return Turn(version=self._state.step, lease=mine[0], more=mine[1:], ahead=ahead, stop=self._stop,
                     chief=self._complete, learning_rate=self._state.learning_rate)  # fmt: skip
 

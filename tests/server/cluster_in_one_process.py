@@ -552,7 +552,8 @@ def finished(workers: Sequence[Trainer]) -> None:
 
 def data_of(recipe: Recipe, settings: Settings) -> tuple[Settings, Data, Numbered]:
     """A recipe's data and its leases, and the settings in the unit in which they are counted."""
-    data, settings = as_data(recipe.data()), settled(settings, recipe)
+    data = as_data(recipe.data()).sized(settings.batch_size, settings.eval_batch_size or settings.batch_size)
+    settings = settled(settings, recipe)
     batches = batches_of(data if recipe.step is None else data.of_any_form(), settings)
     return counted(settings, batches), data, batches
 

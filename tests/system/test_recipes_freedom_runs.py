@@ -1,4 +1,4 @@
-"""A recipe with a DataLoader's processes, dict batches and two optimizers, as real processes in every way of running."""
+"""A recipe with a DataLoader's processes, dict batches and two optimizers, in every way of running."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ WAYS = {
 def test_it_trains_goes_on_in_the_middle_of_an_epoch_and_is_accounted_for(way, tmp_path):
     (tmp_path / "words.py").write_text(WORDS)
     replicas = 1 if way in ("one process", "async") else 2
-    train = ["train", "words.py", *WAYS[way], "--batches-per-step", "3", "--logdir", "run"]
+    train = ["train", "words.py:recipe", *WAYS[way], "--batches-per-step", "3", "--logdir", "run"]
 
     first = evener(tmp_path, *train, "--train-steps", "5")
     then = evener(tmp_path, *train, "--train-steps", "40")

@@ -21,6 +21,7 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset, IterableDataset, WeightedRandomSampler
 from ways import EVERY_WAY, STEPS, WAYS, replicas, run
 
+import evener
 from evener.commands.account import account
 from evener.data.dataset import as_data
 from evener.data.loader import LoaderBatches
@@ -311,3 +312,22 @@ def test_a_step_that_returns_no_loss_is_refused_with_its_line(tmp_path):
     ran = run("one process", recipe, tmp_path, batch_size=100)
     assert "returned a dictionary of 'bias'" in ran.error.what
     assert "test_recipes_freedom.py" in ran.error.what
+
+
+@EVERY_WAY
+def test_a_loader_without_a_batch_size_has_the_runs(way, tmp_path):
+    """The same batches as those of a loader of that size."""
+    options = {"collate": collate, "drop_last": True}
+    ours = replace(RECIPE, data=lambda: evener.loader(Pairs(), **options))
+    theirs = replace(RECIPE, data=lambda: loader(5, drop_last=True))
+
+    ran = run(way, ours, tmp_path, batch_size=5)
+
+    assert ran.error is None
+    assert near(ran.parameters, plain(theirs, group=replicas(way)))
+
+
+def test_a_validation_loader_without_a_batch_size_has_that_of_validations():
+    data = as_data((evener.loader(Pairs()), {"v": evener.loader(Pairs(), shuffle=False)})).sized(4, 9)
+    assert (data.train.size, len(data.train)) == (4, 12)
+    assert [count for count, _ in data.validations["v"].whole().counted()] == [9] * 5 + [1]

@@ -17,6 +17,7 @@ from evener.errors import InputError
 from evener.models import check_model
 from evener.recipes.recipe import Recipe
 from evener.session.evaluate import evaluate
+from evener.settings import BATCH_SIZE
 from evener.trained import find, put, recipe_of
 
 
@@ -48,8 +49,10 @@ def assess(
         place(model, parse(where) if isinstance(where, str) else where, soft=False)
     put(model, found.tensors(ema=False), found.path)
     values: dict[str, Any] = {"checkpoint": str(found.path), "global_step": found.manifest.step}
-    of_loader = data.train.size if isinstance(data.train, FromLoader) else 0
-    size = batch_size or of_loader or found.manifest.batch_size or 100
+    size = batch_size or found.manifest.batch_size or BATCH_SIZE
+    if batch_size is None and isinstance(data.train, FromLoader):  # the manifest counts its batches
+        size = BATCH_SIZE if data.train.loading is not None else data.train.size
+    data = data.sized(size, size)
     values |= evaluate(model, made, data.validations, batch_size=size)
     if found.contents.averages:
         put(model, found.tensors(ema=True), found.path)

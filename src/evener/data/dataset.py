@@ -12,7 +12,7 @@ import torch
 import torch.utils.data as torch_data
 from torch import Tensor
 
-from evener.data.loader import FromLoader
+from evener.data.loader import FromLoader, Loading, sized
 from evener.errors import InputError
 
 #: The inputs of B samples, as the model takes them, and their target, as the loss takes it: mostly tensors [B, ...].
@@ -165,6 +165,11 @@ class Data:
                 dataset.pairs = False
         return self
 
+    def sized(self, train: int, validation: int) -> Data:
+        """With these batch sizes, for loaders that have none of their own (`evener.loader`)."""
+        judged = {name: sized(dataset, validation) for name, dataset in self.validations.items()}
+        return Data(sized(self.train, train), judged if isinstance(self.validation, Mapping) else judged.get(""))
+
     @property
     def validations(self) -> Mapping[str, Dataset]:
         """The validation sets by name; a single one has none: "".
@@ -188,7 +193,7 @@ def as_data(made: object) -> Data:
         return Data(**made)
     if isinstance(made, list) and made and all(isinstance(part, torch_data.Dataset) for part in made):
         made = tuple(made)  # of `random_split`
-    if isinstance(made, tuple | list) and len(made) == 2 and isinstance(made[0], torch_data.DataLoader):
+    if isinstance(made, tuple | list) and len(made) == 2 and isinstance(made[0], torch_data.DataLoader | Loading):
         made = tuple(made)
     if isinstance(made, tuple) and len(made) == 2 and not _is_array(made[0]):
         return Data(train=made[0], validation=made[1])
@@ -208,6 +213,8 @@ def as_dataset(given: object) -> Dataset:
     """
     if isinstance(given, torch_data.DataLoader):
         return FromLoader(given)
+    if isinstance(given, Loading):
+        return FromLoader(given.made(1), given)
     if _gives_batches(given):
         return given  # type: ignore[return-value]
     if isinstance(given, tuple) and len(given) == 2 and all(map(_is_array, given)):

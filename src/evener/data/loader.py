@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 from torch import Tensor
@@ -17,11 +18,47 @@ from evener.errors import InputError
 _NOTHING = -1
 
 
-class FromLoader:
-    """A data set that is a DataLoader: it is counted in batches, and only the loader knows what is in one."""
+@dataclass(frozen=True, kw_only=True)
+class Loading:
+    """A DataLoader that is still to be made, with the run's batch size."""
 
-    def __init__(self, loader: DataLoader[Any]) -> None:
-        self.loader = loader
+    dataset: Any
+    options: Mapping[str, Any]
+
+    def made(self, batch_size: int) -> DataLoader[Any]:
+        return DataLoader(self.dataset, batch_size=batch_size, **self.options)
+
+
+def loader(
+    dataset: Any,
+    *,
+    collate: Callable[[list[Any]], Any] | None = None,
+    num_workers: int = 0,
+    shuffle: bool = True,
+    sampler: Any = None,
+    **options: Any,
+) -> Loading:
+    """A DataLoader for a recipe's data, of the run's batch size: `--batch-size`, or `--eval-batch-size`.
+
+    Args:
+        collate: makes a batch of a list of samples; PyTorch's `default_collate` if None.
+        num_workers: processes that make batches.
+        shuffle: not where there is a sampler.
+        options: others of `torch.utils.data.DataLoader`, such as `drop_last`.
+    """
+    given = {"collate_fn": collate, "num_workers": num_workers, "sampler": sampler, **options}
+    return Loading(dataset=dataset, options={"shuffle": shuffle and sampler is None, **given})
+
+
+class FromLoader:
+    """A data set that is a DataLoader: it is counted in batches, and only the loader knows what is in one.
+
+    Args:
+        loading: how it was made, if with the run's batch size.
+    """
+
+    def __init__(self, loader: DataLoader[Any], loading: Loading | None = None) -> None:
+        self.loader, self.loading = loader, loading
         self._length = length_of(loader)
         self._draws = Draws(loader, self._length, seed=0)
         if not self._length:
@@ -34,6 +71,10 @@ class FromLoader:
     def __len__(self) -> int:
         """Batches in an epoch."""
         return self._length
+
+    def sized(self, batch_size: int) -> FromLoader:
+        """With the run's batch size, where nobody else has said one."""
+        return self if self.loading is None else FromLoader(self.loading.made(batch_size), self.loading)
 
     @property
     def size(self) -> int:
@@ -61,6 +102,11 @@ class FromLoader:
     def whole(self) -> LoaderSamples:
         """All batches of an epoch, for a validation."""
         return LoaderSamples(self, self._draws)
+
+
+def sized(dataset: Any, batch_size: int) -> Any:
+    """A data set with the run's batch size, if it is a loader without one."""
+    return dataset.sized(batch_size) if isinstance(dataset, FromLoader) else dataset
 
 
 class LoaderSamples:

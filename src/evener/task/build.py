@@ -109,14 +109,16 @@ def begin_training(model: nn.Module) -> str:
     return "model() returned its model in eval(); as a whole it is trained in train()" if whole else ""
 
 
-def data_of(recipe: Recipe, seed: int) -> tuple[Data, str]:
+def data_of(recipe: Recipe, seed: int, sizes: tuple[int, int] = (BATCH_SIZE, BATCH_SIZE)) -> tuple[Data, str]:
     """The recipe's data, and its first samples in a few words. Raises InputError when they cannot be used.
+
+    `sizes`: of the batches to train and to validate on, for loaders that have none of their own.
 
     What is random in `data()`, such as a split, follows from the run's seed alone: `evener eval` finds the same one.
     """
     seed_all(seed)
     with _made_by("data", recipe.data):
-        data = as_data(recipe.data())
+        data = as_data(recipe.data()).sized(*sizes)
         if recipe.step is not None:
             data = data.of_any_form()
         return data, look_at(data, pairs=recipe.step is None)
@@ -124,11 +126,12 @@ def data_of(recipe: Recipe, seed: int) -> tuple[Data, str]:
 
 def loaded(built: Built, settings: Settings, task: str, report: Reporter) -> tuple[Data, Numbered, str]:
     """A task's data, the training set as leases, and its first samples in a few words; a long wait for them is told."""
+    sizes = settings.batch_size, settings.eval_batch_size or settings.batch_size
     watch = Watch(task, report, time.monotonic)
     watch.start()
     try:
         watch.busy("its data: the first samples", LONG_DATA)
-        data, words = data_of(built.recipe, settings.seed)
+        data, words = data_of(built.recipe, settings.seed, sizes)
     finally:
         watch.stop()
     return data, batches_of(data, settings), words
@@ -166,7 +169,7 @@ def batches_of(data: Data, settings: Settings) -> Numbered:
 
 
 def _check_batch_size(train: FromLoader, settings: Settings) -> None:
-    if settings.batch_size in (BATCH_SIZE, train.size):
+    if train.loading is not None or settings.batch_size in (BATCH_SIZE, train.size):
         return
     size = train.loader.batch_size
     raise errors.ConfigError(

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch.utils.data import DataLoader, Dataset, DistributedSampler, IterableDataset, get_worker_info
 
-from evener.data.chance import seed_batch
+from evener.data.chance import number_of, seed_batch
 from evener.errors import ConfigError
 
 
@@ -82,14 +82,21 @@ class Draws:
         single: Any = self._loader.sampler
         state = torch.get_rng_state()
         seed_batch(self._seed, -1 - epoch)  # numbers that no lease has
+        number, lent = number_of(self._seed, -1 - epoch) >> 1, list[Any]()
         for part in (sampler, single):
             if callable(set_epoch := getattr(part, "set_epoch", None)):
                 set_epoch(epoch)
-            if isinstance(generator := getattr(part, "generator", None), torch.Generator):
-                generator.manual_seed(torch.initial_seed())
+            generator = getattr(part, "generator", self)
+            if generator is None:  # PyTorch's samplers would take the global one, which others use as well
+                part.generator = torch.Generator().manual_seed(number)
+                lent.append(part)
+            elif isinstance(generator, torch.Generator):
+                generator.manual_seed(number)
         try:
             return list(sampler if sampler is not None else single)
         finally:
+            for part in lent:
+                part.generator = None
             torch.set_rng_state(state)
 
 

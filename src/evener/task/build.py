@@ -7,7 +7,7 @@ import json
 import logging
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, replace
 from functools import partial
 from importlib.metadata import version
@@ -134,7 +134,8 @@ def loaded(built: Built, settings: Settings, task: str, report: Reporter) -> tup
         data, words = data_of(built.recipe, settings.seed, sizes)
     finally:
         watch.stop()
-    return data, batches_of(data, settings), words
+    with _made_by("data", built.recipe.data) if isinstance(data.train, FromLoader) else nullcontext():
+        return data, batches_of(data, settings), words
 
 
 @contextmanager

@@ -497,3 +497,19 @@ def test_a_recipe_has_no_gradient_of_several_batches_or_of_none():
     for entries in ([(0, 0, 1, 1), (1, 0, 1, 1)], [(-1, 0, 1, 1)]):
         assert not audit([begin], list(enumerate([begin, Update(1, entries)], 1)), []).clean
     assert "script" not in audit([begin], [(1, begin)], []).as_dict()
+
+
+@pytest.mark.parametrize("mode", ["async/several", "sync/several/loader"])
+def test_a_recipes_gradient_of_several_batches_is_one(mode):
+    begin = Begin(generation=1, mode=mode, batch_size=1, samples=4)
+    lines = [begin, Update(1, [(0, 0, 1, 1), (1, 0, 1, 1), (2, 1, 1, 1), (3, 1, 1, 1)]), End(1, "over", 4, [])]
+    account = audit([begin], list(enumerate(lines, 1)), [])
+    assert account.clean, str(account)
+    assert (account.updates, account.gradients, account.examples, account.epochs) == (1, 2, 4, 1)
+    each = "batch" if mode.endswith("loader") else "sample"
+    assert f"1 whole epoch of 4: each {each} exactly once" in str(account)
+
+
+def test_but_none_is_without_a_batch():
+    begin = Begin(generation=1, mode="async/several/loader", batch_size=1, samples=4)
+    assert not audit([begin], list(enumerate([begin, Update(1, [(-1, 0, 1, 1)])], 1)), []).clean

@@ -5,9 +5,10 @@ from dataclasses import FrozenInstanceError, fields
 
 import pytest
 
+from evener.choices import TRANSPORTS
 from evener.errors import ConfigError
 from evener.modes import MODES
-from evener.settings import TRANSPORTS, Settings, make
+from evener.settings import Settings, make
 
 NOT_INTEGERS = [-1, 1.5, "3", True, float("nan")]
 NOT_SECONDS = [0, -1.0, float("nan"), float("inf"), "60", True]

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from evener.api import evaluate, launch, load, run
     from evener.data.dataset import Data, MapStyle, Tensors
+    from evener.data.loader import loader
     from evener.devices.marks import device
     from evener.errors import EvenerError
     from evener.figures import EarlyStopping
@@ -25,11 +26,12 @@ _HOMES = {
     "Hook": "evener.session.hooks", "StopAtStep": "evener.session.hooks", "EarlyStopping": "evener.figures",
     "each_epoch": "evener.state.schedules", "each_validation": "evener.state.schedules", "Data": "evener.data.dataset",
     "Tensors": "evener.data.dataset", "MapStyle": "evener.data.dataset", "device": "evener.devices.marks",
+    "loader": "evener.data.loader",
 }  # fmt: skip
 
 __all__ = [
     "Data", "EarlyStopping", "EvenerError", "Hook", "MapStyle", "Recipe", "Result", "Settings", "StopAtStep",
-    "Tensors", "accuracy", "device", "each_epoch", "each_validation", "evaluate", "join", "launch", "load",
+    "Tensors", "accuracy", "device", "each_epoch", "each_validation", "evaluate", "join", "launch", "load", "loader",
     "recipe", "run",
 ]  # fmt: skip
 

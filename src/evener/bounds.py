@@ -19,7 +19,7 @@ INTEGERS: dict[str, tuple[int, int]] = {
 OPTIONAL_INTEGERS: dict[str, tuple[int, int]] = {
     "replicas_to_aggregate": (1, 1 << 20), "staleness": (0, 10**9), "train_steps": (0, 10**15),
     "save_checkpoint_steps": (1, 10**15), "eval_every": (1, 10**15), "eval_batch_size": (1, 1 << 24),
-    "microbatches": (1, 1 << 24), "resume_step": (0, 10**15),
+    "microbatches": (1, 1 << 24), "resume_step": (0, 10**15), "batches_per_step": (1, 1024),
 }  # fmt: skip
 #: Numbers above 0, and the most.
 NUMBERS: dict[str, float] = {

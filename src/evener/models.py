@@ -85,7 +85,7 @@ def check_inputs(model: nn.Module, made_by: str = "") -> None:
             f"the model{made_by} takes {len(needed)} inputs: forward({', '.join(needed)}).",
             why="it is called with one: whatever the data give as the inputs of a batch.",
             fix="let a sample be ((first, second), target) and take them apart in forward(self, inputs): "
-            f"{', '.join(needed)} = inputs.",
+            f"{', '.join(needed)} = inputs; or give the recipe a step=(model, batch) -> loss, which calls the model.",
         )
 
 

@@ -158,3 +158,44 @@ def test_a_hand_is_no_larger_than_it_is_wanted():
     assert hands.deal([0, 1], 2) == {0: [0], 1: []}
     with pytest.raises(KeyError):
         hands.want(7, 1)
+
+
+def test_groups_are_given_whole_or_not_at_all():
+    hands = Hands(Leases(limit=8), ahead=True)
+    for worker in range(3):
+        hands.enter(worker, 3)
+    assert hands.deal_groups([0, 1, 2], 3, 3) == {0: [0, 1, 2], 1: [3, 4, 5], 2: []}
+
+
+@contract
+@given(st.integers(0, 2**32 - 1), st.integers(1, 4), st.booleans())
+def test_whoever_leaves_or_is_dropped_every_update_of_a_run_has_a_whole_group(seed, size, ahead):
+    """Workers push, are dropped, leave and come again: the leases of a run are exactly those of its updates."""
+    random, updates, workers = Random(seed), 12, 3
+    book = Leases(limit=updates * size)
+    hands, applied = Hands(book, ahead=ahead), []
+    for worker in range(workers):
+        hands.enter(worker, random.randint(1, 9))
+    while len(applied) < updates * size:
+        hands.deal_groups([w for w in range(workers) if len(hands.of(w)) < size], workers, size)
+        hands.check()
+        ready = [worker for worker in range(workers) if hands.of(worker)]
+        assert ready, "nobody has a batch, and the run is not over"
+        worker = random.choice(ready)
+        group = hands.of(worker)[:size]
+        assert len(group) == size
+        if random.random() < 0.2:
+            hands.leave(worker)
+            book.leave(worker)
+            hands.enter(worker, random.randint(1, 9))
+            continue
+        hands.name(worker, group)
+        for lease in group:
+            assert book.holds(lease, worker)
+        if random.random() < 0.2:
+            for lease in group:
+                book.give_back(lease, worker)
+        else:
+            applied += [lease for lease in group if book.finish(lease, worker)]
+    assert sorted(applied) == list(range(updates * size))
+    assert book.exhausted

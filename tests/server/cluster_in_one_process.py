@@ -20,10 +20,11 @@ import torch
 from torch import nn
 
 from evener import transport
-from evener.data.batches import Batches
+from evener.data.batches import Batches, Numbered
 from evener.data.dataset import Data, Tensors, as_data
+from evener.data.loader import LoaderBatches
 from evener.errors import EvenerError, PeerGone
-from evener.ledger import Begin, Ledger, path_of
+from evener.ledger import LOADER, SEVERAL, Begin, Ledger, path_of
 from evener.recipes.recipe import Recipe
 from evener.report import AnyReport
 from evener.server.agreement import Expected
@@ -40,7 +41,7 @@ from evener.state.checkpoint import Store, load
 from evener.state.saver import Saver, Schedule
 from evener.state.state import State
 from evener.state.tensors import Slot, whole_views
-from evener.task.build import build
+from evener.task.build import batches_of, build, counted, settled
 from evener.transport.channel import Memory, Ranges, wait
 from evener.wire import codec
 from evener.wire.messages import (
@@ -154,7 +155,7 @@ class Cluster:
         **options: object,
     ) -> None:
         everything: dict = {"ps": 1, "workers": 2, "save_checkpoint_secs": None, "logdir": str(directory)} | options
-        self.recipe, self.settings = recipe, Settings(**everything)
+        self.recipe, self.settings = recipe, settled(Settings(**everything), recipe)
         self.clock, self.disk = Clock(), Disk()
         self.reports: list[AnyReport] = []
         self.generation = before.generation + 1 if before else 1
@@ -190,7 +191,8 @@ class Cluster:
         saver = Saver(store, schedule, shards=settings.ps, clock=self.clock)
         if restored := store.newest():
             saver.resumed(restored[0].step, str(store.path(restored[0].step)))
-        about = Begin(generation=self.generation, mode=settings.mode, batch_size=settings.batch_size)
+        mode = settings.mode + (SEVERAL if settings.batches > 1 else "")
+        about = Begin(generation=self.generation, mode=mode, batch_size=settings.batch_size)
         ledger = Ledger(path_of(Path(settings.logdir)), about)
         setup = Setup(
             settings=settings, saver=saver, ledger=ledger, report=self.reports.append, clock=self.clock,
@@ -548,6 +550,19 @@ def finished(workers: Sequence[Trainer]) -> None:
     workers[0].cluster.finish()
 
 
+def data_of(recipe: Recipe, settings: Settings) -> tuple[Settings, Data, Numbered]:
+    """A recipe's data and its leases, and the settings in the unit in which they are counted."""
+    data = as_data(recipe.data()).sized(settings.batch_size, settings.eval_batch_size or settings.batch_size)
+    settings = settled(settings, recipe)
+    batches = batches_of(data if recipe.step is None else data.of_any_form(), settings)
+    return counted(settings, batches), data, batches
+
+
+def ledger_of(settings: Settings, batches: Numbered, mode: str) -> Ledger:
+    marks = (SEVERAL if settings.batches > 1 else "") + (LOADER if isinstance(batches, LoaderBatches) else "")
+    return Ledger(path_of(Path(settings.logdir)), Begin(mode=mode + marks, batch_size=settings.batch_size))
+
+
 def one_process(
     recipe: Recipe, directory: Path, hooks: Sequence[Hook] = (), *, clock: Clock | None = None, **options: object
 ) -> tuple[Session, Clock, list[AnyReport]]:
@@ -556,7 +571,7 @@ def one_process(
     settings, clock, reports = Settings(**everything), clock or Clock(), []
     built = build(settings, recipe)
     recipe = built.recipe
-    data = as_data(recipe.data())
+    settings, data, batches = data_of(recipe, settings)
     store = Store(Path(settings.logdir) / "checkpoints")
     restored = store.newest()
     schedule = Schedule(
@@ -570,12 +585,12 @@ def one_process(
     parts = [[block[at : at + nbytes] for at, nbytes in built.layout.ranges(0)] for block in blocks]
     state = State(built.model, recipe, built.layout, slot=Slot(built.layout, 0, parts[0]))
     towers = Towers(built.model, recipe, built.layout, parameters=blocks[0], gradients=blocks[1], seed=settings.seed)
-    ledger = Ledger(path_of(Path(settings.logdir)), Begin(mode="single", batch_size=settings.batch_size))
+    ledger = ledger_of(settings, batches, "single")
     exchange = Local(
         state, Slot(built.layout, 0, parts[1]), settings=settings, samples=len(data.train), saver=saver,
         ledger=ledger, restored=restored, report=reports.append, clock=clock, evener=EVENER,
     )  # fmt: skip
-    batches = Batches(data.train, batch_size=settings.batch_size, seed=settings.seed)
+    exchange.ahead, exchange.named = batches.ahead, batches.named
     session = Session(
         "worker:0", exchange, towers, batches, hooks,
         recipe=recipe, settings=settings, report=reports.append, clock=clock,

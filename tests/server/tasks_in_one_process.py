@@ -10,11 +10,10 @@ import time
 from collections.abc import Sequence
 from functools import partial
 
-from cluster_in_one_process import EVENER, RUN, Clock, Cluster
+from cluster_in_one_process import EVENER, RUN, Clock, Cluster, data_of
 
 from evener import transport
-from evener.data.batches import Batches
-from evener.data.dataset import as_data
+from evener.data.loader import LoaderBatches
 from evener.server.serve import serve
 from evener.session.hooks import Hook
 from evener.session.session import Session
@@ -24,6 +23,7 @@ from evener.wire import codec
 from evener.wire.messages import Hello
 from evener.wire.words import Identity
 from evener.worker.compute.towers import Towers
+from evener.worker.exchange.in_hand import InHand
 from evener.worker.exchange.server_links import ServerLinks
 from evener.worker.exchange.servers import Servers
 
@@ -63,9 +63,10 @@ class Tasks:
         layout = built.layout
         gradients, parameters = Memory(layout.nbytes), Memory(layout.nbytes)
         towers = Towers(built.model, built.recipe, layout, parameters=parameters.view, gradients=gradients.view, seed=0)
+        settings, data, batches = data_of(built.recipe, cluster.settings)
         hello = Hello(
             Identity(index), RUN, EVENER, "2", built.fingerprint, layout.fingerprint, codec.pack_specs(layout.specs),
-            cluster.samples, "here", 812,
+            len(data.train), "here", 812, batches=isinstance(batches, LoaderBatches),
         )  # fmt: skip
         links = ServerLinks(
             f"worker:{index}", lambda: [listener.address for listener in cluster.listeners], layout,
@@ -73,10 +74,10 @@ class Tasks:
             clock=self.patience, patience=30.0,
         )  # fmt: skip
         exchange = Servers(links, hello, sleep=time.sleep)
-        data = as_data(built.recipe.data())
-        batches = Batches(data.train, batch_size=cluster.settings.batch_size, seed=0)
+        if hello.batches or settings.batches > 1:
+            exchange = InHand(exchange, settings.batches, batches.ahead)
         return Session(
-            f"worker:{index}", exchange, towers, batches, hooks, recipe=built.recipe, settings=cluster.settings,
+            f"worker:{index}", exchange, towers, batches, hooks, recipe=built.recipe, settings=settings,
             report=lambda report: None, clock=Clock(),
         )  # fmt: skip
 

@@ -26,8 +26,14 @@ class MayTakeClosure(SGD):
 REFUSED = {
     "None": (lambda model: None, "returned None", "return one torch.optim optimizer."),
     "the class": (lambda model: SGD, "returned the class SGD", "return one torch.optim optimizer."),
-    "two": (lambda model: (SGD(model.parameters()), SGD(model.parameters())), "2 objects in a tuple", "groups"),
-    "by name": (lambda model: {"g": SGD(model.parameters())}, "returned 1 objects in a dict", "parameter groups"),
+    "two": (lambda model: (SGD(model.parameters()), SGD(model.parameters())), "of which two have 'first.bias'", "own"),
+    "one that is none": (lambda model: {"g": SGD([model.scale]), "d": 1}, "returned 2 objects in a dict", "several"),
+    "no optimizers": (lambda model: [], "returned 0 objects in a list", "several with parameters of their own"),
+    "one of two by closure": (
+        lambda model: [SGD([model.scale]), torch.optim.LBFGS(model.first.parameters())],
+        "several optimizers, of which number 2 is LBFGS, whose step() needs a closure",
+        "Adam",
+    ),
     "LBFGS": (lambda model: torch.optim.LBFGS(model.parameters()), "LBFGS, whose step() needs a closure", "Adam"),
     "closure": (lambda model: NeedsClosure(model.parameters()), "NeedsClosure, whose step() needs", "Adam"),
     "SparseAdam": (lambda model: torch.optim.SparseAdam(model.parameters()), "returned SparseAdam.", "use Adam"),
@@ -57,6 +63,8 @@ FINE = {
     "groups": lambda model: SGD([{"params": [model.scale], "lr": 1.0}, {"params": model.first.parameters()}]),
     "by names": lambda model: SGD(model.named_parameters()),
     "a closure that may be": lambda model: MayTakeClosure(model.parameters()),
+    "one, by name": lambda model: {"g": SGD(model.parameters())},
+    "several": lambda model: {"d": SGD([model.scale]), "g": torch.optim.Adam(model.first.parameters())},
 }
 
 
@@ -75,3 +83,17 @@ def test_an_optimizer_by_tensorflows_formula_is_another_kind_than_pytorchs():
     assert known_as(Adam(model.parameters())) == "evener.tensorflow.Adam"
     assert known_as(torch.optim.Adam(model.parameters())) == "Adam"
     assert known_as(MayTakeClosure(model.parameters())) == "MayTakeClosure"
+
+
+def test_several_optimizers_are_known_by_all_their_names_and_leave_alone_what_has_no_gradient():
+    model = Net()
+    made = optimizer_of(recipe_of(FINE["several"]), model)
+    before = model.first.weight.detach().clone()
+    model.scale.grad = torch.ones_like(model.scale)
+
+    made.step()
+
+    assert known_as(made) == "SGD and Adam"
+    assert names_of_groups(made, model) == [["scale"], ["first.weight", "first.bias"]]
+    assert torch.equal(model.first.weight, before)
+    assert list(made.state) in ([], [model.scale])

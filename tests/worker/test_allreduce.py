@@ -292,7 +292,7 @@ def test_leases_that_a_cluster_left_unapplied_come_first(tmp_path):
     (session, *_) = one_process(recipe(), tmp_path, batch_size=4, train_steps=1)
     session.run()
     local = one_process(recipe(), tmp_path / "other", batch_size=4, train_steps=9)[0].exchange
-    local._towers = local._book._towers = 2
+    local._towers = local._book._update = 2
     local._book._unapplied, local._book._next = [3, 5, 8], 11
 
     assert local.leases == [3, 5]

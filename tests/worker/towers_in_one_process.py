@@ -12,12 +12,10 @@ from pathlib import Path
 from unittest.mock import patch
 
 import torch
-from cluster_in_one_process import EVENER, Clock, Disk
+from cluster_in_one_process import EVENER, Clock, Disk, data_of, ledger_of
 
-from evener.data.batches import Batches
-from evener.data.dataset import as_data
 from evener.errors import PeerGone
-from evener.ledger import Begin, Ledger, path_of
+from evener.ledger import Ledger
 from evener.recipes.recipe import Recipe
 from evener.session.hooks import Hook
 from evener.session.session import Session
@@ -124,8 +122,9 @@ def towers(
 
 def _tower(recipe, settings, group, store, restored, hooks, reports) -> Session:
     rank, clock = group.rank, Clock()
-    built, data = build(settings, recipe), as_data(recipe.data())
+    built = build(settings, recipe)
     recipe = built.recipe
+    settings, data, batches = data_of(recipe, settings)
     saver: Saver | NoSaver = NoSaver()
     ledger = Ledger()
     if rank == 0:
@@ -134,7 +133,7 @@ def _tower(recipe, settings, group, store, restored, hooks, reports) -> Session:
             saver = Saver(store, schedule, shards=1, clock=clock)
         if restored:
             saver.resumed(restored[0].step, str(store.path(restored[0].step)))
-        ledger = Ledger(path_of(Path(settings.logdir)), Begin(mode="towers", batch_size=settings.batch_size))
+        ledger = ledger_of(settings, batches, "towers")
     elif restored:
         restored = _copied(restored)
     parameters, travelling = torch.zeros(built.layout.nbytes, dtype=torch.uint8), Travelling.of(built.layout)
@@ -149,7 +148,7 @@ def _tower(recipe, settings, group, store, restored, hooks, reports) -> Session:
         tower=rank, towers=settings.towers,
     )  # fmt: skip
     exchange = AllReduce(local, local._gradients, travelling, group, suspect=model.first_non_finite)
-    batches = Batches(data.train, batch_size=settings.batch_size, seed=settings.seed)
+    local.ahead, local.named = batches.ahead, batches.named
     return Session(
         f"worker:{rank}", exchange, model, batches, hooks,
         recipe=recipe, settings=settings, report=reports.append, clock=clock,

@@ -49,7 +49,8 @@ class Account:
     violations: tuple[Violation, ...]  # the first hundred
     wrong: int  # all violations
     remarks: tuple[Violation, ...]
-    script: bool = False  # a script with a loop of its own: its samples are the batches of its loader, one a lease
+    #: Samples are the batches of a loader, one a lease: of a script with a loop of its own, or of a recipe.
+    script: bool = False
 
     @property
     def clean(self) -> bool:

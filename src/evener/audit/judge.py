@@ -18,6 +18,7 @@ from evener.audit.account import Account, Violation
 from evener.audit.lineage import Lineage, Saved
 from evener.audit.ranges import Range
 from evener.ledger.lines import (
+    LOADER,
     SCRIPT,
     Begin,
     Complete,
@@ -91,6 +92,11 @@ class _Judge:
     def _script(self) -> bool:
         """Whether batches are those of a script."""
         return self._run is not None and self._run.mode.endswith(SCRIPT)
+
+    @property
+    def _several(self) -> bool:
+        """Whether a gradient may be of several batches."""
+        return self._run is not None and "/" in self._run.mode
 
     def line(self, number: int, line: Line | Damaged) -> None:
         self._number = number
@@ -185,16 +191,16 @@ class _Judge:
             self._figures.lost += 1
         else:
             self._figures.updates += 1
-            script = self._script
+            script, several = self._script, self._several
             batches = sum(entry[0] >= 0 for entry in update.entries) if script else len(update.entries)
-            self._figures.gradients += len({entry[1:] for entry in update.entries}) if script else batches
+            self._figures.gradients += len({entry[1:] for entry in update.entries}) if several else batches
             self._figures.examples += batches * (self._run.batch_size if self._run else 0)
-            self._violate(*self._lineage.update(update.entries, script=script))
+            self._violate(*self._lineage.update(update.entries, script=script, several=several))
 
     def _back(self, line: Dropped | Returned) -> None:
         if isinstance(line, Dropped):
             push = (line.worker, line.epoch, line.seq)
-            if push != self._dropped or not self._script:  # else another batch of the same gradient
+            if push != self._dropped or not self._several:  # else another batch of the same gradient
                 self._figures.dropped[re.sub(r"\d+", "N", line.reason)] += 1
             self._dropped = push
             self._violate(*self._lineage.drop(line))
@@ -247,7 +253,8 @@ class _Judge:
             examples=figures.examples, samples=samples, epochs=epochs,
             broken=tuple(_broken(lacking, run.batch_size, samples, epochs)), unapplied=tuple(unapplied),
             skipped=tuple(self._lineage.skipped),
-            batch_size=run.batch_size, script=self._script, ended=self._end.reason if self._end else "",
+            batch_size=run.batch_size, script=run.mode.endswith((SCRIPT, LOADER)),
+            ended=self._end.reason if self._end else "",
             gaps=tuple(self._gaps), violations=tuple(self._violations), wrong=self._wrong, remarks=tuple(self._remarks),
         )  # fmt: skip
 

@@ -35,8 +35,13 @@ class Lineage:
         """A run without ps tasks goes on from here; its manifests know no workers."""
         self._due.clear()
 
-    def update(self, entries: Sequence[Entry], *, script: bool = False) -> Iterator[str]:
-        """Each lease once, and each push of a worker's life once: of a script a push may be of several leases."""
+    def update(self, entries: Sequence[Entry], *, script: bool = False, several: bool = False) -> Iterator[str]:
+        """Each lease once, and each push of a worker's life once.
+
+        Args:
+            script: there may be entries without a lease.
+            several: a push may be of several leases.
+        """
         for lease, *_ in entries:
             if lease < 0 and script:  # a batch without a number, or of which another gradient was, too
                 continue
@@ -46,7 +51,7 @@ class Lineage:
                 yield f"lease {lease} was applied before"
         # Within one update the order is that of the leases, so a worker's pushes are put in theirs.
         pushes = [entry[1:] for entry in entries]
-        for worker, epoch, seq in sorted(set(pushes) if script else pushes) if len(entries) > 1 else pushes:
+        for worker, epoch, seq in sorted(set(pushes) if several else pushes) if len(entries) > 1 else pushes:
             # One process and towers push in epoch 0, and their seq is the step.
             key, life = (worker, (epoch, seq)) if epoch else (-1, (seq, worker))
             if life <= self._last.get(key, (0, 0)):

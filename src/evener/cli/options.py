@@ -6,8 +6,8 @@ import argparse
 import difflib
 
 from evener import errors
+from evener.choices import ON_NAN, PIPELINE_SCHEDULES, TRANSPORTS
 from evener.modes import MODES
-from evener.settings import ON_NAN, PIPELINE_SCHEDULES, TRANSPORTS
 from evener.wire.layout import PLACEMENTS
 
 
@@ -77,7 +77,8 @@ def _add_length_options(train: argparse.ArgumentParser) -> None:
     add = train.add_argument_group("how long, over what").add_argument
     add("--train-steps", type=int, metavar="N", help="global steps (updates) of the whole run; default 2000")
     add("--epochs", type=float, metavar="E", help="instead of --train-steps: passes over the training data")
-    add("--batch-size", type=int, metavar="B", help="samples of one gradient; default 100")
+    add("--batch-size", type=int, metavar="B", help="samples of one batch; default 100")
+    add("--batches-per-step", type=int, metavar="N", help="batches of one gradient, which is their mean; default 1")
     add("--seed", type=int, help="of parameters and sample order; default 0")
     text = "let tasks join whose recipe files, or first samples, are others; it is told, not refused"
     add("--allow-difference", action="store_true", default=None, help=text)

@@ -10,12 +10,14 @@ import torch
 
 from evener.data.chance import seed_all
 from evener.data.dataset import as_data
+from evener.data.loader import FromLoader
 from evener.devices import place, prepare_process
 from evener.devices.plan import parse
 from evener.errors import InputError
 from evener.models import check_model
 from evener.recipes.recipe import Recipe
 from evener.session.evaluate import evaluate
+from evener.settings import BATCH_SIZE
 from evener.trained import find, put, recipe_of
 
 
@@ -37,6 +39,8 @@ def assess(
     made = recipe_of(found, recipe, options)
     seed_all(max(0, found.manifest.seed))  # a random split is that of the training
     data = as_data(made.data())
+    if made.step is not None:
+        data = data.of_any_form()
     if not data.validations:
         raise InputError(f"recipe {made.name!r} has no validation data.", fix="let data() return (train, validation).")
     model = made.model()
@@ -45,7 +49,10 @@ def assess(
         place(model, parse(where) if isinstance(where, str) else where, soft=False)
     put(model, found.tensors(ema=False), found.path)
     values: dict[str, Any] = {"checkpoint": str(found.path), "global_step": found.manifest.step}
-    size = batch_size or found.manifest.batch_size or 100
+    size = batch_size or found.manifest.batch_size or BATCH_SIZE
+    if batch_size is None and isinstance(data.train, FromLoader):  # the manifest counts its batches
+        size = BATCH_SIZE if data.train.loading is not None else data.train.size
+    data = data.sized(size, size)
     values |= evaluate(model, made, data.validations, batch_size=size)
     if found.contents.averages:
         put(model, found.tensors(ema=True), found.path)

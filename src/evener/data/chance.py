@@ -15,9 +15,14 @@ def seed_all(seed: int) -> None:
     _seed_others(seed)
 
 
+def number_of(seed: int, lease: int) -> int:
+    """64 bits that follow from both."""
+    return int.from_bytes(hashlib.blake2b(b"%d %d" % (seed, lease), digest_size=8).digest(), "little")
+
+
 def seed_batch(seed: int, lease: int) -> None:
     """What is random in the making of this batch follows from the run's seed and its number, on whatever task."""
-    number = int.from_bytes(hashlib.blake2b(b"%d %d" % (seed, lease), digest_size=8).digest(), "little")
+    number = number_of(seed, lease)
     torch.default_generator.manual_seed(number >> 1)
     _seed_others(number)
 

@@ -12,10 +12,12 @@ import torch
 import torch.utils.data as torch_data
 from torch import Tensor
 
+from evener.data.loader import FromLoader, Loading, sized
 from evener.errors import InputError
 
 #: The inputs of B samples, as the model takes them, and their target, as the loss takes it: mostly tensors [B, ...].
-Batch = tuple[Any, Any]
+#: A recipe with a `step` may have any other form of it.
+Batch = Any
 
 
 class Dataset(Protocol):
@@ -110,6 +112,8 @@ class Augmented(Tensors):
 class MapStyle:
     """A map-style data set of PyTorch (`__getitem__` and `__len__`), batched by its `default_collate`."""
 
+    pairs = True  # whether a sample must be (input, target); not where the recipe's own `step` takes the batch
+
     def __init__(self, samples: Any) -> None:
         self.samples = samples
 
@@ -118,7 +122,7 @@ class MapStyle:
 
     def batch(self, indices: Tensor) -> Batch:
         samples = [self.samples[index] for index in indices.tolist()]
-        if not isinstance(samples[0], list | tuple) or len(samples[0]) != 2:
+        if self.pairs and (not isinstance(samples[0], list | tuple) or len(samples[0]) != 2):
             raise InputError(
                 f"a sample of {type(self.samples).__name__} is {_describe(samples[0])}, not a pair (input, target).",
                 why="the model is called with the input, the loss with the model's output and the target.",
@@ -127,7 +131,7 @@ class MapStyle:
                 "(torch.stack(X), torch.tensor(Y)).",
             )
         try:
-            inputs, target = torch_data.default_collate(samples)
+            batch = torch_data.default_collate(samples)
         except (RuntimeError, TypeError, KeyError) as error:
             raise InputError(
                 f"samples {indices[:2].tolist()} of {type(self.samples).__name__} cannot be put together to a batch: "
@@ -136,7 +140,7 @@ class MapStyle:
                 fix="let __getitem__ return tensors of one size (padded, for example); or give an object with "
                 "__len__() and batch(indices) that puts its batches together itself.",
             ) from error
-        return inputs, target
+        return tuple(batch) if self.pairs else batch
 
 
 @dataclass(frozen=True)
@@ -153,6 +157,18 @@ class Data:
             object.__setattr__(self, "validation", named)
         elif self.validation is not None:
             object.__setattr__(self, "validation", _filled(self.validation, "validation"))
+
+    def of_any_form(self) -> Data:
+        """For a recipe whose own `step` takes the batches."""
+        for dataset in (self.train, *self.validations.values()):
+            if isinstance(dataset, MapStyle):
+                dataset.pairs = False
+        return self
+
+    def sized(self, train: int, validation: int) -> Data:
+        """With these batch sizes, for loaders that have none of their own (`evener.loader`)."""
+        judged = {name: sized(dataset, validation) for name, dataset in self.validations.items()}
+        return Data(sized(self.train, train), judged if isinstance(self.validation, Mapping) else judged.get(""))
 
     @property
     def validations(self) -> Mapping[str, Dataset]:
@@ -177,6 +193,8 @@ def as_data(made: object) -> Data:
         return Data(**made)
     if isinstance(made, list) and made and all(isinstance(part, torch_data.Dataset) for part in made):
         made = tuple(made)  # of `random_split`
+    if isinstance(made, tuple | list) and len(made) == 2 and isinstance(made[0], torch_data.DataLoader | Loading):
+        made = tuple(made)
     if isinstance(made, tuple) and len(made) == 2 and not _is_array(made[0]):
         return Data(train=made[0], validation=made[1])
     return Data(train=as_dataset(made))
@@ -187,11 +205,16 @@ def as_dataset(given: object) -> Dataset:
 
     - an object with `batch(indices)` and a length stays as it is;
     - (inputs, target), two tensors or two numpy arrays, become `Tensors`;
-    - a map-style data set of PyTorch, or a list of samples, becomes `MapStyle`.
+    - a map-style data set of PyTorch, or a list of samples, becomes `MapStyle`;
+    - a DataLoader makes its own batches (`evener.data.loader`).
 
     Raises:
         InputError: it is none of these.
     """
+    if isinstance(given, torch_data.DataLoader):
+        return FromLoader(given)
+    if isinstance(given, Loading):
+        return FromLoader(given.made(1), given)
     if _gives_batches(given):
         return given  # type: ignore[return-value]
     if isinstance(given, tuple) and len(given) == 2 and all(map(_is_array, given)):
@@ -204,7 +227,7 @@ def as_dataset(given: object) -> Dataset:
         f"{_describe(given)} is not a data set.",
         why="batches are asked for by index, so that every worker's batch follows from the seed and its lease alone.",
         fix="give a pair (inputs, target) of tensors or arrays, a map-style torch data set, "
-        "or an object with __len__() and batch(indices).",
+        "an object with __len__() and batch(indices), or a DataLoader.",
     )
 
 
@@ -244,7 +267,7 @@ def _is_array(value: object) -> bool:
 
 
 def _is_map_style(given: object) -> bool:
-    # A DataLoader has no __getitem__; an IterableDataset has one that raises, which is found out too late.
+    # An IterableDataset has one that raises, which is found out too late.
     refused = (Tensor, np.ndarray, tuple, dict, str, bytes, torch_data.IterableDataset)
     return not isinstance(given, refused) and hasattr(given, "__getitem__") and hasattr(given, "__len__")
 

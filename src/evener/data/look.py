@@ -7,12 +7,16 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from evener.data.dataset import Data, MapStyle
+from evener.data.dataset import Data, Dataset, MapStyle
+from evener.data.loader import FromLoader
 from evener.errors import InputError
 
 
-def look_at(data: Data) -> str:
+def look_at(data: Data, *, pairs: bool = True) -> str:
     """Ask every set for its first samples, and the training set for one of its middle and its last too.
+
+    Args:
+        pairs: batches are (inputs, target), as they are unless the recipe's own `step` takes them.
 
     Returns:
         Those of the training set in a few words (`described`): on another task they must be the same.
@@ -23,27 +27,41 @@ def look_at(data: Data) -> str:
     """
     words = ""
     for name, dataset in {"train": data.train, **data.validations}.items():
-        kind = type(dataset.samples if isinstance(dataset, MapStyle) else dataset).__name__
-        last = len(dataset) - 1
-        numbers = sorted({0, min(1, last), last // 2, last} if name == "train" else {0, min(1, last)})
-        batch: Any = dataset.batch(torch.tensor(numbers))
-        if not isinstance(batch, tuple | list) or len(batch) != 2:
-            raise InputError(
-                f"a batch of the {name or 'validation'} set ({kind}) is {_describe(batch)}, "
-                "not a pair (inputs, target).",
-                why="the model is called with the inputs, the loss with the model's output and the target.",
-                fix="let batch(indices) return (inputs, target); several inputs or targets go into a tuple or a "
-                "dictionary, which the model or the loss then takes as one.",
-            )
-
-        if not _holds_tensor(batch[1]):
-            raise InputError(
-                f"the target of the {name or 'validation'} set ({kind}) is {_describe(batch[1])}, without a tensor.",
-                why="losses compare numbers.",
-                fix="encode it as numbers, classes as 0, 1, 2, ...",
-            )
+        batch = _first_of(dataset, train=name == "train")
+        if pairs:
+            _check_pair(batch, f"the {name or 'validation'} set ({_kind(dataset)})")
         words = words or described(batch)
     return words
+
+
+def _first_of(dataset: Dataset, *, train: bool) -> Any:
+    if isinstance(dataset, FromLoader):
+        return dataset.first()
+    last = len(dataset) - 1
+    numbers = sorted({0, min(1, last), last // 2, last} if train else {0, min(1, last)})
+    return dataset.batch(torch.tensor(numbers))
+
+
+def _kind(dataset: Dataset) -> str:
+    if isinstance(dataset, FromLoader):
+        return f"a DataLoader of {type(dataset.loader.dataset).__name__}"
+    return type(dataset.samples if isinstance(dataset, MapStyle) else dataset).__name__
+
+
+def _check_pair(batch: Any, of: str) -> None:
+    if not isinstance(batch, tuple | list) or len(batch) != 2:
+        raise InputError(
+            f"a batch of {of} is {_describe(batch)}, not a pair (inputs, target).",
+            why="the model is called with the inputs, the loss with the model's output and the target.",
+            fix="let batch(indices) return (inputs, target), several inputs or targets in a tuple or a dictionary of "
+            "their own; or give the recipe a step=(model, batch) -> loss, which takes batches of any form.",
+        )
+    if not _holds_tensor(batch[1]):
+        raise InputError(
+            f"the target of {of} is {_describe(batch[1])}, without a tensor.",
+            why="losses compare numbers.",
+            fix="encode it as numbers, classes as 0, 1, 2, ...",
+        )
 
 
 def described(batch: Any) -> str:

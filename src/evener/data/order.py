@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import numpy as np
 from numpy.typing import NDArray
 
@@ -21,6 +23,11 @@ def uniforms(seed: int, start: int, stop: int, numbers: int) -> NDArray[np.float
     philox = np.random.Philox(key=[seed, 0x65_76_65_6E_65_72], counter=start * counts)
     drawn = np.random.Generator(philox).random((stop - start, counts * 4))
     return drawn[:, :numbers]
+
+
+def batches_named(samples: int, seed: int, size: int) -> Callable[[int], str]:
+    """What names the samples of a lease, for people: lease k is the positions [k * size, (k + 1) * size)."""
+    return lambda lease: Order(samples, seed).named(lease * size, (lease + 1) * size)
 
 
 class Order:

@@ -8,7 +8,7 @@ import time
 from collections.abc import Callable
 from concurrent.futures import Future
 
-from evener.data.batches import Batches
+from evener.data.batches import Numbered
 from evener.data.dataset import Batch
 
 #: Takes a batch where it was made and begins to bring it to the model; what it returns ends that where it is used.
@@ -38,7 +38,7 @@ class Prefetch:
     """
 
     def __init__(
-        self, batches: Batches, clock: Callable[[], float] = time.monotonic, *, feed: Feed | None = None
+        self, batches: Numbered, clock: Callable[[], float] = time.monotonic, *, feed: Feed | None = None
     ) -> None:
         self._batches = batches
         self._clock = clock

@@ -143,6 +143,12 @@ def to_match(value: Any, other: Any) -> Any:
     return value if first is None else moved(value, first.device)
 
 
+def moved_to(model: nn.Module, batch: Any) -> Any:
+    """A batch on the one device of a model. One on several devices moves what each module is given itself."""
+    devices = {tensor.device for tensor in model.parameters()}
+    return moved(batch, devices.pop()) if len(devices) == 1 else batch
+
+
 def _first(value: Any) -> Tensor | None:
     if isinstance(value, Tensor):
         return value

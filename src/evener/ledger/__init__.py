@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from evener.ledger.lines import Begin
+from evener.ledger.lines import LOADER, SEVERAL, Begin
 from evener.ledger.reading import granted, lost, path_of
 from evener.ledger.writing import Ledger
 
-__all__ = ["Begin", "Ledger", "granted", "lost", "path_of"]
+__all__ = ["LOADER", "SEVERAL", "Begin", "Ledger", "granted", "lost", "path_of"]

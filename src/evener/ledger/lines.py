@@ -26,6 +26,8 @@
 Of a script with a loop of its own the mode ends in "/script", and samples are batches, one a lease: 0 where they have
 no numbers. A gradient of several batches has several entries with the same worker, epoch and seq; one of a batch that
 has no number, or that another gradient was of, has the lease -1.
+Where a recipe's data are a DataLoader, the mode ends in "/loader": samples are its batches, too. Where a gradient of a
+recipe is of several batches (--batches-per-step), "/several" stands in the mode, and it has an entry for each.
 
 Without ps tasks, one process or several towers have generation 0 and push with worker 0, 1, ..., epoch 0 and the step
 as seq.
@@ -43,8 +45,10 @@ from evener.files import NOT_JSON
 
 FORMAT = 1
 
-#: The end of a mode, where batches are those of a script.
-SCRIPT = "/script"
+#: The end of a mode, where batches are those of a script, or of a recipe's DataLoader.
+SCRIPT, LOADER = "/script", "/loader"
+#: What stands in a mode, where a gradient of a recipe is of several batches.
+SEVERAL = "/several"
 
 #: lease, worker, epoch, seq of one gradient.
 Entry = tuple[int, int, int, int]

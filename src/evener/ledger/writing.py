@@ -13,6 +13,7 @@ import msgspec
 
 from evener.files import descriptor
 from evener.ledger.lines import (
+    LOADER,
     SCRIPT,
     Begin,
     Complete,
@@ -71,15 +72,17 @@ class Ledger:
         self._cut: tuple[int, LeaseState] = (0, LeaseState(0, ()))  # the step of the last checkpoint, and its leases
         self._since = 0  # lines after it
 
-    def begin(self, step: int, samples: int, book: LeaseState, *, script: bool = False) -> None:
+    def begin(self, step: int, samples: int, book: LeaseState, *, script: bool = False, loader: bool = False) -> None:
         """Training starts at this step, with this much data and these leases still to come.
 
         Args:
             script: samples are the batches of a script's loader, and a lease is one of them.
+            loader: or of a recipe's.
         """
         self._about = msgspec.structs.replace(self._about, samples=samples)
-        if script:
-            mode = self._about.mode.removesuffix(SCRIPT) + SCRIPT
+        if script or loader:
+            mark = SCRIPT if script else LOADER
+            mode = self._about.mode.removesuffix(mark) + mark
             self._about = msgspec.structs.replace(self._about, mode=mode, batch_size=1)
         self._begin(step, book)
 

@@ -8,8 +8,8 @@ from typing import Any, Protocol, cast
 from torch.utils.data import DataLoader, IterableDataset
 
 from evener.data.chance import seed_batch
+from evener.data.numbered import Draws, Every, Numbers, Seeded, length_of, remade
 from evener.loop.hand import Hand
-from evener.loop.numbered import Draws, Every, Numbers, Seeded, length_of, remade
 
 
 class Gives(Protocol):

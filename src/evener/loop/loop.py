@@ -16,12 +16,12 @@ from torch.optim import Optimizer
 from torch.utils.data import DataLoader
 
 from evener.data.chance import seed_batch
+from evener.data.numbered import length_of
 from evener.errors import ConfigError, SessionError
 from evener.loop.alone import Alone, Counted
 from evener.loop.here import Here
 from evener.loop.keeping import Keeper
 from evener.loop.leased import Leased, Streamed
-from evener.loop.numbered import length_of
 from evener.loop.owner import Owner, Step, Supply
 from evener.loop.parts import Parts, bare, build, sorted_out
 from evener.loop.passes import Passes

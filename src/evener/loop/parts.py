@@ -18,6 +18,7 @@ from evener.errors import ConfigError
 from evener.recipes.recipe import Recipe
 from evener.recipes.references import kind_of
 from evener.settings import Settings
+from evener.state.optimizers import Several
 from evener.state.tensors import digest_of, frozen, specs_of
 from evener.task.build import Built
 from evener.task.script import source_of
@@ -113,24 +114,6 @@ def _one_model(models: Sequence[nn.Module], optimizers: Sequence[Optimizer]) -> 
             )
         one.register_parameter(f"loose{number}", tensor)
     return one
-
-
-class Several(Optimizer):
-    """Several optimizers as one: each group keeps the rule of its own. A step leaves alone who has no gradient."""
-
-    def __init__(self, optimizers: Sequence[Optimizer]) -> None:
-        super().__init__([group for one in optimizers for group in one.param_groups], {})
-        self.optimizers = list(optimizers)
-        self.param_groups = [group for one in optimizers for group in one.param_groups]
-        for one in optimizers:  # one state, in which each finds its own parameters
-            self.state.update(one.state)
-            one.state = self.state
-
-    def step(self, closure: Any = None) -> None:  # type: ignore[override]
-        assert closure is None
-        for one in self.optimizers:
-            if any(p.grad is not None for group in one.param_groups for p in group["params"]):
-                type(one).step(one)
 
 
 class Afresh:

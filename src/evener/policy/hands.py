@@ -11,6 +11,9 @@ from dataclasses import dataclass, field
 
 from evener.policy.leases import Leases
 
+#: Leases that one may take of a book without an end.
+ENDLESS = 1 << 20
+
 
 @dataclass(slots=True)
 class Hand:
@@ -106,6 +109,32 @@ class Hands:
                     given[owner].append(lease)
         return given
 
+    def deal_groups(self, owners: Sequence[Hashable], live: int, size: int) -> dict[Hashable, list[int]]:
+        """The same by whole groups of leases, of a book in which there are as many of them as are needed: first a
+        group each, then the second each, and so on.
+
+        >>> hands = Hands(Leases(limit=9), ahead=True)
+        >>> hands.enter("a", 4), hands.enter("b", 2)
+        (None, None)
+        >>> hands.deal_groups(["a", "b"], live=1, size=2)
+        {'a': [0, 1, 4, 5], 'b': [2, 3]}
+        """
+        share = max(size, self._share(live) // size * size) if self._ahead else size
+        given: dict[Hashable, list[int]] = {owner: [] for owner in owners}
+        aims = {owner: min(max(self._hands[owner].want, size), share) for owner in owners}
+        for level in range(size, max(aims.values(), default=0) + 1, size):
+            for owner in owners:
+                hand = self._hands[owner].leases
+                if len(hand) < level <= aims[owner]:
+                    if self._book.limit is not None and self._book.left < size:
+                        return given
+                    for _ in range(size):
+                        lease = self._take(owner, hand)
+                        assert lease is not None, "a group was there"
+                        hand.append(lease)
+                        given[owner].append(lease)
+        return given
+
     def draw(self, owner: Hashable, want: int, live: int) -> list[int]:
         """More for a hand of which much may be used already: it names all at once, when its step is whole."""
         hand, given = self._hands[owner], list[int]()
@@ -126,6 +155,8 @@ class Hands:
 
     def _share(self, live: int) -> int:
         """Near the end of an epoch one worker does not take the rest ahead, while others have nothing to do."""
+        if self._book.limit is None:
+            return ENDLESS
         return max(1, -(-self._book.left // (2 * max(1, live))))
 
     def check(self) -> None:

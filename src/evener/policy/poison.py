@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Sequence
 from enum import Enum
 
 #: So many batches in a row that gave no update are no bad batches: the parameters or the learning rate are wrong.
@@ -41,6 +42,17 @@ class Poison:
         self._row += 1
         del self._tries[lease]
         return Answer.BACK if self._policy == "rollback" else Answer.CLOSE
+
+    def judge_all(self, leases: Sequence[int], size: int = 1) -> dict[int, Answer]:
+        """Gradients of so many batches each were refused: all of one share its fate.
+
+        >>> Poison("stop").judge_all([3, 4], 2)
+        {3: <Answer.STOP: 'stop'>, 4: <Answer.STOP: 'stop'>}
+        """
+        answers: dict[int, Answer] = {}
+        for at in range(0, len(leases), size):
+            answers |= dict.fromkeys(leases[at : at + size], self.judge(leases[at]))
+        return answers
 
     def exploded(self) -> Answer:
         """An update of finite gradients has made a parameter infinite: it cannot be taken back but by a checkpoint."""

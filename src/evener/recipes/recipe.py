@@ -16,6 +16,7 @@ from evener.data.dataset import Data
 from evener.errors import ConfigError, SecurityError
 from evener.figures import EarlyStopping
 from evener.recipes import RECIPES, options as _options
+from evener.recipes.parts import check_functions, check_step, check_values
 from evener.recipes.references import did_you_mean, find, kind_of, reference_of as _reference_of
 from evener.settings import Settings
 
@@ -51,9 +52,13 @@ class Recipe:
 
     Args:
         model: makes a fresh model. Its first parameters depend on PyTorch's global seed only.
-        data: makes the data: `Data`, or a pair (train, validation) of whatever `as_dataset` takes.
+        data: makes the data: `Data`, or a pair (train, validation) of whatever `as_dataset` takes, also DataLoaders.
         optimizer: makes the optimizer over the model's parameters, in any groups. It lives where the parameters live.
+            Or several, in a dict or a list, over parameters of their own: each takes a step with every update.
         loss: (output, target) -> scalar, the mean over the batch.
+        step: instead of loss and metrics: (model, batch) -> the loss of a batch of any form, the mean over it; or a
+            dictionary with it as "loss". What else is in it are figures of validations, means over the batch too.
+        batches_per_step: a gradient is the mean over so many batches; `--batches-per-step`.
         penalty: (model) -> scalar that is added to the loss, for example L2 on the weights.
         clip_norm: the mean gradient of an update is scaled down to this 2-norm, over the whole model, as
             `torch.nn.utils.clip_grad_norm_` does; `--clip-norm`.
@@ -83,8 +88,10 @@ class Recipe:
 
     model: Callable[[], nn.Module]
     data: Callable[[], Data | tuple[Any, Any]]
-    optimizer: Callable[[nn.Module], Optimizer]
+    optimizer: Callable[[nn.Module], Optimizer | Sequence[Optimizer] | Mapping[str, Optimizer]]
     loss: Callable[[Tensor, Tensor], Tensor] = F.cross_entropy
+    step: Callable[[nn.Module, Any], Tensor | Mapping[str, Any]] | None = None
+    batches_per_step: int = 1
     penalty: Callable[[nn.Module], Tensor] | None = None
     clip_norm: float | None = None
     clip_value: float | None = None
@@ -100,8 +107,9 @@ class Recipe:
     name: str = "recipe"
 
     def __post_init__(self) -> None:
-        _check_functions(self)
-        _check_values(self)
+        check_functions(self)
+        check_values(self)
+        check_step(self, {"accuracy": accuracy})
         check_clipping(self.clip_norm, self.clip_value)
 
     def validates_every(self, settings: Settings, samples: int) -> int | None:
@@ -112,80 +120,6 @@ class Recipe:
         if settings.eval_every is None and (self.keep_best is not None or self.early_stopping is not None):
             return ceil(settings.steps_per_epoch(samples))
         return settings.eval_every
-
-
-#: The parts of a recipe that are functions, and their arguments.
-_PARTS = {
-    "model": "",
-    "data": "",
-    "optimizer": "model",
-    "loss": "output, target",
-    "penalty": "model",
-    "lr_scheduler": "optimizer, steps_per_epoch",
-    "hooks": "",
-    "evaluate": "model, batches",
-}
-
-
-def _check_functions(recipe: Recipe) -> None:
-    """Refuse parts that are no functions, and objects where their makers are wanted. Raises ConfigError."""
-    for part, arguments in _PARTS.items():
-        value = getattr(recipe, part)
-        optional = part in ("penalty", "lr_scheduler", "hooks", "evaluate")
-        if (optional and value is None) or (callable(value) and not _object_for_maker(part, value)):
-            continue
-        raise ConfigError(
-            f"{part} is {kind_of(value)}, not a function ({arguments}).",
-            why="every task of a run makes its own parts, so a recipe holds functions.",
-            fix=f"write {part}=lambda{' ' * bool(arguments)}{arguments}: ..."
-            + (" or leave it out." if optional else "."),
-        )
-    if isinstance(recipe.loss, nn.Module) and any(p.requires_grad for p in recipe.loss.parameters()):
-        raise ConfigError(
-            f"loss is {kind_of(recipe.loss)} with parameters to train.",
-            why="what is trained, travels and is saved are the parameters of the model.",
-            fix="put it into the model, and let the recipe's loss take what it needs from the model's output.",
-        )
-    if not isinstance(recipe.metrics, Mapping) or not all(callable(metric) for metric in recipe.metrics.values()):
-        raise ConfigError(
-            f"metrics is {recipe.metrics!r}.",
-            why="it maps names to functions (output, target) -> mean over the batch.",
-            fix='write metrics={"accuracy": evener.accuracy}, or {} for none.',
-        )
-
-
-def _check_values(recipe: Recipe) -> None:
-    """Refuse parts of another type or size than they can have. Raises ConfigError."""
-    for name, what, example in _NAMES:
-        given = getattr(recipe, name)
-        if isinstance(given, str) or not all(isinstance(entry, str) for entry in given):
-            raise ConfigError(f"{name} is {given!r}.", why=f"it is a list of names of {what}.", fix=f"write {example}.")
-    if recipe.keep_best is not None and not isinstance(recipe.keep_best, str):
-        raise ConfigError(
-            f"keep_best is {kind_of(recipe.keep_best)}.",
-            why="it is the name of a figure of the validations.",
-            fix='write keep_best="validation_accuracy".',
-        )
-    if recipe.early_stopping is not None and not isinstance(recipe.early_stopping, EarlyStopping):
-        raise ConfigError(
-            f"early_stopping is {kind_of(recipe.early_stopping)}.",
-            why="it names a figure of the validations, and how many of them may pass without an improvement.",
-            fix='write early_stopping=evener.EarlyStopping("validation_loss", patience=3).',
-        )
-    decay = recipe.ema_decay
-    if decay is not None and (isinstance(decay, bool) or not isinstance(decay, int | float) or not 0 < decay < 1):
-        raise ConfigError(
-            f"ema_decay={decay!r} is not between 0 and 1.",
-            why="it is the share of the old average that stays at each step.",
-            fix="use 0.99 to 0.9999, or None for no average.",
-        )
-
-
-#: The parts that are lists of names: of what, and an example.
-_NAMES = (
-    ("split_points", "modules, at each of which a stage of a pipeline may begin", 'split_points=["layer3", "layer5"]'),
-    ("changing", "frozen parameters, or of modules that hold them", 'changing=["teacher"]'),
-)
 
 
 def recipe(function: Callable[..., Recipe]) -> Callable[..., Recipe]:
@@ -282,10 +216,3 @@ def _find(reference: str) -> Any:
             fix=f"name one of these; the shipped recipes are: {', '.join(RECIPES)}.",
         )
     return found
-
-
-def _object_for_maker(part: str, value: object) -> bool:
-    """The usual slips, all callable: a module where its maker is wanted, a class where a function is."""
-    if isinstance(value, type):
-        return part != "model" and issubclass(value, nn.Module | Optimizer)
-    return part == "model" and isinstance(value, nn.Module)

@@ -3,19 +3,20 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from evener import errors
+from evener.data.numbered import of_epoch
 from evener.data.order import Order
 from evener.ledger import Ledger
 from evener.report import Finished, Line, Progress, Reporter
-from evener.server.batches import named, of_epoch
+from evener.server.batches import named
 from evener.settings import ENDLESS, Settings
 from evener.state.checkpoint import Manifest
 from evener.state.saver import Saver
 from evener.state.state import Contents
 from evener.tally import Spikes, Tally
-from evener.wire.messages import Push
+from evener.wire.messages import Hello, Push
 
 #: Seconds that workers have to say goodbye once the run has ended.
 GRACE = 10.0
@@ -58,22 +59,24 @@ class Course:
         self.stopping = ""  # why the run ends, once it does
         self.complete = True  # whether it ended by itself, so that it is worth an evaluation
         self.failed = False  # whether it ends because a worker failed
-        self._samples, self._batch = 0, ""
+        self._samples, self._batch, self._batches = 0, "", False
         self._training = False  # whether a worker has begun a step
         self._last_move = self._last_report = setup.clock()
         self._stop_time = 0.0
 
-    def begin(self, samples: int, batch: str = "") -> bool:
+    def begin(self, hello: Hello) -> bool:
         """A worker tells how much data there is: the first one decides the run's length. True for that one.
 
         Raises:
             ModelMismatch: another worker has another amount of data.
         """
-        self.check(samples, batch)
+        self.check(hello)
         if self.train_steps is not None:
             return False
-        self._samples, self._batch = samples, batch
-        self.train_steps = self.settings.steps(samples)
+        self._samples, self._batch, self._batches = hello.samples, hello.batch, hello.batches
+        if hello.batches:
+            self.settings = replace(self.settings, batch_size=1)
+        self.train_steps = self.settings.steps(hello.samples)
         self._last_move = self.setup.clock()
         return True
 
@@ -92,21 +95,22 @@ class Course:
     @property
     def unit(self) -> str:
         """What `samples` counts."""
-        return "batches" if self.settings.script else "training samples"
+        return "batches" if self.settings.script or self._batches else "training samples"
 
-    def check(self, samples: int, batch: str = "") -> str:
+    def check(self, hello: Hello) -> str:
         """Whether a worker has the data of the run; a sentence if its first samples are others and may be.
 
         Raises:
             ModelMismatch: it has another amount of data, or other first samples that nobody has allowed.
         """
+        samples, batch = hello.samples, hello.batch
         if samples < 1 and not self.settings.script:
             raise errors.ModelMismatch("this worker has no training samples.", why="every batch needs samples.")
         if self.train_steps is None:
             return ""
-        if samples != self._samples:
+        if samples != self._samples or hello.batches != self._batches:
             raise errors.ModelMismatch(
-                f"this worker has {samples} {self.unit}, the run has {self._samples}.",
+                f"this worker has {samples} {'batches' if hello.batches else self.unit}, the run has {self._samples}.",
                 why=f"leases name {self.unit.split()[-1]} by number, so every worker must have the same data.",
             )
         if batch == self._batch:
@@ -146,7 +150,7 @@ class Course:
         leases = named(push)
         if not leases:
             return "a batch without a number" + (f" ({more})" if more else "")
-        if self.settings.script:
+        if self.settings.script or self._batches:
             which = of_epoch(leases[0], self._samples)
         else:
             size = self.settings.batch_size

@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import replace
 
 import msgspec
 
@@ -66,7 +67,7 @@ class Follower:
         self._store = store
         self._restored = restored
         self._report, self._clock = report, clock
-        self._started = False
+        self._started = self._several = False  # whether workers may have several batches in hand
         self._leaving = False
         self._last_report = clock()
         self._keys: dict[Key, int] = {}  # pushes that the leader has not decided over -> handle
@@ -108,8 +109,10 @@ class Follower:
             raise errors.ProtocolError(f"worker:{worker} has no training samples.")
         if not self._started:
             self._started = True
+            self._several = hello.batches or self.settings.batches > 1
+            settings = replace(self.settings, batch_size=1) if hello.batches else self.settings
             self.shard.state.begin(
-                self.settings.steps_per_epoch(hello.samples), self._restored,
+                settings.steps_per_epoch(hello.samples), self._restored,
                 hyperparameters=self.settings.hyperparameters,
             )  # fmt: skip
         self.links.admit(link, hello, epoch)
@@ -133,7 +136,7 @@ class Follower:
         """A script may have been told of newer parameters by the leader, which alone knows what it has in hand."""
         if self.settings.script:
             return seat.its_turn() and push.version >= seat.version
-        return seat.may_push(push) and not only_of_scripts(push)
+        return seat.may_push(push) and not only_of_scripts(push, several=self._several)
 
     def _holds(self, seat: Seat, seq: int) -> None:
         seat.awaits = seq

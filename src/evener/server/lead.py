@@ -100,14 +100,14 @@ class Leader:
 
     def _hello(self, link: Link, hello: Hello) -> None:
         others = [self.links.check(hello, link, workers=self.settings.workers)]
-        others.append(self.course.check(hello.samples, hello.batch))
+        others.append(self.course.check(hello))
         worker = hello.identity.worker
         old = self.links.seats.get(worker)
         epoch = self.links.grant(hello, self.members)
         self.links.accept_payloads(link)  # the last that may refuse it: nothing was changed so far
         self.setup.keep_grants(dict(self.members.epochs), dict(self.members.holders))
         chaos.point("server.granting")
-        self._start(hello.samples, hello.batch)
+        self._start(hello)
         if old is not None:
             self._leave(old)
         seat = self.links.admit(link, hello, epoch)
@@ -119,17 +119,24 @@ class Leader:
         if hello.identity.epoch:
             self._tell(f"{seat.name} is back (epoch {epoch})")
 
-    def _start(self, samples: int, batch: str) -> None:
+    def _start(self, hello: Hello) -> None:
         """The first worker knows how much data there is; the schedule and the end of the run follow from it."""
-        if not self.course.begin(samples, batch):
+        if not self.course.begin(hello):
             return
+        self.settings, samples = self.course.settings, hello.samples
         first, last = self.course.first_step, self.course.train_steps or 0
-        self.setup.ledger.begin(first, samples, self.leases.state(), script=bool(self.settings.script))
+        script = bool(self.settings.script)
+        self.setup.ledger.begin(first, samples, self.leases.state(), script=script, loader=hello.batches)
+        if hello.batches:
+            self.rounds.deal_ahead()
+        several = hello.batches or self.settings.batches > 1
         if self.settings.script:
             self.leases.fence(samples)
-        elif self.settings.mode != "sync":  # every update uses one lease: exactly those that are left
+        elif self.settings.mode != "sync" or (several and not self.settings.recalls):
+            # Every update uses as many leases: exactly those that are left.
             unapplied = len(self.leases.state().unapplied)
-            self.leases.limit = self.leases.next_lease - unapplied + max(0, last - first)
+            needed = max(0, last - first) * self.settings.batches_of_update
+            self.leases.limit = self.leases.next_lease - unapplied + needed
         self.rounds.leave_out(self.setup.without)
         for difference in begin(self.shard.state, self.setup.restored, self.settings, samples):
             self._tell(f"warning: {difference}")

@@ -9,6 +9,7 @@ from evener.policy import policy_for
 from evener.policy.events import Apply, Decision, Drained, Drop, Event, Refreshed, Release as ReleaseDecision
 from evener.policy.leases import Leases
 from evener.policy.lives import Lives, Stage
+from evener.server.ahead import Ahead
 from evener.server.batches import entries, named
 from evener.server.course import Course
 from evener.server.decided import Decisions, Products
@@ -47,7 +48,14 @@ class Rounds:
         if settings.script:
             self.scripts = Scripts(links, shard, leases, lives=self.lives, clock=clock, settings=settings)
         self.giver: Giver = self.scripts or OneEach(links, shard, leases, self.lives, clock)
+        if settings.batches > 1:
+            self.deal_ahead()
         self.kept = Kept(course.setup.restored[0].script if course.setup.restored else "")
+
+    def deal_ahead(self) -> None:
+        """Workers may have several batches in hand. Before any of them has one."""
+        clock, settings = self.course.setup.clock, self.course.settings
+        self.giver = Ahead(self.links, self.shard, self.leases, lives=self.lives, clock=clock, settings=settings)
 
     def forget(self, seat: Seat, partial: Sequence[Key]) -> None:
         """A worker left: its leases return; its pushes that never lay on all shards are dropped everywhere."""

@@ -35,10 +35,7 @@ class Scripts:
         self._links, self._shard, self._leases, self._lives, self._clock = links, shard, leases, lives, clock
         self._sync = settings.mode == "sync"
         self._accumulates = self._sync and settings.accumulate
-        #: Rounds end without some: what those have in hand goes to others.
-        self._recalls = self._sync and (
-            settings.aggregate < settings.workers or settings.accumulate or settings.elastic
-        )
+        self._recalls = settings.recalls
         self.hands = Hands(leases, ahead=not self._recalls)
         self._idle: set[int] = set()  # wait in a Draw
         self._closed: list[int] = []

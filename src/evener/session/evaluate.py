@@ -9,10 +9,10 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from evener.data.batches import Samples
+from evener.data.batches import AllSamples, all_of
 from evener.data.chance import seed_all
-from evener.data.dataset import Batch, Dataset
-from evener.devices.modules import joined, to_match
+from evener.data.dataset import Dataset
+from evener.devices.modules import joined, moved_to, to_match
 from evener.errors import ConfigError
 from evener.recipes.recipe import Recipe
 from evener.report import Evaluated, Status
@@ -21,8 +21,14 @@ from evener.session.hooks import Hook, StepResult
 from evener.session.session import Session
 
 
-def evaluate(
-    model: nn.Module, recipe: Recipe, sets: Mapping[str, Dataset], *, batch_size: int, suffix: str = ""
+def evaluate(  # noqa: PLR0913 - a model, and what of which data is asked
+    model: nn.Module,
+    recipe: Recipe,
+    sets: Mapping[str, Dataset],
+    *,
+    batch_size: int,
+    suffix: str = "",
+    few: bool = False,
 ) -> dict[str, float]:
     """Mean loss (without the penalty) and metrics over all samples: ``validation_loss``, ``validation_accuracy``, ...
 
@@ -32,12 +38,13 @@ def evaluate(
     Args:
         sets: name -> samples; ``validation_NAME_loss`` for those that have one, none for the only one.
         batch_size: samples at once.
+        few: only the first ones, to try it out.
     """
     found: dict[str, float] = {}
     seed_all(0)  # what is random in the samples is the same each time; training seeds itself for each batch
     with untouched(model), torch.no_grad(), joined(model):
         for name, dataset in sets.items():
-            samples = Samples(dataset, batch_size)
+            samples = all_of(dataset, batch_size, few=few)
             values = _means(model, recipe, samples) if recipe.evaluate is None else _own(model, recipe, samples)
             prefix = f"validation_{name}_" if name else "validation_"
             found |= {f"{prefix}{key}{suffix}": value for key, value in values.items()}
@@ -64,19 +71,27 @@ def untouched(model: nn.Module) -> Iterator[None]:
                     buffer.copy_(before)
 
 
-def _means(model: nn.Module, recipe: Recipe, samples: Samples) -> dict[str, float]:
+def _means(model: nn.Module, recipe: Recipe, samples: AllSamples) -> dict[str, float]:
     sums: dict[str, float] = {}
-    for count, (inputs, target) in samples.counted():
-        output = model(inputs)
-        beside = to_match(target, output)
-        measured = {"loss": recipe.loss(output, beside)}
-        measured |= {name: metric(output, beside) for name, metric in recipe.metrics.items()}
-        for name, value in measured.items():
+    for count, batch in samples.counted():
+        for name, value in _measured(model, recipe, batch).items():
             sums[name] = sums.get(name, 0.0) + _mean(name, value) * count
     return {name: total / len(samples) for name, total in sums.items()}
 
 
-def _own(model: nn.Module, recipe: Recipe, samples: Samples) -> dict[str, float]:
+def _measured(model: nn.Module, recipe: Recipe, batch: Any) -> Mapping[str, Any]:
+    """Loss and metrics of one batch."""
+    if recipe.step is not None:
+        found = recipe.step(model, moved_to(model, batch))
+        return found if isinstance(found, Mapping) else {"loss": found}
+    inputs, target = batch
+    output = model(inputs)
+    beside = to_match(target, output)
+    metrics = {name: metric(output, beside) for name, metric in recipe.metrics.items()}
+    return {"loss": recipe.loss(output, beside), **metrics}
+
+
+def _own(model: nn.Module, recipe: Recipe, samples: AllSamples) -> dict[str, float]:
     assert recipe.evaluate is not None
     values = recipe.evaluate(model, samples)
     if not isinstance(values, Mapping) or not all(isinstance(name, str) for name in values):
@@ -102,19 +117,6 @@ def _mean(name: str, value: Any) -> float:
         raise ConfigError(
             f"{said} is {value!r}.", why="figures are compared and drawn.", fix="return a number."
         ) from None
-
-
-class First:
-    """The first `count` samples of a dataset."""
-
-    def __init__(self, dataset: Dataset, count: int) -> None:
-        self._dataset, self._count = dataset, min(count, len(dataset))
-
-    def __len__(self) -> int:
-        return self._count
-
-    def batch(self, indices: Tensor) -> Batch:
-        return self._dataset.batch(indices)
 
 
 class Evaluate(Hook):
@@ -153,8 +155,9 @@ class Evaluate(Hook):
         """
         if session.recipe.evaluate is None and self._sets:
             session.exchange.show("parameters")  # of a pipeline the other stages' are not here
-            few = {name: First(dataset, 2) for name, dataset in self._sets.items()}
-            names = list(evaluate(session.towers.model, session.recipe, few, batch_size=self._batch_size))
+            names = list(
+                evaluate(session.towers.model, session.recipe, self._sets, batch_size=self._batch_size, few=True)
+            )
             averaged = [f"{name}_ema" for name in names] if session.recipe.ema_decay is not None else []
             check_figures(session.recipe, [*names, *averaged])
 

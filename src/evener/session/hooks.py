@@ -126,9 +126,9 @@ class StopOnNaN(Hook):
             )
 
     def _samples(self, session: Session) -> str:
-        batches, lease = session.batches, session.turn.lease
-        size = batches.batch_size
-        return f" ({batches.order.named(lease * size, (lease + 1) * size)})"
+        turn = session.turn
+        others = f" and {len(turn.more)} more" if turn.more else ""
+        return f"{others} ({session.batches.named(turn.lease)})"
 
 
 class LogEvery(Hook):

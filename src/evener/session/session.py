@@ -7,7 +7,7 @@ from collections.abc import Callable, Sequence
 from contextlib import suppress
 
 from evener import chaos
-from evener.data.batches import Batches
+from evener.data.batches import Numbered
 from evener.data.prefetch import Feed, Prefetch
 from evener.errors import CONTEXT, EvenerError, SessionError, TaskFailed
 from evener.recipes.recipe import Recipe
@@ -15,7 +15,7 @@ from evener.report import Evaluated, Line, Reporter
 from evener.session.hooks import Hook, StepResult
 from evener.session.watch import Watch
 from evener.settings import Settings
-from evener.worker.exchange.exchange import Computed, Computes, Exchange, Turn
+from evener.worker.exchange.exchange import ONLY, Computed, Computes, Exchange, OneOf, Turn
 
 log = logging.getLogger(__name__)
 
@@ -40,7 +40,7 @@ class Session:
         task: str,
         exchange: Exchange,
         towers: Computes,
-        batches: Batches,
+        batches: Numbered,
         hooks: Sequence[Hook],
         *,
         recipe: Recipe,
@@ -123,18 +123,13 @@ class Session:
         if now.stop:
             return
         since, lease = self._clock(), now.lease
-        self._watch.busy(f"its data: the batch of lease {lease}", LONG_DATA)
-        batch = self._prefetch.batch(lease)
-        self._prefetch.prepare(now.upcoming)
-        self._watch.busy(f"its gradient of lease {lease}", LONG_GRADIENT)
-        chaos.point("worker.computing")
         arrival = self.exchange.arrivals
-        loss = self.towers.begin(batch, lease)
+        loss, data_seconds = self._gradient(now)
         self._each("before_update", loss)
         unused = self.towers.collect(arrival)
         self._tell_notes()
         seconds = self._clock() - since
-        examples = self.batches.batch_size
+        examples = self.batches.batch_size * len(now.batches)
         self._watch.idle()
         turn = self.exchange.update(Computed(loss=loss, examples=examples, seconds=seconds, unused=unused))
         self._arrived()
@@ -143,10 +138,25 @@ class Session:
         result = StepResult(
             global_step=turn.version, local_step=self.local_step, loss=loss, examples=examples, lease=lease,
             seconds=seconds, chief=turn.chief, rejected=turn.rejected, staleness=turn.staleness, dropped=turn.dropped,
-            learning_rate=turn.learning_rate, data_seconds=self._prefetch.waited,
+            learning_rate=turn.learning_rate, data_seconds=data_seconds,
         )  # fmt: skip
         chaos.point("worker.hook")
         self._each("after_step", result)
+
+    def _gradient(self, now: Turn) -> tuple[float, float]:
+        """Compute the turn's batches, one after the other: their mean loss, and the seconds of waiting for data."""
+        leases = now.batches
+        self.batches.expect([*leases, *now.ahead])
+        losses, waited = 0.0, 0.0
+        for number, lease in enumerate(leases):
+            self._watch.busy(f"its data: the batch of lease {lease}", LONG_DATA)
+            batch = self._prefetch.batch(lease)
+            waited += self._prefetch.waited
+            self._prefetch.prepare(next(iter([*leases[number + 1 :], *now.ahead]), -1))
+            self._watch.busy(f"its gradient of lease {lease}", LONG_GRADIENT)
+            chaos.point("worker.computing")
+            losses += self.towers.begin(batch, lease, ONLY if len(leases) == 1 else OneOf(number, len(leases)))
+        return losses / len(leases), waited
 
     def _arrived(self) -> None:
         self._arrival = self.exchange.arrivals
@@ -187,6 +197,7 @@ class Session:
 
     def _close(self, failure: str) -> None:
         self._prefetch.close()
+        self.batches.close()
         self._watch.stop()
         for hook in reversed(self._hooks):
             try:

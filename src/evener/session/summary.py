@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
+from evener.data.batches import first_of
 from evener.devices.modules import joined
 from evener.errors import EvenerError
 from evener.recipes.recipe import Recipe, options_of
@@ -88,7 +89,7 @@ class Summaries(Hook):
         if self._failed and (steps or session.evaluations[self._told :]):
             self._failed = not self._works_again(session)
         if steps and last is not None and not self._failed:
-            values = self._period.values(self._clock(), self._settings.batch_size * self._settings.aggregate)
+            values = self._period.values(self._clock(), session.batches.batch_size * self._settings.batches_of_update)
             self._write(session, last.global_step, values, _histograms(session))
         for evaluated in session.evaluations[self._told :]:
             self._write(session, evaluated.global_step, evaluated.values)
@@ -199,8 +200,9 @@ def _histograms_of(session: Session, group: str) -> Iterator[Any]:
 
 
 def _add_graph(writer: Any, session: Session) -> None:
-    dataset = session.batches.dataset
-    inputs, _ = dataset.batch(torch.arange(min(2, len(dataset))))
+    if session.recipe.step is not None:
+        return  # it calls the model as it likes
+    inputs, _ = first_of(session.batches.dataset)
     model = copy.deepcopy(session.towers.model).eval()
     with warnings.catch_warnings(), joined(model):
         warnings.simplefilter("ignore")  # that the tracer will go one day, and what it thinks of the model
@@ -222,7 +224,7 @@ def _hyperparameters(settings: Settings, recipe: Recipe) -> list[Any]:
     values |= {"recipe": recipe.name, "mode": settings.mode if settings.ps else "one process"}
     values |= {"staleness": settings.ahead} if settings.mode == "bounded" else {}
     values = {name: flat for name, value in values.items() if (flat := _flat(value)) not in ("None", "")}
-    metrics = [f"validation_{name}" for name in ("loss", *recipe.metrics)]
+    metrics = [f"validation_{name}" for name in ("loss", *(recipe.metrics if recipe.step is None else ()))]
     metrics += [f"{name}_ema" for name in metrics if recipe.ema_decay is not None]
     return list(hparams(values, dict.fromkeys(metrics, 0.0)))  # type: ignore[no-untyped-call]
 

@@ -14,6 +14,7 @@ from torch import nn
 from torch.optim import Optimizer
 
 from evener.errors import CheckpointError
+from evener.state.optimizers import Several
 from evener.state.values import check_kinds, pack, plain, unpack
 
 CHOICES = ("checkpoint", "recipe")
@@ -85,6 +86,12 @@ class Groups:
         """
         if not self.others():
             return []
+        if isinstance(self.optimizer, Several):
+            raise CheckpointError(
+                "the checkpoint has other parameter groups than the recipe's optimizers have now.",
+                why="several optimizers share out the parameters, and a group belongs to one of them.",
+                fix="give each the groups that it had, or say --hyperparameters recipe.",
+            )
         home = {name: index for index, of_group in enumerate(self.names) for name in of_group}
         groups, names = [], []
         for saved in self.saved:

@@ -29,18 +29,73 @@ def optimizer_of(recipe: Recipe, model: nn.Module) -> Optimizer:
     """The recipe's optimizer over a model.
 
     Raises:
-        ConfigError: it is not one optimizer over parameters of this model that takes steps by itself.
+        ConfigError: it is not an optimizer over parameters of this model that takes steps by itself, nor several.
     """
-    made: Any = recipe.optimizer(model)
-    said = f"the recipe's optimizer{place_of(recipe.optimizer)} returned"
-    if not isinstance(made, Optimizer):
-        several = isinstance(made, list | tuple | dict)
+    made, said = recipe.optimizer(model), f"the recipe's optimizer{place_of(recipe.optimizer)} returned"
+    if isinstance(made, Optimizer):
+        return _checked(made, model, said)
+    several: list[Any] = list(made.values() if isinstance(made, Mapping) else made) if _is_collection(made) else []
+    if not several or not all(isinstance(one, Optimizer) for one in several):
         raise ConfigError(
-            f"{said} {f'{len(made)} objects in a {type(made).__name__}' if several else kind_of(made)}.",
-            why="one optimizer makes one update of all gradients, with one global step.",
+            f"{said} {_described(made)}.",
+            why="an update of all gradients is made by an optimizer, or by several that share out the parameters.",
             fix="return one torch.optim optimizer"
-            + ("; parameter groups may each have a learning rate and settings of their own." if several else "."),
+            + (", or several with parameters of their own in a dict or a list." if _is_collection(made) else "."),
         )
+    for number, one in enumerate(several):
+        _checked(one, model, f"{said} several optimizers, of which number {number + 1} is")
+    _check_disjoint(several, model, said)
+    return several[0] if len(several) == 1 else Several(several)
+
+
+def _is_collection(made: object) -> bool:
+    return isinstance(made, list | tuple | dict)
+
+
+def _described(made: Any) -> str:
+    return f"{len(made)} objects in a {type(made).__name__}" if _is_collection(made) else kind_of(made)
+
+
+def _check_disjoint(several: Sequence[Optimizer], model: nn.Module, said: str) -> None:
+    """Raises ConfigError for a parameter that two of them have."""
+    names = {parameter: name for name, parameter in model.named_parameters()}
+    seen: set[Tensor] = set()
+    for one in several:
+        mine = {parameter for group in one.param_groups for parameter in group["params"]}
+        if twice := sorted(names[parameter] for parameter in mine & seen):
+            raise ConfigError(
+                f"{said} several optimizers, of which two have {twice[0]!r}.",
+                why="each takes a step with every update, so it would be changed twice.",
+                fix="give each optimizer parameters of its own.",
+            )
+        seen |= mine
+
+
+class Several(Optimizer):
+    """Several optimizers as one: each group keeps the rule of its own. A step leaves alone who has no gradient."""
+
+    def __init__(self, optimizers: Sequence[Optimizer]) -> None:
+        super().__init__([group for one in optimizers for group in one.param_groups], {})
+        self.optimizers = list(optimizers)
+        self.param_groups = [group for one in optimizers for group in one.param_groups]
+        for one in optimizers:  # one state, in which each finds its own parameters
+            self.state.update(one.state)
+            one.state = self.state
+
+    def step(self, closure: Any = None) -> None:  # type: ignore[override]
+        assert closure is None
+        for one in self.optimizers:
+            if any(p.grad is not None for group in one.param_groups for p in group["params"]):
+                type(one).step(one)
+
+
+def parts_of(optimizer: Optimizer) -> list[Optimizer]:
+    """The optimizers that take the steps."""
+    return optimizer.optimizers if isinstance(optimizer, Several) else [optimizer]
+
+
+def _checked(made: Optimizer, model: nn.Module, said: str) -> Optimizer:
+    """Raises ConfigError: see `optimizer_of`."""
     name = type(made).__name__
     if needs_closure(made):
         raise ConfigError(
@@ -82,6 +137,8 @@ def needs_closure(optimizer: Optimizer) -> bool:
 
 def known_as(optimizer: Optimizer) -> str:
     """The name of its kind in checkpoints: evener.tensorflow.Adam is not Adam."""
+    if isinstance(optimizer, Several):
+        return " and ".join(map(known_as, optimizer.optimizers))
     kind = type(optimizer)
     return f"evener.tensorflow.{kind.__name__}" if kind.__module__.startswith("evener.") else kind.__name__
 
@@ -101,9 +158,15 @@ def check_apart(recipe: Recipe, optimizer: Optimizer, model: nn.Module, pieces: 
     Raises:
         ConfigError: it looks at whole tensors, of which pieces are here; or at all of them at once.
     """
+    for one in parts_of(optimizer):
+        _check_apart(recipe, one, model, pieces)
+
+
+def _check_apart(recipe: Recipe, optimizer: Optimizer, model: nn.Module, pieces: Sequence[Piece]) -> None:
     kind = type(optimizer)
     known = kind in ELEMENTWISE or bool(getattr(kind, "elementwise", False))
-    split = next((piece for piece in pieces if piece.spec.trained and not piece.whole), None)
+    names = frozenset().union(*names_of_groups(optimizer, model))
+    split = next((piece for piece in pieces if piece.spec.name in names and not piece.whole), None)
     if split is not None and not known:
         raise ConfigError(
             f"{kind.__name__} cannot update {split.spec.name!r}, which is split over several ps tasks.",
@@ -133,7 +196,7 @@ def _joins_parameters(recipe: Recipe, model: nn.Module) -> bool:
 def _stepped(recipe: Recipe, model: nn.Module, given: Collection[int]) -> list[Tensor]:
     """The trained parameters of a copy of the model after a step, of which those numbered have a gradient."""
     copied = copy.deepcopy(model)
-    optimizer = recipe.optimizer(copied)
+    optimizer = optimizer_of(recipe, copied)
     for group in optimizer.param_groups:
         group["lr"] = group.get("lr") or 0.1  # a warm-up may begin at nothing
     trained = [p for p in copied.parameters() if p.requires_grad]

@@ -94,8 +94,8 @@ class State:
     def _moved(self, model: nn.Module, *, own: bool) -> tuple[Optimizer, list[list[str]]]:
         """The recipe's optimizer over this shard's pieces, and the names of each group's parameters."""
         if own:
-            optimizer = self.recipe.optimizer(model)
-            return optimizer, names_of_groups(optimizer, model)
+            made: Any = self.recipe.optimizer(model)
+            return made, names_of_groups(made, model)
         optimizer = optimizer_of(self.recipe, model)
         if self.parameters.layout.shards > 1:
             check_apart(self.recipe, optimizer, model, self.parameters.pieces)

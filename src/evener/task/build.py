@@ -7,7 +7,7 @@ import json
 import logging
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, replace
 from functools import partial
 from importlib.metadata import version
@@ -16,18 +16,19 @@ from pathlib import Path
 from torch import nn
 
 from evener import errors
-from evener.data.batches import Batches
+from evener.data.batches import Batches, Numbered
 from evener.data.chance import seed_all
 from evener.data.dataset import Data, as_data
+from evener.data.loader import FromLoader, LoaderBatches
 from evener.data.look import look_at
-from evener.ledger import Begin, Ledger, lost, path_of
+from evener.ledger import SEVERAL, Begin, Ledger, lost, path_of
 from evener.models import check_inputs, check_model
 from evener.recipes.recipe import Recipe, resolve
 from evener.recipes.references import place_of, sources_of
 from evener.report import Line, Reporter
 from evener.session.session import LONG_DATA
 from evener.session.watch import Watch
-from evener.settings import Settings
+from evener.settings import BATCH_SIZE, Settings
 from evener.state.checkpoint import Manifest, Store
 from evener.state.saver import Saver
 from evener.state.state import Contents
@@ -61,7 +62,8 @@ def build(settings: Settings, recipe: Recipe | None = None) -> Built:
     model = recipe.model()
     with _made_by("model", recipe.model):
         check_model(model, place_of(recipe.model))
-        check_inputs(model, place_of(recipe.model))
+        if recipe.step is None:  # else it calls the model as it likes
+            check_inputs(model, place_of(recipe.model))
         specs = specs_of(model, recipe.changing)
         layout = Layout(specs, shards=max(1, settings.ps), placement=settings.placement)
     # Also where the run goes on: frozen parameters must be the same on every task, and not every task sees the logdir.
@@ -71,10 +73,19 @@ def build(settings: Settings, recipe: Recipe | None = None) -> Built:
     stay = digest_of(frozen(model, layout))
     text = f"{options} seed={settings.seed} batch_size={settings.batch_size} frozen={stay}"
     text += f" clip={recipe.clip_norm}/{recipe.clip_value}"
+    if settled(settings, recipe).batches > 1:
+        text += f" batches={settled(settings, recipe).batches}"
     if warm:  # a file of this name may be another one elsewhere, and each ps task begins with its own
         text += f" init={digest_of(named_tensors(model))}"
     fingerprint = f"{recipe.name} {hashlib.sha256(text.encode()).hexdigest()[:12]}"
     return Built(recipe, model, layout, fingerprint, sources_of(settings.recipe) if found else "", note, warm)
+
+
+def settled(settings: Settings, recipe: Recipe) -> Settings:
+    """With what the recipe says where nobody else does."""
+    if settings.batches_per_step is not None or recipe.batches_per_step == 1:
+        return settings
+    return replace(settings, batches_per_step=recipe.batches_per_step)
 
 
 def _clipping(recipe: Recipe, settings: Settings) -> Recipe:
@@ -98,27 +109,33 @@ def begin_training(model: nn.Module) -> str:
     return "model() returned its model in eval(); as a whole it is trained in train()" if whole else ""
 
 
-def data_of(recipe: Recipe, seed: int) -> tuple[Data, str]:
+def data_of(recipe: Recipe, seed: int, sizes: tuple[int, int] = (BATCH_SIZE, BATCH_SIZE)) -> tuple[Data, str]:
     """The recipe's data, and its first samples in a few words. Raises InputError when they cannot be used.
+
+    `sizes`: of the batches to train and to validate on, for loaders that have none of their own.
 
     What is random in `data()`, such as a split, follows from the run's seed alone: `evener eval` finds the same one.
     """
     seed_all(seed)
     with _made_by("data", recipe.data):
-        data = as_data(recipe.data())
-        return data, look_at(data)
+        data = as_data(recipe.data()).sized(*sizes)
+        if recipe.step is not None:
+            data = data.of_any_form()
+        return data, look_at(data, pairs=recipe.step is None)
 
 
-def loaded(built: Built, settings: Settings, task: str, report: Reporter) -> tuple[Data, Batches, str]:
+def loaded(built: Built, settings: Settings, task: str, report: Reporter) -> tuple[Data, Numbered, str]:
     """A task's data, the training set as leases, and its first samples in a few words; a long wait for them is told."""
+    sizes = settings.batch_size, settings.eval_batch_size or settings.batch_size
     watch = Watch(task, report, time.monotonic)
     watch.start()
     try:
         watch.busy("its data: the first samples", LONG_DATA)
-        data, words = data_of(built.recipe, settings.seed)
+        data, words = data_of(built.recipe, settings.seed, sizes)
     finally:
         watch.stop()
-    return data, batches_of(data, settings), words
+    with _made_by("data", built.recipe.data) if isinstance(data.train, FromLoader) else nullcontext():
+        return data, batches_of(data, settings), words
 
 
 @contextmanager
@@ -133,8 +150,16 @@ def _made_by(part: str, function: object) -> Iterator[None]:
         raise type(error)(f"{part}(){place}: {error.what}", why=error.why, fix=error.fix) from error
 
 
-def batches_of(data: Data, settings: Settings) -> Batches:
-    """The training data as leases. Raises InputError when they are fewer samples than one batch."""
+def batches_of(data: Data, settings: Settings) -> Numbered:
+    """The training data as leases.
+
+    Raises:
+        InputError: they are fewer samples than one batch.
+        ConfigError: they are a DataLoader's, and the run's batch size is another one.
+    """
+    if isinstance(data.train, FromLoader):
+        _check_batch_size(data.train, settings)
+        return LoaderBatches(data.train, settings.seed)
     if len(data.train) < settings.batch_size:
         raise errors.InputError(
             f"{len(data.train)} training samples are fewer than one batch of {settings.batch_size}.",
@@ -142,6 +167,25 @@ def batches_of(data: Data, settings: Settings) -> Batches:
             fix="lower --batch-size, or give more data.",
         )
     return Batches(data.train, batch_size=settings.batch_size, seed=settings.seed)
+
+
+def _check_batch_size(train: FromLoader, settings: Settings) -> None:
+    if train.loading is not None or settings.batch_size in (BATCH_SIZE, train.size):
+        return
+    size = train.loader.batch_size
+    raise errors.ConfigError(
+        f"--batch-size {settings.batch_size} beside a DataLoader "
+        + (f"with batch_size={size}." if size else "whose sampler decides what is in a batch."),
+        why="what is in a batch is the loader's affair.",
+        fix="leave --batch-size out, or make it an option of the recipe, which gives it to the loader.",
+    )
+
+
+def counted(settings: Settings, batches: Numbered) -> Settings:
+    """The settings in the unit in which the data are counted: a DataLoader's are batches, one a lease."""
+    if not isinstance(batches, LoaderBatches):
+        return settings
+    return replace(settings, batch_size=1, eval_batch_size=settings.eval_batch_size or batches.batch_size)
 
 
 def checkpoints(settings: Settings) -> Path:
@@ -183,10 +227,15 @@ def beginning(
     return restored
 
 
-def open_ledger(settings: Settings, *, generation: int, run: str, report: Reporter, task: str = "ps:0") -> Ledger:
-    """The logdir's ledger, for the owner of the global step; generation 0 is a run without ps tasks."""
+def open_ledger(  # noqa: PLR0913 - what every beginning says, each once
+    settings: Settings, *, generation: int, run: str, report: Reporter, task: str = "ps:0", marks: str = ""
+) -> Ledger:
+    """The logdir's ledger, for the owner of the global step; generation 0 is a run without ps tasks.
+
+    `marks`: what stands at the end of the mode, as far as it is known now.
+    """
     about = Begin(
-        generation=generation, run=run, mode=settings.way,
+        generation=generation, run=run, mode=settings.way + (SEVERAL if settings.batches > 1 else "") + marks,
         batch_size=settings.batch_size, seed=settings.seed, evener=VERSION,
     )  # fmt: skip
     tell = partial(tell_and_log, task, report)

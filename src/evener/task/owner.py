@@ -10,7 +10,8 @@ from functools import partial
 
 import torch
 
-from evener.ledger import Ledger
+from evener.data.loader import LoaderBatches
+from evener.ledger import LOADER, Ledger
 from evener.report import Reporter
 from evener.session.session import Session
 from evener.settings import Settings
@@ -21,9 +22,11 @@ from evener.task.build import (
     VERSION,
     Built,
     beginning,
+    counted,
     loaded,
     open_ledger,
     open_store,
+    settled,
     tell_and_log,
     tell_start,
 )
@@ -63,7 +66,9 @@ def session_of(built: Built, settings: Settings, report: Reporter, tower: Tower 
     task = f"worker:{rank}"
     if built.note and rank == 0:
         tell_and_log(task, report, built.note)
+    settings = settled(settings, built.recipe)
     data, batches, first = loaded(built, settings, task, report)
+    settings, marks = counted(settings, batches), LOADER if isinstance(batches, LoaderBatches) else ""
     homes = place_model(built, settings, rank=tower.local_rank if tower else 0, report=report, task=task)
     # On one GPU everything lives there, the optimizer too. With several devices the optimizer's one memory stays here.
     home = next(iter(homes.values())) if homes and len(set(homes.values())) == 1 else CPU
@@ -78,7 +83,7 @@ def session_of(built: Built, settings: Settings, report: Reporter, tower: Tower 
                     tell_and_log(task, report, f"warning: {difference}")
         if rank == 0:
             tell_start(built, settings, task, report)
-        saver, ledger, restored = _kept(settings, report) if rank == 0 else (NoSaver(), Ledger(), None)
+        saver, ledger, restored = _kept(settings, report, marks) if rank == 0 else (NoSaver(), Ledger(), None)
         if group is not None:
             restored = share_restored(group, restored)
     except BaseException:
@@ -104,6 +109,7 @@ def session_of(built: Built, settings: Settings, report: Reporter, tower: Tower 
         state, gradients, settings=settings, samples=len(data.train), saver=saver, ledger=ledger, restored=restored,
         report=report, clock=time.monotonic, evener=VERSION, tower=rank, towers=settings.aggregate,
     )  # fmt: skip
+    local.ahead, local.named = batches.ahead, batches.named
     exchange: Exchange = local
     if tower is not None and group is not None:
         exchange = AllReduce(
@@ -117,13 +123,13 @@ def session_of(built: Built, settings: Settings, report: Reporter, tower: Tower 
     )  # fmt: skip
 
 
-def _kept(settings: Settings, report: Reporter) -> tuple[Saver, Ledger, Restored]:
+def _kept(settings: Settings, report: Reporter, marks: str) -> tuple[Saver, Ledger, Restored]:
     """Of the logdir, for the process that saves."""
     tell = partial(tell_and_log, "worker:0", report)
     store = open_store(settings, tell=tell)
     saver = Saver(store, schedule_of(settings), shards=1, clock=time.monotonic, tell=tell)
     restored = beginning(store, saver, settings, "worker:0", report)
-    return saver, open_ledger(settings, generation=0, run="", report=report, task="worker:0"), restored
+    return saver, open_ledger(settings, generation=0, run="", report=report, task="worker:0", marks=marks), restored
 
 
 def _facts(built: Built, settings: Settings, samples: int, home: torch.device, tower: Tower) -> dict[str, object]:
@@ -131,7 +137,8 @@ def _facts(built: Built, settings: Settings, samples: int, home: torch.device, t
     options = json.dumps(dict(settings.recipe_options), sort_keys=True, default=str)
     return {
         "evener": VERSION, "torch": str(torch.__version__), "towers": settings.aggregate, "seed": settings.seed,
-        "batch size": settings.batch_size, "train steps": settings.steps(samples), "samples": samples,
+        "batch size": settings.batch_size,
+        "batches of a gradient": settings.batches, "train steps": settings.steps(samples), "samples": samples,
         "options of the recipe": options, "a model of layout": built.layout.fingerprint,
         "recipe": built.fingerprint, "values": digest_of(named_tensors(built.model)), "its gradients on": home.type,
         "all on one machine": tower.one_machine, "recipe files": built.sources,

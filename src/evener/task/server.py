@@ -28,6 +28,7 @@ from evener.task.build import (
     checkpoints,
     open_ledger,
     open_store,
+    settled,
     tell_and_log,
     tell_start,
 )
@@ -67,6 +68,7 @@ def run_server(  # noqa: PLR0913 - what a task is told, each once
         Preempted: `leave_asked` gave a reason, and what this task held is saved.
     """
     chaos.point("server.starting")
+    settings = settled(settings, built.recipe)
     listeners = listen(settings, index, run)
     lives = _Lives(
         index, settings, run, listeners, leader=lambda: rendezvous.addresses()[0],

@@ -24,6 +24,7 @@ from evener.task.build import (
     loaded,
     open_ledger,
     open_store,
+    settled,
     tell_and_log,
     tell_start,
 )
@@ -58,7 +59,15 @@ def run_stage(  # noqa: PLR0913 - what a task is told, each once
     task = f"worker:{stage}"
     points = points_of(built.recipe, built.model, settings.pipeline_stages)
     report(Status(task, "starting", waiting_for="its data"))
+    settings = settled(settings, built.recipe)
     data, batches, _ = loaded(built, settings, task, report)
+    if built.recipe.step is not None or not isinstance(batches, Batches):
+        raise errors.ConfigError(
+            f"a recipe with {'a step of its own' if built.recipe.step is not None else 'a DataLoader'} does not go "
+            "with a pipeline.",
+            why="batches are cut into microbatches, and the model into stages, between its inputs and its loss.",
+            fix="give it a loss and a data set of pairs, or train without --pipeline-stages.",
+        )
     report(Status(task, "starting", waiting_for="the other stages"))
     if stage == 0:
         store, address = listening_store(HOST, MEETING)

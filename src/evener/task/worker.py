@@ -7,12 +7,14 @@ import secrets
 import socket
 import time
 from collections.abc import Callable
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
 import torch
 
 from evener.data.dataset import Data
+from evener.data.loader import FromLoader, LoaderBatches
 from evener.figures import Figure
 from evener.recipes.recipe import Recipe
 from evener.report import Reporter, Status
@@ -21,7 +23,7 @@ from evener.session.evaluate import Evaluate
 from evener.session.hooks import Hook, LogEvery, StopOnNaN, hooks_of
 from evener.session.session import Session
 from evener.settings import Settings
-from evener.task.build import VERSION, Built, loaded, tell_and_log
+from evener.task.build import VERSION, Built, counted, loaded, settled, tell_and_log
 from evener.task.placing import place_model
 from evener.task.rendezvous import Rendezvous
 from evener.task.wiring import Dialer
@@ -33,6 +35,7 @@ from evener.worker.compute.device_memory import DeviceMemory, Fetching
 from evener.worker.compute.feeding import feed_for
 from evener.worker.compute.towers import Towers
 from evener.worker.exchange.exchange import Exchange
+from evener.worker.exchange.in_hand import InHand
 from evener.worker.exchange.server_links import ServerLinks
 from evener.worker.exchange.servers import Servers
 
@@ -44,15 +47,15 @@ def hooks_for(recipe: Recipe, data: Data, settings: Settings, tell: Callable[[st
     if not data.validations:
         check_figures(recipe, ())
     clock = time.monotonic
-    examples = settings.batch_size * settings.aggregate
+    size = data.train.size if isinstance(data.train, FromLoader) else settings.batch_size
     best = Best(Figure.of(recipe.keep_best), settings, VERSION, tell) if recipe.keep_best else None
     every = recipe.validates_every(settings, len(data.train))
     return [
         *([StopOnNaN()] if settings.on_nan == "stop" else []),
-        LogEvery(settings.log_every, clock, examples),
+        LogEvery(settings.log_every, clock, size * settings.batches_of_update),
         Evaluate(data.validations, every, settings.eval_batch_size or settings.batch_size, best),
         *([StopEarly(recipe.early_stopping)] if recipe.early_stopping is not None else []),
-        Summaries(Path(settings.logdir), settings.save_summary_secs, clock, settings),
+        Summaries(Path(settings.logdir), settings.save_summary_secs, clock, replace(settings, batch_size=size)),
         *hooks_of(recipe),
     ]
 
@@ -75,7 +78,9 @@ def run_worker(  # noqa: PLR0913 - what a task is told, each once
     report(Status(task, "starting", waiting_for="its data"))
     if built.note and index == 0:
         tell_and_log(task, report, built.note)
+    settings = settled(settings, built.recipe)
     data, batches, first = loaded(built, settings, task, report)
+    settings = counted(settings, batches)
     gradients, parameters = Memory(built.layout.nbytes), Memory(built.layout.nbytes)
     homes = place_model(built, settings, rank=index if rank is None else rank, report=report, task=task)
     memory = None
@@ -89,6 +94,7 @@ def run_worker(  # noqa: PLR0913 - what a task is told, each once
         Identity(index), run, VERSION, str(torch.__version__), built.fingerprint, built.layout.fingerprint,
         codec.pack_specs(built.layout.specs), len(data.train), socket.gethostname(), os.getpid(),
         process=secrets.token_hex(8), sources=built.sources, batch=codec.cut(first, 1000),
+        batches=isinstance(batches, LoaderBatches),
     )  # fmt: skip
     report(Status(task, "starting", waiting_for="the addresses of the ps tasks"))
     links = ServerLinks(
@@ -96,7 +102,9 @@ def run_worker(  # noqa: PLR0913 - what a task is told, each once
         connect=Dialer(settings, task, run), report=report, clock=time.monotonic,
         patience=settings.stall_timeout + 30.0,
     )  # fmt: skip
-    exchange: Exchange = Servers(links, hello, sleep=time.sleep)
+    servers = Servers(links, hello, sleep=time.sleep)
+    several = hello.batches or settings.batches > 1
+    exchange: Exchange = InHand(servers, settings.batches, batches.ahead) if several else servers
     if memory is not None:
         exchange = Fetching(exchange, memory)
     hooks = hooks_for(built.recipe, data, settings, partial(tell_and_log, task, report))

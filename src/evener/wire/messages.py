@@ -37,6 +37,7 @@ class Hello(Message, frozen=True):
     process: Word = ""  # random, of this process alone: pids come again
     sources: Word = ""  # the files of its recipe, with digests
     batch: Word = ""  # its first samples, in a few words
+    batches: bool = False  # `samples` are the batches of a recipe's DataLoader, one a lease
 
 
 class Join(Message, frozen=True):
@@ -49,8 +50,8 @@ class Join(Message, frozen=True):
 class Push(Message, frozen=True):
     """One gradient; the payload is the shard's slice of it.
 
-    A script of its own (`loop`) may have used several batches for it (`lease` and `more`), or none that has a number
-    (`lease` -1), as for the second of two optimizers that learn from one batch.
+    It may be of several batches (`lease` and `more`), or of none that has a number (`lease` -1), as for the second of
+    two optimizers of a script that learn from one batch.
     """
 
     identity: Identity
@@ -132,7 +133,7 @@ class Release(Message, frozen=True):
     failed: bool = False  # `stop` is another task's failure
     leases: list[int] = field(
         default_factory=list
-    )  # to a script: those that came into its hand now; `lease` is the first in hand
+    )  # those that came into its hand now, where there may be several; `lease` is the first in hand
     script: bytes = b""  # what the script keeps: at the beginning of a life, and what the chief has spread
 
 

@@ -138,9 +138,8 @@ class AllReduce:
             error = self._named(error)
         elif not self._inner.measured(error):
             raise error  # the mean was fine, so no gradient is to blame but the step was too large
-        leases = self._inner.leases
-        blamed = [leases[rank] for rank in self._blamed] or leases
-        return self._inner.refuse(blamed, error)
+        blamed = [lease for rank in self._blamed for lease in self._inner.of_tower(rank)]
+        return self._inner.refuse(blamed or self._inner.leases, error)
 
     def _sum(self) -> None:
         """Give the gradients and numbers; what lies there afterwards is the mean, and the last tower's buffers."""
@@ -174,7 +173,7 @@ class AllReduce:
                 f"their sum is too large for its dtype, at global step {self._turn.version}."
             )
         what = f"the gradient of {', '.join(blamed)} is not finite, at global step {self._turn.version}"
-        leases = ", ".join(self._inner.place_of(self._inner.leases[rank]) for rank in self._blamed)
+        leases = ", ".join(self._inner.place_of(self._inner.of_tower(rank)) for rank in self._blamed)
         return errors.NonFinite(f"{what} ({leases}).", why=error.why, fix=error.fix)
 
     def _mine(self, turn: Turn) -> Turn:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection
+from collections.abc import Callable, Collection, Mapping
 from contextlib import nullcontext
 from dataclasses import dataclass
 from typing import Any
@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from evener.data.dataset import Batch
-from evener.devices.modules import joined, to_match
+from evener.devices.modules import joined, moved_to, to_match
 from evener.errors import ConfigError
 from evener.recipes.recipe import Recipe
 from evener.recipes.references import place_of
@@ -19,6 +19,7 @@ from evener.state.tensors import Bytes, bind, whole_views
 from evener.wire.layout import Layout
 from evener.worker.compute.constants import Constants
 from evener.worker.compute.device_memory import DeviceMemory, generators_of
+from evener.worker.exchange.exchange import ONLY, OneOf
 
 _ONE_DEVICE = nullcontext()
 
@@ -69,25 +70,37 @@ class Towers:
         self.constants = Constants(model, layout)
         self.notes = self.constants.notes
 
-    def begin(self, batch: Batch, lease: int) -> float:
-        """Forward and backward of one batch; returns its loss. The gradients are autograd's own tensors."""
+    def begin(self, batch: Batch, lease: int, which: OneOf = ONLY) -> float:
+        """Forward and backward of one batch; returns its loss. The gradients are autograd's own tensors, in which
+        those of several batches add up to their mean."""
         for generator in self._random:
             generator.manual_seed((self._seed * 1_000_003 + lease) % 2**63)
-        for parameter in self._parameters:
-            parameter.grad = None
+        if which.number == 0:
+            for parameter in self._parameters:
+                parameter.grad = None
         loss = self._loss(batch)
-        loss.backward()  # type: ignore[no-untyped-call]
+        (loss if which.of == 1 else loss / which.of).backward()  # type: ignore[no-untyped-call]
         return float(loss.detach())
 
     def _loss(self, batch: Batch) -> Tensor:
+        if self.recipe.step is not None:
+            return self._stepped(self.recipe.step, batch)
         inputs, target = batch
         with joined(self.model) if self._spread else _ONE_DEVICE:
             output = self.model(inputs)
             loss = self.recipe.loss(output, to_match(target, output))
             check_scalar(loss, place_of(self.recipe.loss))  # before the penalty, which would lend it a gradient
-            if self.recipe.penalty is not None:
-                loss = loss + self.recipe.penalty(self.model)
-                check_scalar(loss)
+            return self._with_penalty(loss)
+
+    def _with_penalty(self, loss: Tensor) -> Tensor:
+        if self.recipe.penalty is not None:
+            loss = loss + self.recipe.penalty(self.model)
+            check_scalar(loss)
+        return loss
+
+    def _stepped(self, step: Callable[[nn.Module, Any], Any], batch: Batch) -> Tensor:
+        with joined(self.model) if self._spread else _ONE_DEVICE:
+            loss = self._with_penalty(loss_in(step(self.model, moved_to(self.model, batch)), place_of(step)))
         return loss
 
     def collect(self, arrival: int = 0, only: Collection[str] | None = None) -> Collection[str]:
@@ -187,25 +200,39 @@ class Buffer:
         self.travelling.copy_(self.home)
 
 
-def check_scalar(loss: object, made_by: str = "") -> None:
+def loss_in(returned: object, made_by: str) -> Tensor:
+    """The loss in what a recipe's step has returned. Raises ConfigError where there is none."""
+    if isinstance(returned, Mapping) and "loss" not in returned:
+        raise ConfigError(
+            f"the recipe's step{made_by} returned a dictionary of {', '.join(map(repr, returned)) or 'nothing'}.",
+            why="training differentiates its entry 'loss'.",
+            fix='return {"loss": ...} with whatever else is of interest.',
+        )
+    loss = returned["loss"] if isinstance(returned, Mapping) else returned
+    check_scalar(loss, made_by, "loss in step")
+    assert isinstance(loss, Tensor)
+    return loss
+
+
+def check_scalar(loss: object, made_by: str = "", said: str = "loss") -> None:
     """Refuse what cannot be differentiated. Raises ConfigError."""
     if not isinstance(loss, Tensor):
         several = isinstance(loss, tuple | list | dict)
         raise ConfigError(
-            f"the recipe's loss{made_by} returned {type(loss).__name__}, not a tensor.",
+            f"the recipe's {said}{made_by} returned {type(loss).__name__}, not a tensor.",
             why="training needs a scalar tensor to differentiate.",
             fix="return the mean loss of the batch as a tensor"
             + ("; what else is of interest are metrics of the recipe." if several else "."),
         )
     if loss.numel() != 1:
         raise ConfigError(
-            f"the recipe's loss{made_by} has shape {list(loss.shape)}, not a scalar.",
+            f"the recipe's {said}{made_by} has shape {list(loss.shape)}, not a scalar.",
             why="training needs one number to differentiate.",
             fix='return the mean over the batch, e.g. reduction="mean".',
         )
     if not loss.requires_grad:
         raise ConfigError(
-            f"the recipe's loss{made_by} does not depend on the model's parameters.",
+            f"the recipe's {said}{made_by} does not depend on the model's parameters.",
             why="it carries no gradient.",
             fix="compute it from the model's output without detach() or no_grad().",
         )

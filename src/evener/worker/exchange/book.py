@@ -9,16 +9,17 @@ from evener.state.checkpoint import Manifest
 
 
 class Book:
-    """Leases in order: those that a cluster left unapplied first, then the next; each update takes one for each tower.
+    """Leases in order: those that a cluster left unapplied first, then the next; each update takes as many.
 
     Args:
         manifest: of the checkpoint that the run goes on from.
-        towers: how many leases an update takes.
+        towers: how many gradients an update takes.
+        size: how many leases a gradient is of.
         closed: hears of each lease that is given up.
     """
 
-    def __init__(self, manifest: Manifest | None, towers: int, closed: Callable[[int], None]) -> None:
-        self._towers, self._closed = towers, closed
+    def __init__(self, manifest: Manifest | None, towers: int, closed: Callable[[int], None], size: int = 1) -> None:
+        self._update, self._size, self._closed = towers * size, size, closed
         self._avoided: set[int] = set()  # to be given up once they come
         self._open(manifest)
 
@@ -29,15 +30,34 @@ class Book:
 
     @property
     def leases(self) -> list[int]:
-        """Of the next update, one for each tower, ascending."""
-        again = self._unapplied[: self._towers]
-        return again + list(range(self._next, self._next + self._towers - len(again)))
+        """Of the next update, ascending."""
+        return self._following(0)
+
+    def _following(self, updates: int) -> list[int]:
+        """Of the update after so many others, as far as one can know."""
+        first = updates * self._update
+        again = self._unapplied[first : first + self._update]
+        since = max(0, first - len(self._unapplied))
+        return again + list(range(self._next + since, self._next + since + self._update - len(again)))
+
+    def of(self, tower: int, number: int = 0) -> list[int]:
+        """Those of a tower: so many that follow one another."""
+        return self._following(number)[tower * self._size : (tower + 1) * self._size]
+
+    def ahead(self, tower: int, known: int, updates: int) -> list[int]:
+        """Those of a tower after the next update, as far as there are updates: at least one's, and so many in all."""
+        wanted = min(1 + -(-known // self._size), updates)
+        return [lease for number in range(1, wanted + 1) for lease in self.of(tower, number)]
+
+    def entries(self, step: int) -> list[tuple[int, int, int, int]]:
+        """For the ledger, of the update to this step: lease, tower, epoch, seq."""
+        return [(lease, at // self._size, 0, step) for at, lease in enumerate(self.leases)]
 
     def take(self) -> None:
         """These were applied."""
-        again = min(len(self._unapplied), self._towers)
+        again = min(len(self._unapplied), self._update)
         del self._unapplied[:again]
-        self._next += self._towers - again
+        self._next += self._update - again
         self._pass_avoided()
 
     def refuse(self, without: Iterable[int]) -> None:

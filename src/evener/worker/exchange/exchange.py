@@ -18,7 +18,8 @@ class Turn:
 
     version: int  # global step of the parameters that the model holds now
     lease: int  # the batch; -1 when the run ends
-    upcoming: int = -1  # the lease of the next turn, where it is known; -1 where it is not or there is none
+    more: Sequence[int] = ()  # further batches of the same gradient
+    ahead: Sequence[int] = ()  # those of the next turns, in their order, as far as they are known
     stop: str = ""  # why the run ends, when it does
     chief: bool = False
     rejected: str = ""  # why the last gradient was dropped, when it was
@@ -31,6 +32,11 @@ class Turn:
     leases: Sequence[int] = ()
     anew: bool = False
     script: bytes = b""
+
+    @property
+    def batches(self) -> list[int]:
+        """Those of the next gradient."""
+        return [self.lease, *self.more]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -47,14 +53,26 @@ class Computed:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Own:
-    """What a program with a loop of its own says of a gradient."""
+    """What a worker says of a gradient that has several batches in hand, or a loop of its own."""
 
     leases: Sequence[int]  # the batches that it was computed on, as far as they have numbers
     want: int = 1  # leases in hand
+    loop: bool = True  # its own loop: a loss that is nan is not known
     group: int = 0  # which of its optimizers
     settings: bytes = b""  # that optimizer's, where they have changed
     script: bytes = b""  # what the program keeps, from the chief
     spread: bool = False  # for the other workers too
+
+
+@dataclass(frozen=True, slots=True)
+class OneOf:
+    """One batch of those of a gradient."""
+
+    number: int = 0
+    of: int = 1
+
+
+ONLY = OneOf()
 
 
 class Computes(Protocol):
@@ -64,8 +82,12 @@ class Computes(Protocol):
     #: What people should know of the model's behaviour; whoever tells it takes it out.
     notes: list[str]
 
-    def begin(self, batch: Batch, lease: int) -> float:
-        """Forward and backward of one batch; returns its loss. The gradients are the parameters' `grad`."""
+    def begin(self, batch: Batch, lease: int, which: OneOf = ONLY) -> float:
+        """Forward and backward of one batch; returns its loss. The gradients are the parameters' `grad`.
+
+        Args:
+            which: of a gradient that is the mean over several batches, which are computed one after the other.
+        """
         ...
 
     def collect(self, arrival: int = 0) -> Collection[str]:

@@ -12,7 +12,7 @@ from dataclasses import replace
 from torch import Tensor
 
 from evener import errors
-from evener.data.order import Order
+from evener.data.order import batches_named
 from evener.ledger import Ledger
 from evener.policy.poison import Answer, Poison
 from evener.report import Finished, Line, Progress, Reporter
@@ -68,9 +68,10 @@ class Local:
         for difference in begin(state, restored, settings, samples):
             report(Line("worker:0", f"warning: {difference}"))
         self._first_step = state.step
-        self._book = Book(
-            restored[0] if restored else None, towers, lambda lease: ledger.skip(lease, state.step, "not finite")
-        )
+        self.ahead = 0  # leases of later turns that the loop would know, besides the next turn's
+        self.named = batches_named(samples, settings.seed, settings.batch_size)  # a lease's samples, for people
+        manifest, closed = restored[0] if restored else None, lambda lease: ledger.skip(lease, state.step, "not finite")
+        self._book = Book(manifest, towers, closed, settings.batches)
         self._poison, self._spikes = Poison(settings.on_nan), Spikes(settings.spike)
         self._buffers = state.parameters.copied_buffers()
         ledger.begin(self._first_step, samples, self._book.state())
@@ -104,7 +105,7 @@ class Local:
         except errors.NonFinite as error:
             if self._towers > 1 or factor is not None or not self._whole:
                 raise
-            return self.refuse([self._lease], error)
+            return self.refuse(self.of_tower(self._tower), error)
 
     def _check(self, computed: Computed) -> None:
         """Raises NonFinite for what must not become an update."""
@@ -116,7 +117,7 @@ class Local:
         elif limit is not None and (length := rules.norm(self._gradients)) > limit:
             wrong = f"the gradient has norm {length:.6g}, above --refuse-norm {limit:g}"
         if wrong:
-            place = self.place_of(self._lease)
+            place = self.place_of(self.of_tower(self._tower))
             raise errors.not_finite(f"{wrong}, at global step {self._state.step}, {place} (loss {computed.loss:.6g}).")
 
     def _update(self, computed: Computed, factor: float | None) -> Turn:
@@ -127,7 +128,7 @@ class Local:
         self._applied = self._state.apply(self._gradients, computed.unused, factor)
         step = self._state.step
         self._poison.applied()
-        self._ledger.update(step, [(lease, worker, 0, step) for worker, lease in enumerate(self.leases)])
+        self._ledger.update(step, self._book.entries(step))
         self._book.take()
         self._whole = True
         if self._settings.on_nan != "stop":
@@ -153,10 +154,10 @@ class Local:
         """Whether a gradient was refused for its length or its loss."""
         return self._whole and ("--refuse-norm" in error.what or "the loss" in error.what)
 
-    def place_of(self, lease: int) -> str:
-        """A lease and its samples, for people."""
-        size = self._settings.batch_size
-        return f"lease {lease} ({Order(self._samples, self._settings.seed).named(lease * size, (lease + 1) * size)})"
+    def place_of(self, leases: Sequence[int]) -> str:
+        """The leases of a gradient, and the samples of the first, for people."""
+        others = f" and {len(leases) - 1} more" if len(leases) > 1 else ""
+        return f"lease {leases[0]}{others} ({self.named(leases[0])})"
 
     def refuse(self, blamed: Sequence[int], error: errors.NonFinite) -> Turn:
         """Do as --on-nan says with the batches to blame; those of other towers come again.
@@ -164,7 +165,7 @@ class Local:
         Raises:
             NonFinite: the run is to stop.
         """
-        answers = {lease: self._poison.judge(lease) for lease in blamed}
+        answers = self._poison.judge_all(blamed, self._settings.batches)
         if Answer.STOP in answers.values():
             raise error
         if Answer.BACK in answers.values():
@@ -194,13 +195,13 @@ class Local:
 
     # --- leases
 
-    @property
-    def _lease(self) -> int:
-        return self.leases[self._tower]
+    def of_tower(self, tower: int) -> list[int]:
+        """A tower's batches of the next update: so many that follow one another."""
+        return self._book.of(tower)
 
     @property
     def leases(self) -> list[int]:
-        """Of the next update, one for each tower, ascending."""
+        """Of the next update, tower by tower, ascending."""
         return self._book.leases
 
     def progress(self) -> None:
@@ -209,10 +210,11 @@ class Local:
                               tally.steps_window.rate(), tally.loss, 0, "", tally.updates))  # fmt: skip
 
     def _turn(self) -> Turn:
-        lease = -1 if self._stop else self._lease
-        upcoming = lease + 1 if lease >= 0 and self._state.step + 1 < self._train_steps else -1
-        return Turn(version=self._state.step, lease=lease, upcoming=upcoming, stop=self._stop, chief=self._complete,
-                    learning_rate=self._state.learning_rate)  # fmt: skip
+        mine, ahead, left = [-1], list[int](), self._train_steps - self._state.step - 1
+        if not self._stop:
+            mine, ahead = self.of_tower(self._tower), self._book.ahead(self._tower, self.ahead, left)
+        return Turn(version=self._state.step, lease=mine[0], more=mine[1:], ahead=ahead, stop=self._stop,
+                    chief=self._complete, learning_rate=self._state.learning_rate)  # fmt: skip
 
     def settle(self) -> None:
         """What an update leaves for later is done: for a moment in which this process would wait."""

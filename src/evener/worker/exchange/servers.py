@@ -132,7 +132,7 @@ class Servers:
         if (turn := self.returned()) is not None:
             return turn  # the gradient was computed for a life that has ended
         self._seq += 1
-        push = self._push(computed, computed.own or Own(leases=(self._lease,)))
+        push = self._push(computed, computed.own or Own(leases=(self._lease,), loop=False))
         try:
             # The leader last: when it looks at the push, the other shards have it too.
             for shard in reversed(range(len(self._links))):
@@ -145,7 +145,7 @@ class Servers:
 
     def _push(self, computed: Computed, own: Own) -> Push:
         self.want = own.want
-        loss = None if computed.own and math.isnan(computed.loss) else computed.loss
+        loss = None if own.loop and math.isnan(computed.loss) else computed.loss
         return Push(
             self._identity, self._seq, self._version, own.leases[0] if own.leases else -1, loss,
             computed.examples, computed.seconds, self._links.layout.mask(computed.unused), list(own.leases[1:]),

@@ -20,6 +20,7 @@ from evener.state import rules
 from evener.state.tensors import CPU, Slot
 from evener.worker.compute.constants import Constants
 from evener.worker.compute.towers import check_scalar
+from evener.worker.exchange.exchange import ONLY, OneOf
 from evener.worker.pipeline.splitting import Cut, Foreign
 from evener.worker.pipeline.stage_group import Ask, StageGroup
 
@@ -72,8 +73,9 @@ class Part:
         self._constants = Constants(model, gradients.layout, others)
         self.notes = self._constants.notes
 
-    def begin(self, batch: Batch, lease: int) -> float:
+    def begin(self, batch: Batch, lease: int, which: OneOf = ONLY) -> float:
         """Stage 0: let all stages compute this lease; returns its loss. Each then has its own gradients."""
+        assert which.of == 1, "a gradient of a pipeline is of one batch"
         self.group.give(Ask.COMPUTE, lease)
         loss = self.compute(batch, lease)
         self._made = self._grads()

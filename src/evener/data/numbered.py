@@ -1,4 +1,4 @@
-"""Batches by number: what a program's loader would give in each epoch, drawn alike on every worker."""
+"""Batches by number: what a loader would give in each epoch, drawn alike on every worker."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch.utils.data import DataLoader, Dataset, DistributedSampler, IterableDataset, get_worker_info
 
-from evener.data.chance import seed_batch
+from evener.data.chance import number_of, seed_batch
 from evener.errors import ConfigError
 
 
@@ -23,8 +23,16 @@ def length_of(loader: DataLoader[Any]) -> int:
         return 0
 
 
+def of_epoch(lease: int, batches: int) -> str:
+    """
+    >>> of_epoch(17, batches=13)
+    'epoch 2, batch 5 of 13'
+    """
+    return f"epoch {lease // batches + 1}, batch {lease % batches + 1} of {batches}"
+
+
 class Numbers(list[int]):
-    """The samples of one batch, which know its lease."""
+    """The samples of one batch, which know its lease. Without a lease it is a batch of nothing."""
 
     lease: int = -1
 
@@ -33,14 +41,15 @@ class Draws:
     """The samples of each batch. An epoch's draw depends on (seed, epoch) alone.
 
     Args:
-        loader: the program's own; its sampler draws.
+        loader: the user's own; its sampler draws.
         length: batches in an epoch.
         seed: of the run.
     """
 
     def __init__(self, loader: DataLoader[Any], length: int, seed: int) -> None:
         self._loader, self._length, self._seed = loader, length, seed
-        self._epoch, self._drawn = -1, list[Any]()
+        #: Of two epochs, because batches around the end of one are asked for in turn.
+        self._drawn: dict[int, list[Any]] = {}
         sampler = loader.sampler
         if isinstance(sampler, DistributedSampler) and sampler.num_replicas > 1:
             raise ConfigError(
@@ -52,15 +61,18 @@ class Draws:
     def numbers(self, lease: int) -> Numbers:
         """Raises ConfigError when the sampler gives fewer batches than its length says."""
         epoch, index = divmod(lease, self._length)
-        if epoch != self._epoch:
-            self._epoch, self._drawn = epoch, self._draw(epoch)
-        if index >= len(self._drawn):
+        if epoch not in self._drawn:
+            while len(self._drawn) > 1:
+                del self._drawn[next(iter(self._drawn))]
+            self._drawn[epoch] = self._draw(epoch)
+        batches = self._drawn[epoch]
+        if index >= len(batches):
             raise ConfigError(
-                f"the loader's sampler drew {len(self._drawn)} batches for epoch {epoch} of {self._length} batches.",
+                f"the loader's sampler drew {len(batches)} batches for epoch {epoch} of {self._length} batches.",
                 why="batches are shared out by number, so their count is that of every epoch.",
                 fix="let len() of the batch sampler be the number of its batches.",
             )
-        drawn = self._drawn[index]
+        drawn = batches[index]
         numbers = Numbers(drawn if self._loader.batch_sampler is not None else [drawn])
         numbers.lease = lease
         return numbers
@@ -70,14 +82,21 @@ class Draws:
         single: Any = self._loader.sampler
         state = torch.get_rng_state()
         seed_batch(self._seed, -1 - epoch)  # numbers that no lease has
+        number, lent = number_of(self._seed, -1 - epoch) >> 1, list[Any]()
         for part in (sampler, single):
             if callable(set_epoch := getattr(part, "set_epoch", None)):
                 set_epoch(epoch)
-            if isinstance(generator := getattr(part, "generator", None), torch.Generator):
-                generator.manual_seed(torch.initial_seed())
+            generator = getattr(part, "generator", self)
+            if generator is None:  # PyTorch's samplers would take the global one, which others use as well
+                part.generator = torch.Generator().manual_seed(number)
+                lent.append(part)
+            elif isinstance(generator, torch.Generator):
+                generator.manual_seed(number)
         try:
             return list(sampler if sampler is not None else single)
         finally:
+            for part in lent:
+                part.generator = None
             torch.set_rng_state(state)
 
 
@@ -93,10 +112,14 @@ class Seeded(Dataset[Any]):
         return getattr(self.dataset, name)
 
     def __getitem__(self, numbers: Numbers) -> Any:
+        if numbers.lease < 0:
+            return None
         seed_batch(self.seed, numbers.lease)
         return self.dataset[numbers[0]]
 
     def __getitems__(self, numbers: Numbers) -> Any:
+        if numbers.lease < 0:
+            return None
         seed_batch(self.seed, numbers.lease)
         whole = getattr(self.dataset, "__getitems__", None)
         return whole(list(numbers)) if callable(whole) else [self.dataset[number] for number in numbers]
@@ -142,6 +165,7 @@ class Undisturbed:
 
 
 def remade(loader: DataLoader[Any], dataset: Dataset[Any], **which: Any) -> DataLoader[Any]:
-    """A loader like the program's, over another data set; `which` says which samples are in a batch."""
+    """A loader like the user's, over another data set; `which` says which samples are in a batch, and what is not as
+    the user has it."""
     kept = {name: getattr(loader, name) for name in _KEPT}
-    return DataLoader(dataset, **which, **{**kept, "worker_init_fn": Undisturbed(loader.worker_init_fn)})
+    return DataLoader(dataset, **{**kept, "worker_init_fn": Undisturbed(loader.worker_init_fn), **which})

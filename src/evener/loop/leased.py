@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from typing import Any, Protocol, cast
+from typing import Any, Protocol
 
 from torch.utils.data import DataLoader, IterableDataset
 
 from evener.data.chance import seed_batch
 from evener.loop.hand import Hand
-from evener.loop.numbered import Draws, Every, Numbers, Seeded, length_of, remade
+from evener.loop.numbered import Draws, Each, Every, Numbers, Seeded, length_of, remade
 
 
 class Gives(Protocol):
@@ -128,15 +128,22 @@ class _Numbers:
         return numbers
 
 
+def _part(loader: DataLoader[Any], index: int, workers: int) -> DataLoader[Any]:
+    """What a worker reads of a loader whose batches have no numbers."""
+    if isinstance(loader.dataset, IterableDataset):
+        stream = Every(loader.dataset, index, workers)
+        return remade(loader, stream, batch_size=loader.batch_size, drop_last=loader.drop_last)
+    if loader.batch_sampler is None:
+        return remade(loader, loader.dataset, batch_size=None, sampler=Each(loader.sampler, index, workers))
+    return remade(loader, loader.dataset, batch_sampler=Each(loader.batch_sampler, index, workers))
+
+
 class Streamed:
     """A loader over a stream: each worker reads its part. Its batches have no numbers."""
 
     def __init__(self, loader: DataLoader[Any], index: int, workers: int, gives: Gives) -> None:
         self._loader, self._gives = loader, gives
-        self._inner = loader
-        if workers > 1:
-            stream = Every(cast(IterableDataset[Any], loader.dataset), index, workers)
-            self._inner = remade(loader, stream, batch_size=loader.batch_size, drop_last=loader.drop_last)
+        self._inner = loader if workers == 1 else _part(loader, index, workers)
 
     def __len__(self) -> int:
         return len(self._loader)

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
+from itertools import islice
 from typing import Any
 
 import torch
-from torch.utils.data import DataLoader, Dataset, DistributedSampler, IterableDataset, get_worker_info
+from torch.utils.data import DataLoader, Dataset, DistributedSampler, IterableDataset, Sampler, get_worker_info
 
 from evener.data.chance import seed_batch
 from evener.errors import ConfigError
@@ -69,7 +70,7 @@ class Draws:
         single: Any = self._loader.sampler
         state = torch.get_rng_state()
         seed_batch(self._seed, -1 - epoch)  # numbers that no lease has
-        for part in (sampler, single):
+        for part in [*_nested(sampler), *_nested(single)]:
             if callable(set_epoch := getattr(part, "set_epoch", None)):
                 set_epoch(epoch)
             if isinstance(generator := getattr(part, "generator", None), torch.Generator):
@@ -78,6 +79,15 @@ class Draws:
             return list(sampler if sampler is not None else single)
         finally:
             torch.set_rng_state(state)
+
+
+def _nested(sampler: Any) -> list[Any]:
+    """A sampler, the one that it takes its numbers from, and so on."""
+    found: list[Any] = []
+    while sampler is not None and not any(sampler is one for one in found):
+        found.append(sampler)
+        sampler = getattr(sampler, "sampler", None)
+    return found
 
 
 class Seeded(Dataset[Any]):
@@ -119,6 +129,16 @@ class Every(IterableDataset[Any]):
         for number, item in enumerate(self.dataset):
             if number % self.workers == self.index:
                 yield item
+
+
+class Each(Sampler[Any]):
+    """Of a sampler that does not know its length, each worker takes every n-th."""
+
+    def __init__(self, sampler: Iterable[Any], index: int, workers: int) -> None:
+        self.sampler, self.index, self.workers = sampler, index, workers
+
+    def __iter__(self) -> Iterator[Any]:
+        return islice(iter(self.sampler), self.index, None, self.workers)
 
 
 #: What a loader is made with, besides what says which samples are in a batch.

@@ -45,7 +45,7 @@ class Kept:
                 "schedulers": pack(self.schedulers), "settings": pack(self.settings),
             }  # fmt: skip
             text = json.dumps(told).encode()
-        except (TypeError, ValueError) as error:
+        except (TypeError, ValueError, RecursionError) as error:
             raise ConfigError(
                 f"ev.state holds what cannot be kept: {error}.",
                 why="it is saved with each checkpoint, as JSON and tensors.",

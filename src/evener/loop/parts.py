@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -133,7 +133,7 @@ class Afresh:
         tensors = [*parts.model.parameters(), *parts.model.buffers()]
         self._values = [(tensor, tensor.detach().clone()) for tensor in tensors]
         self._groups = [dict(group) for group in parts.optimizer.param_groups]
-        self._state = {p: dict(entries) for p, entries in parts.optimizer.state.items()}
+        self._state = {p: _copied(entries) for p, entries in parts.optimizer.state.items()}
 
     def model(self) -> nn.Module:
         with torch.no_grad():
@@ -145,8 +145,13 @@ class Afresh:
         for group, first in zip(self._optimizer.param_groups, self._groups, strict=True):
             group.update(first)
         self._optimizer.state.clear()
-        self._optimizer.state.update({p: dict(entries) for p, entries in self._state.items()})
+        self._optimizer.state.update({p: _copied(entries) for p, entries in self._state.items()})
         return self._optimizer
+
+
+def _copied(entries: Mapping[str, Any]) -> dict[str, Any]:
+    """An optimizer changes its tensors in place."""
+    return {key: value.clone() if isinstance(value, Tensor) else value for key, value in entries.items()}
 
 
 def build(parts: Parts, settings: Settings) -> Built:

@@ -41,6 +41,10 @@ class Pool:
         self.wants, self.given_up, self.passes, self.ended = [], [], 0, []
         self.left_out = 0
 
+    @property
+    def number(self):
+        return self.passes - 1
+
     def draw(self, want):
         self.wants.append(want)
         if self.answers:
@@ -171,6 +175,23 @@ def test_a_pass_that_was_left_early_goes_on_in_the_next_one():
     assert pool.hand.first == 1
     assert epoch(leased, pool) == [1, 2, 3, 0, 1, 2, 3]
     assert pool.hand.first == 8
+
+
+def test_an_epoch_that_others_have_had_is_empty_here():
+    """A slow worker among fast ones, and few batches: their sum must not become more than the program says."""
+    pool = Pool(first=[0], answers=[[]], waits=[[13], []])
+    leased = Leased(loader(), 0, pool)
+    assert [epoch(leased, pool) for _ in range(4)] == [[0], [], [], [1]]
+    assert pool.ended == [True] * 4
+
+
+def test_an_epoch_of_which_updates_were_lost_comes_again_within_the_pass():
+    """The ps tasks went back to a checkpoint: the program does not begin another pass for it."""
+    pool = Pool(first=[0, 1, 2, 3], answers=[[]], waits=[[4], [2], [3], [4, 5], [6, 7], [8]])
+    leased = Leased(loader(), 0, pool)
+    assert epoch(leased, pool) == [0, 1, 2, 3]
+    pool.hand.clear()  # ... and a new life
+    assert epoch(leased, pool) == [2, 3, 0, 1, 2, 3]
 
 
 def test_more_is_asked_for_than_an_accumulated_step_uses():

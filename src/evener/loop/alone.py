@@ -63,11 +63,10 @@ class Counted:
             return
         whole = False
         try:
-            epoch = gives.hand.first // self._length
             for batch in self._loader:
                 if gives.hand.first < 0:
                     gives.draw(gives.hand.most)
-                if gives.stopped or gives.hand.first < 0 or gives.hand.first // self._length > epoch:
+                if gives.stopped or gives.hand.first < 0 or gives.hand.first // self._length > gives.number:
                     break
                 gives.hand.delivered(gives.hand.load())
                 yield batch

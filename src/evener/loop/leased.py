@@ -22,6 +22,11 @@ class Gives(Protocol):
         """Whether the run is over."""
         ...
 
+    @property
+    def number(self) -> int:
+        """Of the pass under way, from 0: it is over when this epoch and all before it are."""
+        ...
+
     def draw(self, want: int) -> None:
         """Bring so many leases into the hand, as far as there are any now."""
         ...
@@ -54,7 +59,6 @@ class Leased:
         whole = loader.batch_sampler is not None
         # So many batches are prepared ahead by the loader's processes, and one is asked for when one is taken.
         self.ahead = loader.num_workers * (loader.prefetch_factor or 2) + 1 if loader.num_workers else 1
-        self._left = False  # whether the last pass was left early
         self._coming = _Coming(Draws(loader, self._length, seed), self._length, gives, self.ahead)
         which: dict[str, Any] = {"batch_sampler": self._coming}
         if not whole:
@@ -72,14 +76,13 @@ class Leased:
             return
         whole = False
         try:
-            # After a pass that was left early the next goes on where that one was, and over the next epoch.
-            coming = self._coming
-            coming.epoch = max(self._first() // self._length, coming.epoch + 1 if self._left else 0)
+            # After a pass that was left early, or updates that were lost, the next goes on where that one was, and over
+            # the next epoch. One of which the others have had all batches is empty here.
+            coming, coming.epoch = self._coming, self._gives.number
             while not self._gives.stopped and self._first() // self._length <= coming.epoch:
                 yield from self._some()
             whole = True
         finally:
-            self._left = not whole
             self._gives.hand.unload()
             self._coming.issued.clear()
             self._gives.passed(whole=whole)

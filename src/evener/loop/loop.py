@@ -114,6 +114,10 @@ class Loop:
     def stopped(self) -> bool:
         return bool(self._turn.stop)
 
+    @property
+    def number(self) -> int:
+        return self._passes - 1
+
     def log(self, values: Mapping[str, float]) -> None:
         """Figures of this worker: into TensorBoard, the live view and the log. A "loss" is the run's loss.
 

@@ -99,6 +99,7 @@ def launch(
     *args: str,
     stream: TextIO | None = None,
     quiet: bool = False,
+    existing_servers: Cluster | None = None,
     **options: Any,
 ) -> Result:
     """Run a program with a training loop of its own, which calls `evener.join`, and return the run's figures.
@@ -107,6 +108,7 @@ def launch(
         script: the program.
         *args: its arguments, as on a command line.
         stream, quiet: as for `run`.
+        existing_servers: run a program that lies on these standing servers, where their owner has allowed it.
         **options: see `evener.Settings`: mode, ps, workers, towers, train_steps, logdir, ...
 
     Raises:
@@ -118,16 +120,20 @@ def launch(
     from evener.task.alone import in_this_process
     from evener.task.script import Joining, run_script
 
-    start = Path.cwd()
-    settings = script_settings(script, args, options)
+    start, here = Path.cwd(), existing_servers is None
+    if existing_servers is not None:
+        options = options_there(script, existing_servers, options)
+    settings = script_settings(script, args, options, here=here)
     check_gpus(settings, settings.processes)
-    if settings.ps:
+    if settings.ps and here:
         settings = keyed_here(settings)
-    make_logdir(Path(settings.logdir), settings.resume_step)
+    if here:
+        make_logdir(Path(settings.logdir), settings.resume_step)
+    starter = None if existing_servers is None else partial(_reserved, existing_servers, settings)
 
     def train(hear: Callable[[AnyReport], None], say: Callable[[str], None]) -> bool:
         if settings.way != "single":
-            return _apart(settings, hear, say, None)
+            return _apart(settings, hear, say, starter)
         joining = Joining(job="worker", index=0, settings=settings, report=hear)
         with seeing_devices(settings, "worker"), in_this_process(settings, joining) as interrupted:
             run_script(joining)
@@ -285,9 +291,10 @@ def convert(
 
 
 def be_task(
-    recipe: str,
+    recipe: str | None,
     flags: Flags,
     *,
+    program: Sequence[str] = (),
     download_only: bool = False,
     rendezvous: str = "",
     stream: TextIO | None = None,
@@ -296,18 +303,22 @@ def be_task(
     """Be one task of a cluster until the run is over: `evener task`. The figures of the run, at ps:0 alone.
 
     Args:
+        recipe: as for `run`; None where there is a program.
         flags: what the command line says of the cluster; else TF_CONFIG, torchrun's or Slurm's variables do.
+        program: a script with a loop of its own, and its arguments, instead of a recipe.
         rendezvous: a directory that all tasks share, where ps tasks with port 0 say which they got.
         download_only: only load the recipe's data, so that it is there when the tasks start.
     """
     from evener.recipes.recipe import resolve
     from evener.task.member import options_in, run_member
 
-    if download_only:
+    if download_only and recipe is not None:
         resolve(recipe, options.get("recipe_options") or {}).data()
         return None
     found, start = find(flags), Path.cwd()
-    settings = keyed(settings_of(recipe, options_in(found.cluster, options))[0], found.cluster.ps)
+    asked = options_in(found.cluster, options)
+    made = script_settings(program[0], program[1:], asked) if program else settings_of(recipe, asked)[0]
+    settings = keyed(made, found.cluster.ps)
     make_logdir(Path(settings.logdir), settings.resume_step if str(found.task) == "ps:0" else None)
     title = f"{settings.recipe}: {found.task}, {settings.mode}, logs in {seen_from(start, settings.logdir)}"
     outcome = Outcome()
@@ -326,6 +337,7 @@ def stand_by(
     say: Callable[[str], None],
     *,
     recipes: Sequence[str] = (),
+    scripts: Sequence[str] = (),
     logdirs: Sequence[str] = (),
     **given: Any,
 ) -> None:
@@ -334,13 +346,14 @@ def stand_by(
     Args:
         flags: as for `be_task`.
         recipes: what clients may name, as "mnist" or "mypackage.*"; empty: the recipes that ship.
+        scripts: directories whose programs they may run; empty: none.
         logdirs: where runs may write; empty: below the current directory.
         **given: the server's own settings: keys, insecure, heartbeat_timeout.
     """
     from evener.launch.standing.allowed import Allowed
     from evener.launch.standing.process import stand
 
-    stand(find(flags), settings_module.make(given), Allowed.of(recipes, logdirs), say)
+    stand(find(flags), settings_module.make(given), Allowed.of(recipes, logdirs, scripts), say)
 
 
 def explain_task(flags: Flags) -> str:

@@ -339,7 +339,7 @@ def test_several_optimizers_and_accumulate_are_refused(cluster):
 
 
 @shards
-def test_an_update_has_the_settings_of_its_last_worker(cluster, ps):
+def test_settings_count_from_the_update_that_brings_them_whoever_comes_next(cluster, ps):
     def momentum(model):
         return torch.optim.SGD(model.parameters(), lr=torch.tensor(1.0), momentum=0.0)
 
@@ -348,10 +348,10 @@ def test_an_update_has_the_settings_of_its_last_worker(cluster, ps):
     a.push(1.0, settings=json.dumps([{"lr": 0.5}]).encode())
     assert row(run) == -0.5
     b.push(1.0)
-    assert row(run) == -1.0  # b has said nothing: as they are
+    assert row(run) == -1.0  # b has said nothing: the chief's program decides, and a is the chief
     b.push(1.0, settings=json.dumps([{"lr": 2.0}]).encode())
     a.push(1.0)
-    assert row(run) == -3.5
+    assert row(run) == -5.0
     for server in run.servers:
         assert isinstance(server.shard.state.optimizer.param_groups[0]["lr"], torch.Tensor)
 

@@ -17,6 +17,8 @@ def add_server(commands: Any) -> None:
     add_key_options(command)
     text = "recipes that clients may name, as mnist or mypackage.*; default: those that evener ships"
     command.add_argument("--recipes", metavar="NAME,...", help=text)
+    text = "directories whose programs clients may run (evener launch --existing-servers); default: none"
+    command.add_argument("--scripts", metavar="DIR,...", help=text)
     text = "directories that runs may write below; default: the current one"
     command.add_argument("--logdirs", metavar="DIR,...", help=text)
     command.set_defaults(run=run_server, options=command.options())
@@ -61,10 +63,9 @@ def run_server(args: argparse.Namespace) -> int:
     from evener.cluster.environment import hosts
 
     given = {name: getattr(args, name) for name in ("keys", "insecure", "heartbeat_timeout")}
-    stand_by(
-        flags(args), lambda line: print(line, flush=True), recipes=hosts(args.recipes or ""),
-        logdirs=hosts(args.logdirs or ""), **{name: value for name, value in given.items() if value is not None},
-    )  # fmt: skip
+    allowed = {name: hosts(getattr(args, name) or "") for name in ("recipes", "scripts", "logdirs")}
+    own = {name: value for name, value in given.items() if value is not None}
+    stand_by(flags(args), lambda line: print(line, flush=True), **allowed, **own)
     return 0
 
 

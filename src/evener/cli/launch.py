@@ -8,6 +8,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
+from evener.cli.cluster import add_existing_servers
 from evener.cli.options import (
     add_failure_options,
     add_keeping_options,
@@ -15,6 +16,7 @@ from evener.cli.options import (
     add_mode_options,
     dashed,
 )
+from evener.errors import ConfigError
 
 
 def add_launch(commands: Any) -> None:
@@ -29,6 +31,8 @@ def add_launch(commands: Any) -> None:
     add("--train-steps", type=int, metavar="N", help="end after so many global steps; default: when the loops end")
     add("--seed", type=int, help="of everything random; default 0")
     add("--threads", type=int, metavar="T", help="PyTorch threads of each task; default 1")
+    add("--worker-hosts", "--worker-host", metavar="HOST:PORT,...", help="standing servers: those of the workers")
+    add_existing_servers(launch)
     add_mode_options(launch)
     add_link_options(launch)
     add_keeping_options(launch)
@@ -58,11 +62,18 @@ def own_words(argv: list[str], parser: argparse.ArgumentParser) -> list[str]:
 def run_launch(args: argparse.Namespace) -> int:
     from evener.api import launch
     from evener.cli.main import settings_options, tell
-    from evener.cluster.environment import hosts
+    from evener.cluster.environment import Flags, find_cluster, hosts
 
     start = Path.cwd()
     options = settings_options(args, recipe=False)
-    if "ps_hosts" in options:
+    if args.existing_servers:
+        named = Flags(ps_hosts=args.ps_hosts or "", worker_hosts=args.worker_hosts or "")
+        options["existing_servers"] = find_cluster(named)
+        options.pop("ps_hosts", None)
+    elif args.worker_hosts:
+        fix = "use --workers W, or `evener task --script`."
+        raise ConfigError("--worker-hosts is for --existing-servers.", fix=fix)
+    elif "ps_hosts" in options:
         options["ps_hosts"] = tuple(hosts(options["ps_hosts"]))
     stream = sys.stderr if args.json else sys.stdout
     result = launch(args.script, *args.args, stream=stream, quiet=args.quiet, **options)

@@ -101,7 +101,7 @@ def add_train(commands: Any) -> None:
 
 def add_task(commands: Any) -> None:
     task = commands.add_parser("task", help="be one task of a cluster: one such command per machine")
-    task.add_argument("recipe", help="as for train")
+    task.add_argument("recipe", nargs="?", help="as for train; instead, last: --script train.py ARGS")
     add_cluster_options(task)
     text = "a directory that all tasks share: ps tasks with port 0 tell there which one they got"
     task.add_argument("--rendezvous", default="", metavar="DIR", help=text)
@@ -112,7 +112,7 @@ def add_task(commands: Any) -> None:
     add = task.add_argument
     add("--sync-replicas", type=truth, nargs="?", const=True, default=False, help="the same as --mode sync")
     add("--download-only", type=truth, nargs="?", const=True, default=False, help="load the data, train nothing")
-    task.set_defaults(run=run_task, options=task.options())
+    task.set_defaults(run=run_task, options=[*task.options(), "--script"])
 
 
 def add_eval(commands: Any) -> None:
@@ -189,11 +189,15 @@ def run_task(args: argparse.Namespace) -> int:
     old_flags(args)
     if args.existing_servers and not args.download_only:
         return run_client(args)
-    options = settings_options(args)
+    if (args.recipe is None) != bool(args.program):
+        fix = "name a recipe, or --script train.py."
+        raise errors.ConfigError("a task trains a recipe or runs a program.", fix=fix)
+    options = settings_options(args, recipe=not args.program)
     options.pop("ps_hosts", None)
     options.pop("ps", None)
     result = be_task(
-        args.recipe, flags(args), download_only=args.download_only, rendezvous=args.rendezvous, stream=sys.stdout,
+        args.recipe, flags(args), program=args.program,
+        download_only=args.download_only, rendezvous=args.rendezvous, stream=sys.stdout,
         **options,
     )  # fmt: skip
     if result is not None:
@@ -270,7 +274,9 @@ def piped(argv: list[str]) -> int:
 
 def command(argv: list[str]) -> int:
     top = parser()
-    args, unknown = top.parse_known_args(_words(argv, top))
+    words, program = _parted(argv)
+    args, unknown = top.parse_known_args(_words(words, top))
+    args.program = program
     if unknown:
         raise unknown_option(unknown[0], args)
     if args.version:
@@ -282,6 +288,16 @@ def command(argv: list[str]) -> int:
         parser().print_help()
         return USAGE
     return int(args.run(args))
+
+
+def _parted(argv: list[str]) -> tuple[list[str], list[str]]:
+    """The words of `evener task`, and after --script a program with its own."""
+    if argv[:1] != ["task"] or "--script" not in argv:
+        return argv, []
+    at = argv.index("--script")
+    if not argv[at + 1 :]:
+        raise errors.ConfigError("--script names no program.", fix="write --script train.py ARGS, at the end.")
+    return argv[:at], argv[at + 1 :]
 
 
 def _words(argv: list[str], top: argparse.ArgumentParser) -> list[str]:

@@ -73,18 +73,25 @@ def settings_of(
     return (settings if named else replace(settings, logdir=new_logdir(settings.recipe, start))), made
 
 
-def script_settings(script: str | Path, args: Sequence[str], options: Mapping[str, Any]) -> Settings:
-    """The settings of a run of a program. Raises ConfigError where there is none."""
+def script_settings(
+    script: str | Path, args: Sequence[str], options: Mapping[str, Any], *, here: bool = True
+) -> Settings:
+    """The settings of a run of a program. Raises ConfigError where there is none.
+
+    Args:
+        here: it lies on this machine, and so does the logdir.
+    """
     start = Path.cwd()
-    path = start / Path(script).expanduser()
-    if not path.is_file():
+    path = start / Path(script).expanduser() if here else Path(script)
+    if here and not path.is_file():
         raise ConfigError(
             f"there is no program {str(script)!r}.",
             why="it is a Python file with a training loop that calls evener.join().",
             fix="name it: evener launch train.py ARGS; recipes are trained by `evener train`.",
         )
-    named = {name: str(start / options[name]) for name in ("keys", "init_from", "logdir") if options.get(name)}
-    given = {**options, **named, "recipe": path.name, "script": str(path), "script_args": tuple(args), "batch_size": 1}
+    named = {name: str(start / options[name]) for name in ("keys", "init_from", *["logdir"] * here) if options.get(name)}
+    program = {"recipe": path.name, "script": str(path), "script_args": tuple(args), "batch_size": 1}
+    given = {**options, **named, **program}
     settings = settings_module.make(given)
     return settings if settings.logdir else replace(settings, logdir=new_logdir(path.stem, start))
 
@@ -168,12 +175,14 @@ def options_there(recipe: object, servers: Cluster, options: Mapping[str, Any]) 
     """A run's options on standing servers. The logdir is theirs: no directory is made here."""
     from evener.launch.starters.remote import check_recipe, options_for
 
-    name = recipe if isinstance(recipe, str) else repr(recipe)
-    check_recipe(name)
+    name = str(recipe) if isinstance(recipe, str | Path) else repr(recipe)
+    if not name.endswith(".py"):
+        check_recipe(name)
     if options.get("resume_step") is not None:
         raise ConfigError(
             "--resume-step does not go with --existing-servers.", why="the logdir is on their machine.",
             fix="set newer checkpoints aside there, by another name.",
         )  # fmt: skip
-    fresh = Path("evener-runs") / f"{run_name(name)}-{time.strftime('%Y%m%d-%H%M%S')}-{secrets.token_hex(2)}"
+    base, now = run_name(name.removesuffix(".py")), time.strftime("%Y%m%d-%H%M%S")
+    fresh = Path("evener-runs") / f"{base}-{now}-{secrets.token_hex(2)}"
     return {"logdir": str(fresh), **options_for(servers, options)}

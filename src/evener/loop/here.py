@@ -82,7 +82,7 @@ class Here:
         self._in_hand = 0
         #: Called when others have taken a step that this tower's program knows nothing of.
         self.idled: Callable[[], None] | None = None
-        ledger.begin(self._state.step, samples, self._deal.state())
+        ledger.begin(self._state.step, samples, self._deal.state(), script=True)
 
     def _kept(self) -> tuple[Saver | NoSaver, Ledger, Restored]:
         settings = self._settings

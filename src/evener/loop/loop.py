@@ -224,6 +224,8 @@ class Loop:
         return max(0, self.hand.first) // self._supply.length
 
     def _restore(self, kept: Kept) -> None:
+        if self._joining.settings.hyperparameters == "recipe":
+            return  # as the program says now: its schedulers take the steps of passes that are left out, too
         parts = self._prepared()
         for scheduler, state in zip(parts.schedulers, kept.schedulers, strict=False):
             scheduler.load_state_dict({**scheduler.state_dict(), **state})
@@ -287,7 +289,7 @@ class Loop:
             raise TaskFailed(f"the run ended: {turn.stop}.")
         if turn.stop == INTERRUPTED:
             raise Over(0)
-        if turn.script and self._parts is not None and not turn.chief and (kept := unpacked(turn.script)) is not None:
+        if turn.script and self._parts is not None and (kept := unpacked(turn.script)) is not None:
             self._kept = kept
             self._restore(kept)
 
@@ -377,7 +379,7 @@ class Loop:
         really = scheduler.step
 
         def step(_self: Scheduler, *args: Any, **kwargs: Any) -> None:
-            if self._left_out:
+            if self._left_out and self._joining.settings.hyperparameters == "checkpoint":
                 return
             if isinstance(scheduler, ReduceLROnPlateau):
                 if self._turn.chief:

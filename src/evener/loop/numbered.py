@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+import signal
+from collections.abc import Callable, Iterable, Iterator
 from itertools import islice
 from typing import Any
 
@@ -148,7 +149,19 @@ _KEPT = (
 )  # fmt: skip
 
 
+class Undisturbed:
+    """What a loader's process begins with: Ctrl-C is its parent's affair, which ends it after the last step."""
+
+    def __init__(self, begin: Callable[[int], None] | None) -> None:
+        self._begin = begin
+
+    def __call__(self, number: int) -> None:
+        signal.signal(signal.SIGINT, signal.SIG_IGN)
+        if self._begin is not None:
+            self._begin(number)
+
+
 def remade(loader: DataLoader[Any], dataset: Dataset[Any], **which: Any) -> DataLoader[Any]:
     """A loader like the program's, over another data set; `which` says which samples are in a batch."""
     kept = {name: getattr(loader, name) for name in _KEPT}
-    return DataLoader(dataset, **which, **kept)
+    return DataLoader(dataset, **which, **{**kept, "worker_init_fn": Undisturbed(loader.worker_init_fn)})

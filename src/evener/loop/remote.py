@@ -109,9 +109,9 @@ class Remote:
         turn = self._exchange.update(
             Computed(loss=loss, examples=examples, seconds=step.seconds, unused=unused, own=own)
         )
-        if turn.anew:
-            self._told = b""  # to the next life nothing was told
-        elif others:  # what was computed with them may still be on its way back through autograd
+        if turn.anew or turn.rejected:
+            self._told = b""  # what it said of settings was not taken either
+        if others and not turn.anew:  # what was computed with them may still be on its way back through autograd
             torch._foreach_copy_([parameter.data for parameter in others], before)
         self._chief = turn.chief
         self._towers.arrived(self._servers.arrivals)

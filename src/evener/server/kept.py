@@ -18,6 +18,7 @@ class Kept:
     def __init__(self, text: str = "") -> None:
         self.text = text
         self._owed: set[int] = set()  # workers
+        self._chief = -1
 
     @staticmethod
     def check(push: Push) -> None:
@@ -42,9 +43,17 @@ class Kept:
             if push.spread:
                 self._owed = set(here) - {push.identity.worker}
 
-    def owed(self, worker: int, *, first: bool) -> bytes:
-        """What this answer brings; `first`: it begins a life."""
-        if not first and worker not in self._owed:
+    def owed(self, worker: int, *, first: bool, chief: bool) -> bytes:
+        """What this answer brings.
+
+        Args:
+            first: it begins a life.
+            chief: it goes to the chief, who may have become it just now: what it keeps replaces this.
+        """
+        new = chief and worker != self._chief
+        if chief:
+            self._chief = worker
+        if not first and not new and worker not in self._owed:
             return b""
         self._owed.discard(worker)
         return self.text.encode()

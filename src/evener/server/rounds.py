@@ -215,9 +215,10 @@ class Rounds:
             self._say_drawn(seat, [])
 
     def _say_drawn(self, seat: Seat, leases: list[int]) -> None:
+        chief = seat.worker == self.chief()
         self.links.answer(seat.link, Drawn(
-            leases, seat.version, stop=self.course.stopping, chief=seat.worker == self.chief(),
-            failed=self.course.failed, script=self.kept.owed(seat.worker, first=False),
+            leases, seat.version, stop=self.course.stopping, chief=chief, failed=self.course.failed,
+            script=self.kept.owed(seat.worker, first=False, chief=chief),
         ))  # fmt: skip
 
     def taken(self, push: Push) -> str:
@@ -240,12 +241,13 @@ class Rounds:
         rejected, staleness = self._outcome.pop((seat.worker, seat.epoch), ("", 0))
         self.shard.detach(seat.worker)
         lease = given.lease if given is not None else -1
+        chief = seat.worker == self.chief()
         answer = Release(
             seq=seat.awaits or 0, version=self.shard.state.step, lease=lease, stop=self.course.stopping,
-            chief=seat.worker == self.chief(), rejected=rejected, staleness=staleness,
+            chief=chief, rejected=rejected, staleness=staleness,
             dropped=self.course.tally.dropped, learning_rate=self.shard.state.learning_rate,
             failed=self.course.failed, leases=given.leases if given is not None else [],
-            script=self.kept.owed(seat.worker, first=seat.awaits == 0),
+            script=self.kept.owed(seat.worker, first=seat.awaits == 0, chief=chief),
         )  # fmt: skip
         seat.awaits, seat.whole = None, False
         stage = Stage.LEAVING if self.course.stopping else Stage.COMPUTING

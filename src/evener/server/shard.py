@@ -67,7 +67,7 @@ class Shard:
         epoch, settings = self._settings.get(push.identity.worker, (0, ()))
         self.held[handle] = Gradient(
             push, slot, bad=slot.first_non_finite(self.state.infinite),
-            settings=settings if epoch == push.identity.epoch else (),
+            settings=settings if push.settings and epoch == push.identity.epoch else (),
         )  # fmt: skip
         chaos.point("server.held")
         return handle
@@ -104,7 +104,8 @@ class Shard:
                 f"the mean of the gradients of {givers} is not finite in {bad!r}, though each of them is, "
                 f"at global step {self.state.step}."
             )
-        put(gradients[-1].settings, self.state.optimizer)
+        for gradient in gradients:  # of one: the chief's program alone says any
+            put(gradient.settings, self.state.optimizer)
         applied = self.state.apply(mean, unused, factor)
         chaos.point("server.applied")
         self._mean_is_last = applied is self.state.averaged

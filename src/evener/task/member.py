@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import signal
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +20,7 @@ from evener.settings import Settings, check_gpus
 from evener.task.build import build
 from evener.task.logs import LogFile
 from evener.task.rendezvous import Directory, Fixed, for_cluster
+from evener.task.script import Joining, run_script
 from evener.task.server import run_server
 from evener.task.worker import run_worker
 
@@ -82,23 +84,41 @@ def _run(found: Found, settings: Settings, report: Callable[[AnyReport], None], 
     chaos.arm(chaos_plan(), str(found.task))
     for line in explain(found).splitlines():
         report(Line(str(found.task), line))
-    built = build(settings)
     told = Told(str(found.task), raises=job == "worker")
+    if settings.script:
+        joining = Joining(
+            job=job, index=index, settings=settings, report=report, run=run, rendezvous=meeting,
+            stop_asked=stop_asked, leave_asked=told.reason, rank=rank,
+        )  # fmt: skip
+        with _interrupted(asked, job == "ps"), told_to_leave(told, grace=settings.grace):
+            run_script(joining)
+        return
+    built = build(settings)
     if job == "worker":
         with told_to_leave(told, grace=settings.grace):
             run_worker(index, built, settings, run=run, rendezvous=meeting, report=report, rank=rank)
         return
 
+    with _interrupted(asked, True), told_to_leave(told, grace=settings.grace):
+        run_server(
+            index, built, settings, run=run, rendezvous=meeting, stop_asked=stop_asked, report=report,
+            leave_asked=told.reason,
+        )  # fmt: skip
+
+
+@contextlib.contextmanager
+def _interrupted(asked: list[str], serves: bool) -> Iterator[None]:
+    """Ctrl-C at a ps task lets it save and end the run; a second one ends it at once."""
+    if not serves:
+        yield
+        return
+
     def stop(number: int, _frame: object) -> None:
-        signal.signal(number, signal.default_int_handler)  # the second one ends it at once
+        signal.signal(number, signal.default_int_handler)
         asked.append("interrupted")
 
     before = signal.signal(signal.SIGINT, stop)
     try:
-        with told_to_leave(told, grace=settings.grace):
-            run_server(
-                index, built, settings, run=run, rendezvous=meeting, stop_asked=stop_asked, report=report,
-                leave_asked=told.reason,
-            )  # fmt: skip
+        yield
     finally:
         signal.signal(signal.SIGINT, before)

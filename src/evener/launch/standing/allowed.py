@@ -17,23 +17,39 @@ class Allowed:
 
     recipes: tuple[str, ...] = tuple(RECIPES)
     logdirs: tuple[str, ...] = ()
+    scripts: tuple[str, ...] = ()  # directories
 
     @classmethod
-    def of(cls, recipes: Sequence[str], logdirs: Sequence[str]) -> Allowed:
+    def of(cls, recipes: Sequence[str], logdirs: Sequence[str], scripts: Sequence[str] = ()) -> Allowed:
         """As the owner wrote them, seen from the current directory.
 
         Raises:
             ConfigError: a directory that is not there.
         """
-        places = tuple(os.path.realpath(place) for place in logdirs or (os.getcwd(),))
-        for place in places:
-            if not os.path.isdir(place):
-                raise ConfigError(f"--logdirs names {place}, which is no directory.", fix="make it first.")
-        return cls(tuple(recipes) or tuple(RECIPES), places)
+        places = _directories("--logdirs", logdirs or (os.getcwd(),))
+        return cls(tuple(recipes) or tuple(RECIPES), places, _directories("--scripts", scripts))
 
     def told(self) -> str:
         """For people."""
-        return f"recipes {', '.join(self.recipes)}; runs write below {', '.join(self.logdirs)}"
+        programs = f"; programs in {', '.join(self.scripts)}" if self.scripts else ""
+        return f"recipes {', '.join(self.recipes)}{programs}; runs write below {', '.join(self.logdirs)}"
+
+    def check_script(self, script: str) -> str:
+        """Where the program lies that a client has named, relative to a directory that the owner has allowed.
+
+        Raises:
+            SecurityError: there is none.
+        """
+        for place in self.scripts:
+            real = os.path.realpath(os.path.join(place, script))
+            if real.startswith(place.rstrip("/") + "/") and real.endswith(".py") and os.path.isfile(real):
+                return real
+        allowed = f"the programs in {', '.join(self.scripts)}" if self.scripts else "no programs"
+        raise SecurityError(
+            f"this server does not run {script!r}.",
+            why=f"whoever started it allowed {allowed}; no program is sent to it.",
+            fix="put it there, or start the server with --scripts DIR, if its code may run.",
+        )
 
     def check_recipe(self, recipe: str) -> None:
         """Refuse a recipe that the owner has not allowed: before anything of it is imported.
@@ -67,3 +83,11 @@ class Allowed:
                 why=f"whoever started it allowed {', '.join(self.logdirs)}.",
                 fix="choose a --logdir below one of these, or start it with --logdirs DIR.",
             )
+
+
+def _directories(option: str, places: Sequence[str]) -> tuple[str, ...]:
+    real = tuple(os.path.realpath(place) for place in places)
+    for place in real:
+        if not os.path.isdir(place):
+            raise ConfigError(f"{option} names {place}, which is no directory.", fix="make it first.")
+    return real

@@ -183,8 +183,15 @@ class StandingServer:
                 f"the client runs evener {reserve.evener}, {mine} runs {VERSION}.",
                 fix="install the same evener everywhere.",
             )
-        check_recipe(reserve.recipe)
-        self._own.allowed.check_recipe(reserve.recipe)
+        self._check_what(reserve.recipe)
+
+    def _check_what(self, name: str) -> None:
+        """A recipe, or a program with a loop of its own: raises SecurityError unless the owner has allowed it."""
+        if name.endswith(".py"):
+            self._own.allowed.check_script(name)
+        else:
+            check_recipe(name)
+            self._own.allowed.check_recipe(name)
 
     def _reserve(self, peer: int, reserve: Reserve) -> None:
         if self._leaving:
@@ -229,8 +236,10 @@ class StandingServer:
         if (order.job, order.index) != (task.job, task.index):
             raise errors.ClusterMismatch(f"this is {task}, not {order.job}:{order.index}.")
         told = {**order.settings, **self._own.settings}
-        check_recipe(str(told.get("recipe")))
-        self._own.allowed.check_recipe(str(told.get("recipe")))
+        if told.get("script"):
+            told["script"] = self._own.allowed.check_script(str(told["script"]))
+        else:
+            self._check_what(str(told.get("recipe")))
         told["typed_recipes"] = True
         hosts = list(told.get("ps_hosts") or ())
         if task.job == "ps" and task.index < len(hosts):

@@ -150,7 +150,8 @@ class StandingServers:
     """
 
     def __init__(self, servers: Cluster, settings: Settings) -> None:
-        check_recipe(settings.recipe)
+        if not settings.script:
+            check_recipe(settings.recipe)
         settings = keyed(settings, [servers.address(task) for task in servers.tasks()])
         self._servers, self._settings = servers, settings
         self._keys = keys.load(settings.keys, "client") if settings.keys else None
@@ -211,7 +212,7 @@ class StandingServers:
         )  # fmt: skip
         try:
             me = (socket.gethostname(), os.getpid())
-            channel.send(codec.encode(Reserve(str(task), version("evener"), self._settings.recipe, *me)))
+            channel.send(codec.encode(Reserve(str(task), version("evener"), self._settings.script or self._settings.recipe, *me)))
             deadline = time.monotonic() + ANSWER
             header = channel.receive(max(0.0, deadline - time.monotonic()))
             if header is None:

@@ -290,7 +290,7 @@ def convert(
     return images.convert(as_data(made.data()), into, shards=shards, name=made.name)
 
 
-def be_task(
+def be_task(  # noqa: PLR0913 - what a command line can say
     recipe: str | None,
     flags: Flags,
     *,

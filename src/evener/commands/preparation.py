@@ -89,7 +89,8 @@ def script_settings(
             why="it is a Python file with a training loop that calls evener.join().",
             fix="name it: evener launch train.py ARGS; recipes are trained by `evener train`.",
         )
-    named = {name: str(start / options[name]) for name in ("keys", "init_from", *["logdir"] * here) if options.get(name)}
+    mine = [name for name in ("keys", "init_from", *["logdir"] * here) if options.get(name)]
+    named = {name: str(start / options[name]) for name in mine}
     program = {"recipe": path.name, "script": str(path), "script_args": tuple(args), "batch_size": 1}
     given = {**options, **named, **program}
     settings = settings_module.make(given)
@@ -183,6 +184,6 @@ def options_there(recipe: object, servers: Cluster, options: Mapping[str, Any]) 
             "--resume-step does not go with --existing-servers.", why="the logdir is on their machine.",
             fix="set newer checkpoints aside there, by another name.",
         )  # fmt: skip
-    base, now = run_name(name.removesuffix(".py")), time.strftime("%Y%m%d-%H%M%S")
+    base, now = Path(name).stem if name.endswith(".py") else run_name(name), time.strftime("%Y%m%d-%H%M%S")
     fresh = Path("evener-runs") / f"{base}-{now}-{secrets.token_hex(2)}"
     return {"logdir": str(fresh), **options_for(servers, options)}

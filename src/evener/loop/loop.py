@@ -5,8 +5,7 @@ from __future__ import annotations
 import contextlib
 import math
 import time
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import replace
+from collections.abc import Mapping
 from functools import partial
 from pathlib import Path
 from types import MethodType
@@ -14,33 +13,27 @@ from typing import Any
 
 from torch import Tensor, nn
 from torch.optim import Optimizer
-from torch.optim.lr_scheduler import ReduceLROnPlateau
 from torch.utils.data import DataLoader
 
 from evener import chaos
 from evener.data.chance import seed_batch
-from evener.errors import ConfigError, SessionError, TaskFailed
+from evener.errors import ConfigError, SessionError
 from evener.loop.alone import Alone, Counted
-from evener.loop.hand import Hand
 from evener.loop.here import Here
-from evener.loop.kept import Kept, states_of, unpacked
+from evener.loop.keeping import Keeper
 from evener.loop.leased import Leased, Streamed
 from evener.loop.numbered import length_of
 from evener.loop.owner import Owner, Step, Supply
-from evener.loop.parts import Parts, Scheduler, bare, build, sorted_out
+from evener.loop.parts import Parts, bare, build, sorted_out
+from evener.loop.passes import Passes
 from evener.loop.remote import Remote
+from evener.loop.schedulers import Schedulers
 from evener.loop.serving import serve
 from evener.loop.sinks import Sinks
 from evener.report import Line, Status
 from evener.task.build import Built
 from evener.task.script import Joining, Over
 from evener.weights import write
-from evener.worker.exchange.exchange import Turn
-
-#: Seconds between two times that the chief tells what its program keeps.
-TELL = 1.0
-#: Why a run ends when a person wants it to.
-INTERRUPTED = "interrupted"
 
 
 class Loop:
@@ -56,19 +49,11 @@ class Loop:
         self._clock = time.monotonic
         self._parts: Parts | None = None
         self._owner: Owner | None = None
-        self.hand = Hand()
-        self._turn = Turn(version=0, lease=-1)
-        self._supply = Supply()
-        self._kept = Kept()
-        self._told_at = -math.inf
-        self._spread = False
+        self._passes: Passes | None = None
+        self._keeper = Keeper(joining.settings)
         self._logged = math.nan
         self._answered = self._clock()
-        self._passes, self._start = 0, 0  # passes begun, and those to be left out
-        self._inside, self._left_out = False, False
-        self._moved = 1  # updates that the last step brought
-        self._scheduled: list[bool] = []  # of each scheduler, whether it was last stepped within a pass
-        self._ahead_leases, self._asked, self._said = 1, False, False
+        self._asked, self._said = False, False  # whether it asks when to stop, and was told that steps change nothing
         self._sinks = Sinks(joining.settings, joining.report)
         joining.joined = True
         joining.finish, joining.stop = self._finish, self._stop_early
@@ -83,12 +68,12 @@ class Loop:
     @property
     def chief(self) -> bool:
         """Whether this process is to validate, save and print: one of all workers. Not in passes that were left out."""
-        return self._turn.chief and not self._left_out
+        return self._passes is not None and self._passes.turn.chief and not self._passes.left_out
 
     @property
     def step(self) -> int:
         """Updates of the parameters so far, by all workers and optimizers together."""
-        return self._turn.version
+        return self._passes.turn.version if self._passes is not None else 0
 
     @property
     def worker(self) -> int:
@@ -103,16 +88,12 @@ class Loop:
     @property
     def state(self) -> dict[str, Any]:
         """Yours: numbers, texts, lists, dictionaries, tensors. The chief's is saved in checkpoints, and comes back."""
-        return self._kept.state
+        return self._keeper.kept.state
 
     def should_stop(self) -> bool:
         """Whether the run is over: for loops without a loader."""
         self._asked = True
-        return self.stopped
-
-    @property
-    def stopped(self) -> bool:
-        return bool(self._turn.stop)
+        return self._passes is not None and self._passes.stopped
 
     @property
     def number(self) -> int:
@@ -127,7 +108,7 @@ class Loop:
         figures = {name: float(value) for name, value in values.items()}
         if "loss" in figures:
             self._logged = figures["loss"]
-        if self._turn.chief:
+        if self.chief:
             self._sinks.log(figures, self.step)
 
     def save(self, path: str | Path, *models: nn.Module) -> None:
@@ -142,7 +123,7 @@ class Loop:
             raise ConfigError(
                 f"{path}: which of {len(which)} models?", fix='name one: ev.save("generator.pt", generator).'
             )
-        if self._turn.chief:
+        if self.chief:
             state = bare(which[0]).state_dict()
             write({name: v.detach().cpu() if isinstance(v, Tensor) else v for name, v in state.items()}, Path(path))
 
@@ -164,74 +145,61 @@ class Loop:
         """
         if self._parts is not None:
             raise SessionError("prepare was called twice.", fix="give it everything at once.")
-        parts = self._parts = sorted_out(given)
+        parts = self._parts = self._keeper.parts = sorted_out(given)
         joining, settings = self._joining, self._joining.settings
         built = build(parts, settings)
         if self.is_server:
             serve(joining, parts, built)
         joining.report(Status(joining.name, "starting"))
         loader = parts.loaders[0] if parts.loaders else None
-        self._supply = Supply(length_of(loader), loader.batch_size or 1) if loader is not None else Supply()
-        owner = self._owner = self._owned(parts, built)
-        shared = self._shared(loader) if loader is not None else None
-        self._take(owner.start(self._want()))
-        self._begin_where_it_was()
+        supply = Supply(length_of(loader), loader.batch_size or 1) if loader is not None else Supply()
+        owner = self._owner = self._owned(parts, built, supply)
+        passes = self._passes = Passes(
+            owner, supply, heard=self._keeper.hear, begun=self._begin_pass, unused=self._forget_gradients
+        )
+        shared = self._shared(loader, passes) if loader is not None else None
+        passes.first()
+        self._begin_where_it_was(passes)
         for number, optimizer in enumerate(parts.optimizers):
             self._watch(number, optimizer)
-        really = [self._follow(number, scheduler) for number, scheduler in enumerate(parts.schedulers)]
+        schedulers = Schedulers(
+            parts.schedulers, passes, apart=isinstance(owner, Remote), again=self._keeper.fresh, judged=self._judged
+        )
         if isinstance(owner, Here):
-            owner.idled = partial(self._idled, really)
+            owner.idled = schedulers.idled
         joining.report(Status(joining.name, "training"))
-        if joining.launched and loader is None and not isinstance(owner, Alone):
+        if joining.launched and loader is None:
             seed_batch(settings.seed, self.worker)  # each worker is to play other episodes
         prepared = [shared if thing is loader and loader is not None else thing for thing in given]
         return prepared[0] if len(prepared) == 1 else tuple(prepared)
 
-    def _owned(self, parts: Parts, built: Built) -> Owner:
+    def _owned(self, parts: Parts, built: Built, supply: Supply) -> Owner:
         joining = self._joining
         if joining.settings.ps:
-            return Remote(joining, parts, built, self._supply)
+            return Remote(joining, parts, built, supply)
         if joining.tower is None and not joining.settings.logdir:
             return Alone()
-        return Here(joining, parts, built, self._supply)
+        return Here(joining, parts, built, supply)
 
-    def _shared(self, loader: DataLoader[Any]) -> Leased | Streamed | Counted | DataLoader[Any]:
+    def _shared(self, loader: DataLoader[Any], passes: Passes) -> Leased | Streamed | Counted | DataLoader[Any]:
         if isinstance(self._owner, Alone):
             return loader
-        if not self._supply.length:
-            return Streamed(loader, self._joining.index, self.workers, self)
+        if not passes.supply.length:
+            return Streamed(loader, self._joining.index, self.workers, passes)
         if not self._joining.launched and self._joining.tower is None:
-            return Counted(loader, self._supply.length, self)
-        leased = Leased(loader, self._joining.settings.seed, self)
-        self._ahead_leases = leased.ahead
+            return Counted(loader, passes.supply.length, passes)
+        leased = Leased(loader, self._joining.settings.seed, passes)
+        passes.ahead = leased.ahead
         return leased
 
-    def _begin_where_it_was(self) -> None:
+    def _begin_where_it_was(self, passes: Passes) -> None:
         """Go on as what the chief has kept says; passes that were finished are left out."""
-        kept = unpacked(self._turn.script)
         if isinstance(self._owner, Alone):
             return
-        if kept is None:
-            self._start = self._epoch() if self._supply.length else 0
-            return
-        self._kept = kept
-        self._restore(kept)
-        self._start = self._epoch() + kept.ahead if self._supply.length else max(0, kept.passes - 1)
-
-    def _epoch(self) -> int:
-        while self._supply.length and self.hand.first < 0 and not self.stopped:
-            self.wait()
-        return max(0, self.hand.first) // self._supply.length
-
-    def _restore(self, kept: Kept) -> None:
-        if self._joining.settings.hyperparameters == "recipe":
-            return  # as the program says now: its schedulers take the steps of passes that are left out, too
-        parts = self._prepared()
-        for scheduler, state in zip(parts.schedulers, kept.schedulers, strict=False):
-            scheduler.load_state_dict({**scheduler.state_dict(), **state})
-        groups = [group for one in parts.optimizers for group in one.param_groups]
-        for group, settings in zip(groups, kept.settings, strict=False):
-            group.update({key: value for key, value in settings.items() if key in group})
+        if passes.supply.length:
+            passes.start = passes.epoch() + self._keeper.kept.ahead
+        else:
+            passes.start = max(0, self._keeper.kept.passes - 1)
 
     def _prepared(self) -> Parts:
         if self._parts is None:
@@ -260,139 +228,48 @@ class Loop:
         optimizer._opt_called = True  # type: ignore[attr-defined]
 
     def _stepped(self, number: int, really: Any, closure: Any) -> Any:
-        assert self._owner is not None
-        if self.stopped:
-            return self._late()
+        passes = self._passes
+        assert passes is not None
+        if passes.stopped:
+            return self._late(passes)
         now = self._clock()
         step = Step(
-            group=number, really=really, closure=closure, leases=self.hand.take(), want=self._want(),
-            loss=self._logged, seconds=now - self._answered, script=self._script(now), spread=self._spread,
+            group=number, really=really, closure=closure, leases=passes.hand.take(), want=passes.want,
+            loss=self._logged, seconds=now - self._answered, script=self._keeper.due(passes, now),
+            spread=self._keeper.spread,
         )  # fmt: skip
-        self._logged, self._spread = math.nan, False
+        self._logged, self._keeper.spread = math.nan, False
         chaos.point("worker.computing")
-        result, turn = self._owner.step(step)
-        self._moved = max(1, turn.version - self._turn.version)
-        self._take(turn)
+        result = passes.step(step)
         self._answered = self._clock()
         return result
 
-    def _want(self) -> int:
-        return (self._ahead_leases + self.hand.most - 1) if self._supply.length else 0
-
-    def _take(self, turn: Turn) -> None:
-        if turn.anew:
-            self.hand.clear()
-        self.hand.add(turn.leases)
-        # Once the run is over nobody is chief for the servers; the program still has to save what it has.
-        self._turn = replace(turn, chief=self._turn.chief) if turn.stop else turn
-        if turn.failed:
-            raise TaskFailed(f"the run ended: {turn.stop}.")
-        if turn.stop == INTERRUPTED:
-            raise Over(0)
-        if turn.script and self._parts is not None and (kept := unpacked(turn.script)) is not None:
-            self._kept = kept
-            self._restore(kept)
-
-    def _late(self) -> None:
+    def _late(self, passes: Passes) -> None:
         """A step after the end: without a loader nothing else would end the loop."""
         if not self._said:
             self._said = True
-            words = f"the run is over ({self._turn.stop}): steps change nothing any more"
+            words = f"the run is over ({passes.turn.stop}): steps change nothing any more"
             self._joining.report(Line(self._joining.name, words))
-        if not self._supply.length and not self._asked:
+        if not passes.supply.length and not self._asked:
             raise Over(0)
-
-    # --- batches, for the loader
-
-    def draw(self, want: int) -> None:
-        assert self._owner is not None
-        self._take(self._owner.draw(want))
-
-    def wait(self) -> None:
-        assert self._owner is not None
-        unused = self.hand.take()
-        if unused and self._joining.launched:
-            self._forget_gradients()
-        self._take(self._owner.draw(self._want(), unused=unused, wait=True))
 
     def _forget_gradients(self) -> None:
         """Those of batches that no step has used are named as not applied: the next step must not apply them."""
-        for optimizer in self._prepared().optimizers:
+        for optimizer in self._prepared().optimizers if self._joining.launched else ():
             Optimizer.zero_grad(optimizer)
 
-    def passing(self) -> bool:
-        number, self._passes = self._passes, self._passes + 1
-        before, self._left_out = self._left_out, number < self._start
-        if self._left_out or self.stopped:
-            return True
-        if before:  # what the program has made of its learning rates meanwhile was made of empty passes
-            self._restore(self._kept)
-        self._told_at = -math.inf
-        if isinstance(self._owner, Here):
-            self._share(self._owner)
-        self._inside = True
-        if self._supply.length and self.hand.first >= 0:
-            self._kept.ahead = max(0, number - self.hand.first // self._supply.length)
-        return False
+    def _begin_pass(self, anew: bool) -> None:
+        """Towers begin it with the settings of tower 0, whose program may have judged a validation alone."""
+        if anew:  # what the program has made of its learning rates meanwhile was made of empty passes
+            self._keeper.restore()
+        self._keeper.soon()
+        if isinstance(self._owner, Here) and self._joining.tower is not None and self._passes is not None:
+            told = self._owner.share(self._keeper.packed(self._passes) if self.worker == 0 else b"")
+            if self.worker:
+                self._keeper.hear(told)
 
-    def passed(self, *, whole: bool) -> None:
-        self._inside = False
-        self._told_at = -math.inf
-        if whole and not self._supply.length and isinstance(self._owner, Here):
-            self._take(self._owner.draw(0, wait=True))
-
-    def _share(self, owner: Here) -> None:
-        """Towers begin a pass with the settings of tower 0, whose program may have judged a validation alone."""
-        told = owner.share(self._keep().packed() if self.worker == 0 else b"")
-        if self.worker and (kept := unpacked(told)) is not None:
-            self._kept = kept
-            self._restore(kept)
-
-    # --- what is kept
-
-    def _keep(self) -> Kept:
-        parts, kept = self._prepared(), self._kept
-        kept.version, kept.passes = self._turn.version, self._passes
-        kept.schedulers = states_of(parts.schedulers)
-        kept.settings = [
-            {key: value for key, value in group.items() if key != "params"}
-            for one in parts.optimizers
-            for group in one.param_groups
-        ]
-        return kept
-
-    def _script(self, now: float) -> bytes:
-        due = self._spread or now - self._told_at >= TELL
-        if not (due and self._turn.chief and self._joining.settings.logdir):
-            return b""
-        self._told_at = now
-        return self._keep().packed()
-
-    def _idled(self, steps: Sequence[Callable[..., None]]) -> None:
-        """Other towers have taken a step: schedulers that the program steps with each of its own go along."""
-        for step, inside in zip(steps, self._scheduled, strict=True):
-            if inside:
-                step()
-
-    def _follow(self, number: int, scheduler: Scheduler) -> Callable[..., None]:
-        """Steps that it takes within a pass follow the global step; others count once. See docs/own-loop.md."""
-        really = scheduler.step
-
-        def step(_self: Scheduler, *args: Any, **kwargs: Any) -> None:
-            if self._left_out and self._joining.settings.hyperparameters == "checkpoint":
-                return
-            if isinstance(scheduler, ReduceLROnPlateau):
-                if self._turn.chief:
-                    really(*args, **kwargs)
-                    self._spread = True
-                return
-            self._scheduled[number] = self._inside
-            for _ in range(self._moved if self._inside and isinstance(self._owner, Remote) else 1):
-                really(*args, **kwargs)
-
-        self._scheduled.append(False)
-        scheduler.step = MethodType(step, scheduler)  # type: ignore[method-assign]
-        return really
+    def _judged(self) -> None:
+        self._keeper.spread = True
 
     # --- the end
 
@@ -406,7 +283,9 @@ class Loop:
         if self._owner is None:
             return
         if error is None:
-            self._owner.close(script=self._keep().packed() if self._turn.chief else b"")
+            passes = self._passes
+            keeps = passes is not None and passes.turn.chief and not isinstance(self._owner, Alone)
+            self._owner.close(script=self._keeper.packed(passes) if keeps and passes is not None else b"")
             self._joining.report(Status(self._joining.name, "done"))
             return
         with contextlib.suppress(Exception):  # the first error is the one to tell

@@ -212,7 +212,8 @@ class StandingServers:
         )  # fmt: skip
         try:
             me = (socket.gethostname(), os.getpid())
-            channel.send(codec.encode(Reserve(str(task), version("evener"), self._settings.script or self._settings.recipe, *me)))
+            what = self._settings.script or self._settings.recipe
+            channel.send(codec.encode(Reserve(str(task), version("evener"), what, *me)))
             deadline = time.monotonic() + ANSWER
             header = channel.receive(max(0.0, deadline - time.monotonic()))
             if header is None:

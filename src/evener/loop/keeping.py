@@ -1,0 +1,70 @@
+"""When a program tells what it keeps, and what it takes over of what another one has told."""
+
+from __future__ import annotations
+
+import math
+
+from evener.loop.kept import Kept, states_of, unpacked
+from evener.loop.parts import Parts
+from evener.loop.passes import Passes
+from evener.settings import Settings
+
+#: Seconds between two times that the chief tells it.
+TELL = 1.0
+
+
+class Keeper:
+    """What one program keeps.
+
+    Args:
+        parts: None until they are prepared.
+    """
+
+    def __init__(self, settings: Settings) -> None:
+        self.kept = Kept()
+        self.parts: Parts | None = None
+        self.spread = False  # the other workers are to have it at once
+        #: Whether what the program says now counts, and not what was kept.
+        self.fresh = settings.hyperparameters == "recipe"
+        self._saved = bool(settings.logdir)
+        self._told_at = -math.inf
+
+    def hear(self, script: bytes) -> None:
+        """What the chief's program keeps, or kept when a checkpoint was written."""
+        if (kept := unpacked(script)) is not None:
+            self.kept = kept
+            self.restore()
+
+    def restore(self) -> None:
+        """Let schedulers and settings be as they were kept."""
+        if self.fresh or self.parts is None:
+            return
+        for scheduler, state in zip(self.parts.schedulers, self.kept.schedulers, strict=False):
+            scheduler.load_state_dict({**scheduler.state_dict(), **state})
+        groups = [group for one in self.parts.optimizers for group in one.param_groups]
+        for group, settings in zip(groups, self.kept.settings, strict=False):
+            group.update({key: value for key, value in settings.items() if key in group})
+
+    def packed(self, passes: Passes) -> bytes:
+        """As it is now."""
+        assert self.parts is not None
+        kept = self.kept
+        kept.version, kept.passes, kept.ahead = passes.turn.version, passes.count, passes.more
+        kept.schedulers = states_of(self.parts.schedulers)
+        kept.settings = [
+            {key: value for key, value in group.items() if key != "params"}
+            for one in self.parts.optimizers
+            for group in one.param_groups
+        ]
+        return kept.packed()
+
+    def soon(self) -> None:
+        """The next step is to tell it."""
+        self._told_at = -math.inf
+
+    def due(self, passes: Passes, now: float) -> bytes:
+        """What the next step is to tell: from the chief, where it is saved, and not with every step."""
+        if not (passes.turn.chief and self._saved and (self.spread or now - self._told_at >= TELL)):
+            return b""
+        self._told_at = now
+        return self.packed(passes)

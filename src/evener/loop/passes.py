@@ -1,0 +1,117 @@
+"""A worker's turns, and the passes that its program makes over the loader."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import replace
+from typing import Any
+
+from evener.errors import TaskFailed
+from evener.loop.hand import Hand
+from evener.loop.here import Here
+from evener.loop.owner import Owner, Step, Supply
+from evener.task.script import Over
+from evener.worker.exchange.exchange import Turn
+
+#: Why a run ends when a person wants it to.
+INTERRUPTED = "interrupted"
+
+
+class Passes:
+    """What the owner of the parameters has told last, and which pass is under way. `Gives` batches to the loader.
+
+    Args:
+        ahead: leases that the loader wants in hand.
+        heard: gets what the chief's program keeps, where a turn brings it.
+        begun: called when a pass begins; `anew`: those before it were left out.
+        unused: called before batches are named that no step has used.
+    """
+
+    def __init__(
+        self,
+        owner: Owner,
+        supply: Supply,
+        *,
+        heard: Callable[[bytes], None],
+        begun: Callable[[bool], None],
+        unused: Callable[[], None],
+    ) -> None:
+        self._owner, self.supply = owner, supply
+        self._heard, self._begun, self._unused = heard, begun, unused
+        self.hand = Hand()
+        self.ahead = 1
+        self.turn = Turn(version=0, lease=-1)
+        self.moved = 1  # updates that the last step brought
+        self.count = 0  # passes begun
+        self.start = 0  # passes that are left out, since they were finished before
+        self.inside, self.left_out = False, False
+
+    @property
+    def stopped(self) -> bool:
+        return bool(self.turn.stop)
+
+    @property
+    def want(self) -> int:
+        return (self.ahead + self.hand.most - 1) if self.supply.length else 0
+
+    @property
+    def more(self) -> int:
+        """Passes begun, more than epochs."""
+        if not self.supply.length or self.hand.first < 0:
+            return 0
+        return max(0, self.count - 1 - self.hand.first // self.supply.length)
+
+    # --- turns
+
+    def first(self) -> None:
+        self._take(self._owner.start(self.want))
+
+    def step(self, step: Step) -> Any:
+        result, turn = self._owner.step(step)
+        self.moved = max(1, turn.version - self.turn.version)
+        self._take(turn)
+        return result
+
+    def draw(self, want: int) -> None:
+        self._take(self._owner.draw(want))
+
+    def wait(self) -> None:
+        if unused := self.hand.take():
+            self._unused()
+        self._take(self._owner.draw(self.want, unused=unused, wait=True))
+
+    def epoch(self) -> int:
+        """Of the next batch, waited for."""
+        while self.supply.length and self.hand.first < 0 and not self.stopped:
+            self.wait()
+        return max(0, self.hand.first) // self.supply.length
+
+    def _take(self, turn: Turn) -> None:
+        if turn.anew:
+            self.hand.clear()
+        self.hand.add(turn.leases)
+        # Once the run is over nobody is chief for the servers; the program still has to save what it has.
+        self.turn = replace(turn, chief=self.turn.chief) if turn.stop else turn
+        if turn.failed:
+            raise TaskFailed(f"the run ended: {turn.stop}.")
+        if turn.stop == INTERRUPTED:
+            raise Over(0)
+        if turn.script:
+            self._heard(turn.script)
+
+    # --- passes
+
+    def passing(self) -> bool:
+        number, before = self.count, self.left_out
+        self.count += 1
+        self.left_out = number < self.start
+        if self.left_out or self.stopped:
+            return True
+        self._begun(before)
+        self.inside = True
+        return False
+
+    def passed(self, *, whole: bool) -> None:
+        self.inside = False
+        if whole and not self.supply.length and isinstance(self._owner, Here):
+            self._take(self._owner.draw(0, wait=True))

@@ -8,6 +8,7 @@ from __future__ import annotations
 import sys
 import threading
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
@@ -24,8 +25,10 @@ from torch import nn
 from torch.utils.data import DataLoader, TensorDataset
 
 from evener.commands.account import account
+from evener.errors import EvenerError
 from evener.loop.loop import Loop
 from evener.loop.parts import build, sorted_out
+from evener.loop.remote import Remote
 from evener.server.agreement import Expected
 from evener.server.serve import serve
 from evener.settings import Settings
@@ -56,13 +59,15 @@ class Program:
         epochs, batches, batch: how much.
     """
 
+    rate, momentum = 0.1, 0.9
+
     def __init__(self, *, epochs: int = 3, batches: int = BATCHES, batch: int = BATCH) -> None:
         self.epochs, self.batches, self.batch = epochs, batches, batch
 
     def make(self) -> list[Any]:
         torch.manual_seed(1)
         model = nn.Sequential(nn.Linear(3, 4), nn.Tanh(), nn.Linear(4, 1)).double()
-        optimizer = torch.optim.SGD(model.parameters(), lr=0.1, momentum=0.9)
+        optimizer = torch.optim.SGD(model.parameters(), lr=self.rate, momentum=self.momentum)
         return [model, optimizer, self.loader()]
 
     def loader(self) -> DataLoader:
@@ -202,21 +207,35 @@ def _cluster(ran: Ran, program: Program, settings: Settings, before: Ran | None)
         return build(sorted_out(program.make()), settings)
 
     length = len(program.loader())
+    here, start = threading.Barrier(settings.workers), Remote.start
+
+    def together(remote: Remote, want: int) -> Any:
+        """No worker begins its loop before all have joined: the run of one that is quick could be over before."""
+        turn = start(remote, want)
+        here.wait(30.0)
+        return turn
+
     chosen = {name: getattr(settings, name) for name in Settings.__dataclass_fields__ if name != "recipe"}
     with (
         patch.object(cluster_in_one_process, "build", built),
         patch.object(cluster_in_one_process, "Expected", partial(Expected, sources=source_of(settings.script))),
         patch("evener.loop.remote.Dialer", lambda settings, name, run: in_memory),
         patch("evener.loop.remote.VERSION", EVENER),
+        patch.object(Remote, "start", together),
         Cluster(program, Path(settings.logdir), batches=length, before=before and before.cluster, **chosen) as cluster,
     ):
         ran.cluster = cluster
         addresses = Fixed(tuple(listener.address for listener in cluster.listeners))
         joinings = [_joining(ran, settings, index, rendezvous=addresses) for index in range(settings.workers)]
         _prepare(ran, program, joinings)
-        servers = [partial(serve, server) for server in cluster.servers]
+        servers = [partial(_serve, server) for server in cluster.servers]
         _in_threads(ran, [*servers, *(partial(_worker, ran, program, joining) for joining in joinings)])
         ran.reports += cluster.reports
+
+
+def _serve(server: Any) -> None:
+    with suppress(EvenerError):  # its workers and the leader say the same
+        serve(server)
 
 
 def audited(directory: Path) -> Any:

@@ -95,10 +95,6 @@ class Loop:
         self._asked = True
         return self._passes is not None and self._passes.stopped
 
-    @property
-    def number(self) -> int:
-        return self._passes - 1
-
     def log(self, values: Mapping[str, float]) -> None:
         """Figures of this worker: into TensorBoard, the live view and the log. A "loss" is the run's loss.
 
@@ -246,6 +242,7 @@ class Loop:
 
     def _late(self, passes: Passes) -> None:
         """A step after the end: without a loader nothing else would end the loop."""
+        passes.leave_if_interrupted()
         if not self._said:
             self._said = True
             words = f"the run is over ({passes.turn.stop}): steps change nothing any more"

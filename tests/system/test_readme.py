@@ -28,14 +28,19 @@ def commands(text: str) -> list[str]:
 
 @pytest.fixture(scope="module")
 def place(tmp_path_factory):
-    """Where a reader would type: with the README's recipe in `spirals.py`."""
+    """Where a reader would type: with the README's recipe in `spirals.py`, and its script in `train.py`."""
     directory = tmp_path_factory.mktemp("reader")
+    (directory / "train.py").write_text(script())
     (directory / "spirals.py").write_text(recipe())
     return directory
 
 
 def recipe() -> str:
     return next(block for block in blocks("python") if "def recipe" in block)
+
+
+def script() -> str:
+    return next(block for block in blocks("python") if "evener.join" in block)
 
 
 def run(command: str, place: Path) -> str:
@@ -53,7 +58,13 @@ def test_a_recipe_of_ones_own_takes_at_most_25_lines():
 @pytest.mark.parametrize("command", [c for c in dict.fromkeys(commands(README)) if c.startswith("evener ")])
 def test_each_evener_command_of_the_readme_works(command, place):
     output = run(command, place)
-    assert "validation" in output
+    assert {"launch": "accuracy 0.9", "audit": "ledger clean"}.get(command.split()[1], "validation") in output
+
+
+def test_the_script_of_the_readme_runs_by_itself_and_has_six_changed_lines(place):
+    assert "python train.py" in commands(README)
+    assert "accuracy 0.9" in run("python train.py", place)
+    assert len(re.findall(r"evener\.|\bev\.", script())) <= 6
 
 
 def test_the_logs_of_the_readme_open_in_tensorboard(place):

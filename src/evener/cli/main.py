@@ -272,13 +272,19 @@ def piped(argv: list[str]) -> int:
     return status
 
 
-def command(argv: list[str]) -> int:
+def parsed(argv: list[str]) -> argparse.Namespace:
+    """What a command line says. Raises ConfigError for what evener does not know."""
     top = parser()
     words, program = _parted(argv)
     args, unknown = top.parse_known_args(_words(words, top))
     args.program = program
     if unknown:
         raise unknown_option(unknown[0], args)
+    return args
+
+
+def command(argv: list[str]) -> int:
+    args = parsed(argv)
     if args.version:
         from importlib.metadata import version
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -11,7 +12,7 @@ from torch import Tensor, nn
 
 from evener import weights
 from evener.errors import ConfigError
-from evener.trained import bring, find, recipe_of
+from evener.trained import Found, bring, find, recipe_of
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,19 +45,40 @@ def export(  # noqa: PLR0913 - as `evener.api.export`
     suffix = weights.suffix_to_write(file)
     _check_free(file, force)
     found = find(path)
-    made = recipe_of(found, recipe, options)
-    model = bring(found, made, ema=ema)
-    inside = _without_compiler(model)
-    state = inside.state_dict()
+    state, name, compiled = (_program if _of_program(found, recipe) else _made)(found, recipe, ema, options)
     nbytes = weights.write(state, file)
     quoted = str(file).replace("\\", "\\\\").replace('"', '\\"')
     reads = f'load_file("{quoted}")' if suffix == weights.SAFE else f'torch.load("{quoted}", weights_only=True)'
     before = "from safetensors.torch import load_file; " if suffix == weights.SAFE else ""
     return Exported(
-        str(file), nbytes, sum(isinstance(value, Tensor) for value in state.values()),
-        recipe if isinstance(recipe, str) else found.manifest.recipe if recipe is None else made.name,
-        found.manifest.step, str(found.path), ema, inside is not model, f"{before}model.load_state_dict({reads})",
+        str(file), nbytes, sum(isinstance(value, Tensor) for value in state.values()), name,
+        found.manifest.step, str(found.path), ema, compiled, f"{before}model.load_state_dict({reads})",
     )  # fmt: skip
+
+
+def _of_program(found: Found, recipe: object) -> bool:
+    """Whether a program with a loop of its own has trained it: then there is no recipe to make the model by."""
+    return recipe is None and found.manifest.recipe.endswith(".py")
+
+
+def _program(
+    found: Found, _recipe: object, ema: bool, _options: Mapping[str, Any]
+) -> tuple[Mapping[str, Any], str, bool]:
+    """All tensors as they are, under all their names."""
+    tensors = found.tensors(ema=ema)
+    tied = json.loads(found.manifest.script or "{}").get("tied", {})
+    return {**tensors, **{name: tensors[first] for name, first in tied.items()}}, found.manifest.recipe, False
+
+
+def _made(
+    found: Found, recipe: object, ema: bool, options: Mapping[str, Any]
+) -> tuple[Mapping[str, Any], str, bool]:
+    """The `state_dict` of the recipe's model."""
+    made = recipe_of(found, recipe, options)
+    model = bring(found, made, ema=ema)
+    inside = _without_compiler(model)
+    name = recipe if isinstance(recipe, str) else found.manifest.recipe if recipe is None else made.name
+    return inside.state_dict(), name, inside is not model
 
 
 def _without_compiler(model: nn.Module) -> nn.Module:

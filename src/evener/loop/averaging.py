@@ -17,8 +17,9 @@ from evener.state.tensors import whole_views
 from evener.worker.allreduce.allreduce import Travelling
 from evener.worker.allreduce.group import Group
 
-#: What travels before the gradients: who asks to stop, who is idle, the sum of losses and how many know theirs.
-STOPS, IDLE, LOSS, LOSSES = range(4)
+#: What travels before the gradients: who asks to stop, who is idle, who has left the loop, whether tower 0's program
+#: has something to tell, the sum of losses and how many know theirs.
+STOPS, IDLE, LEFT, NEWS, LOSS, LOSSES = range(6)
 
 
 @dataclass(frozen=True, slots=True)
@@ -27,8 +28,9 @@ class Sums:
 
     gives: list[int]  # of each optimizer, how many towers gave a gradient
     counts: list[int]  # of each tower, batches that its gradient was computed on
-    unused: list[int]  # of each tower that is idle, batches that no step will use
+    unused: list[int]  # of each tower, batches before them that no step will use
     idle: int  # towers
+    left: int  # of them, those whose program has left its loop
     stop: str
     loss: float
     steps: Sequence[Callable[[Optimizer], Any]]
@@ -42,10 +44,18 @@ class Averaging:
 
     Args:
         stop_asked: why somebody outside wants the run to end early; empty otherwise.
+        heard: gets what tower 0's program keeps, on the others, before the step that it was told with.
     """
 
-    def __init__(
-        self, group: Group, state: State, parts: Parts, home: torch.device, *, stop_asked: Callable[[], str]
+    def __init__(  # noqa: PLR0913 - whom it meets, with what
+        self,
+        group: Group,
+        state: State,
+        parts: Parts,
+        home: torch.device,
+        *,
+        stop_asked: Callable[[], str],
+        heard: Callable[[bytes], None],
     ) -> None:
         self._group, self._state, self._parts, self._stop_asked = group, state, parts, stop_asked
         layout = state.parameters.layout
@@ -61,10 +71,14 @@ class Averaging:
         buffers = dict(parts.model.named_buffers())
         self._buffers = [(buffers[s.name], views[s.name]) for s in layout.specs if s.name in buffers]
         self._steps = [type(optimizer).step for optimizer in parts.optimizers]
-        self.asked = ""
+        self.asked, self._heard = "", heard
 
-    def give(self, step: Step) -> Sums:
-        """Average this tower's gradients with those of the others; the means are the parameters' `grad` then."""
+    def give(self, step: Step, unused: int) -> Sums:
+        """Average this tower's gradients with those of the others; the means are the parameters' `grad` then.
+
+        Args:
+            unused: batches before them that no step has used, nor will.
+        """
         for (_, parameter), gradient, owner in zip(self._trained, self._gradients, self._of, strict=True):
             if owner != step.group or parameter.grad is None:
                 gradient.zero_()
@@ -74,25 +88,26 @@ class Averaging:
             float(owner == step.group and parameter.grad is not None)
             for (_, parameter), owner in zip(self._trained, self._of, strict=True)
         ]
-        return self._sum(step, used, 0)
+        return self._sum(step, used, unused)
 
-    def idle(self, unused: int) -> Sums:
-        """Give nothing, but take the same steps as the others."""
+    def idle(self, unused: int, *, left: bool) -> Sums:
+        """Give nothing, but take the same steps as the others. `left`: the program has left its loop."""
         for gradient in self._gradients:
             gradient.zero_()
-        return self._sum(None, [0.0] * len(self._trained), unused)
+        return self._sum(None, [0.0] * len(self._trained), unused, left=left)
 
-    def _sum(self, step: Step | None, used: list[float], unused: int) -> Sums:
+    def _sum(self, step: Step | None, used: list[float], unused: int, *, left: bool = False) -> Sums:
         asked = self.asked or self._stop_asked()
         head, rank, size = self._travelling.head, self._group.rank, self._group.size
         known = step is not None and not math.isnan(step.loss)
         loss = step.loss if step is not None and known else 0.0
-        numbers = [float(bool(asked)), float(step is None), loss, float(known)]
+        news = step.script if step is not None and rank == 0 else b""
+        numbers = [float(bool(asked)), float(step is None), float(left), float(bool(news)), loss, float(known)]
         numbers += [float(step is not None and step.group == group) for group in range(len(self._parts.optimizers))]
-        counts, left = [0.0] * size, [0.0] * size
+        counts, over = [0.0] * size, [0.0] * size
         counts[rank] = float(len(step.leases)) if step is not None else 0.0
-        left[rank] = float(unused)
-        numbers += counts + left + used
+        over[rank] = float(unused)
+        numbers += counts + over + used
         head[: len(numbers)] = torch.tensor(numbers, dtype=head.dtype)
         self._put_buffers()
         self._group.sum(self._travelling.flats, f"update {self._state.step + 1}", _nothing)
@@ -100,12 +115,15 @@ class Averaging:
         first = LOSSES + 1
         gives = [round(number) for number in told[first : self._counts]]
         self._place(gives, told[self._size :])
+        if told[NEWS] and (script := self._group.share(news)) and rank:
+            self._heard(script)
         stop = ""
         if told[STOPS]:
             stop = next(filter(None, self._group.gather(asked)))
         return Sums(
             gives, [round(n) for n in told[self._counts : self._counts + size]],
-            [round(n) for n in told[self._counts + size : self._size]], round(told[IDLE]), stop,
+            [round(n) for n in told[self._counts + size : self._size]], round(told[IDLE]),
+            round(told[LEFT]), stop,
             told[LOSS] / told[LOSSES] if told[LOSSES] else math.nan, self._steps,
         )  # fmt: skip
 

@@ -68,7 +68,9 @@ class Here:
             self._tell(f"warning: {difference}")
         self._averaging = None
         if self._group is not None:
-            self._averaging = Averaging(self._group, self._state, parts, home, stop_asked=joining.stop_asked)
+            self._averaging = Averaging(
+                self._group, self._state, parts, home, stop_asked=joining.stop_asked, heard=self._hear
+            )
         manifest = restored[0] if restored else None
         book = LeaseState(0, ())
         if manifest is not None:
@@ -79,9 +81,10 @@ class Here:
         self._tally = Tally(time.monotonic)
         self._counted = manifest.counted if manifest is not None else 0  # updates of the first optimizer
         self._stop, self._whole, self._last_report = "", True, time.monotonic()
-        self._in_hand = 0
-        #: Called when others have taken a step that this tower's program knows nothing of.
+        self._in_hand, self._unused = 0, 0
+        #: Called when others have taken a step that this tower's program knows nothing of, and with tower 0's news.
         self.idled: Callable[[], None] | None = None
+        self.heard: Callable[[bytes], None] | None = None
         ledger.begin(self._state.step, samples, self._deal.state(), script=True)
 
     def _kept(self) -> tuple[Saver | NoSaver, Ledger, Restored]:
@@ -124,7 +127,7 @@ class Here:
             )
         if not self._tally.updates:
             self._tally.begin(time.monotonic() - step.seconds)
-        sums = averaging.give(step)
+        sums = averaging.give(step, self._shed())
         self._whole = False
         result = self._take(sums, step)
         return result, self._turn(self._give(step.want))
@@ -138,9 +141,9 @@ class Here:
             result = step.really() if step is not None and step.group == group else sums.steps[group](optimizer)
         if sums.stop:
             self._stop = self._stop or sums.stop
+        self._skip(sums.unused)
         if groups:
             self._applied(step, sums.counts, groups, sums.loss)
-        self._skip(sums.unused)
         self._deal.finish()
         return result
 
@@ -177,36 +180,48 @@ class Here:
             self._progress()
 
     def draw(self, want: int, *, unused: Sequence[int] = (), wait: bool = False) -> Turn:
-        given = self._give(want - len(unused))
-        if not wait or given:
-            return self._turn(given)
+        self._unused += len(unused)  # other towers hear of it when they meet next
+        self._in_hand -= len(unused)
         if self._averaging is None:
-            self._skip([len(unused)])
+            self._skip([self._shed()])
             self._deal.finish()
-        else:
-            self._idle(self._averaging, len(unused), until_all=not self._samples)
+        given = self._give(want)
+        if not wait or given or self._averaging is None:
+            return self._turn(given)
+        self._idle(self._averaging)
         return self._turn(self._give(want))
 
-    def _idle(self, averaging: Averaging, unused: int = 0, *, until_all: bool) -> None:
+    def _shed(self) -> int:
+        unused, self._unused = self._unused, 0
+        return unused
+
+    def _idle(self, averaging: Averaging, *, left: bool = False) -> None:
         """This tower has no batch left: it helps to average until the others have none of this epoch either.
 
         Args:
-            until_all: where batches have no numbers, and at the end: until all towers are here.
+            left: its program has left its loop: until those of all others have.
         """
         epoch = self._deal.epoch
         while not self._stop:
-            sums = averaging.idle(unused)
+            sums = averaging.idle(self._shed(), left=left)
             self._take(sums, None)
             if self.idled is not None and any(sums.gives):
                 self.idled()
-            unused = 0
-            if sums.idle == len(sums.counts) if until_all else self._deal.epoch != epoch:
+            size = len(sums.counts)
+            if sums.left == size if left else self._deal.epoch != epoch:
                 return
+            if sums.idle == size and sums.left and self._samples:
+                self._stop = "a tower has left its loop"  # with batches that the others wait for
+            if sums.idle == size and not left and not self._samples:
+                return  # batches have no numbers, and a pass is over when all towers say so
+
+    def _hear(self, script: bytes) -> None:
+        if self.heard is not None:
+            self.heard(script)
 
     def _skip(self, counts: Sequence[int]) -> None:
         for lease in self._deal.skip(counts):
             self._ledger.skip(lease, self._state.step, "its script took no step with it")
-        self._in_hand -= counts[self._rank]
 
     def _give(self, want: int) -> list[int]:
         given = self._deal.give(self._rank, max(0, want - self._in_hand))
@@ -231,15 +246,11 @@ class Here:
         else:
             self._stop = self._stop or reason
 
-    def share(self, data: bytes) -> bytes:
-        """Tower 0's bytes, on every tower."""
-        return self._group.share(data) if self._group is not None else data
-
     def close(self, reason: str = "", script: bytes = b"") -> None:
         self._script = script or self._script
         try:
             if self._averaging is not None and not reason:
-                self._idle(self._averaging, until_all=True)
+                self._idle(self._averaging, left=True)
             if self._whole and (not reason or self._tally.updates):
                 self._save_final()
             if not reason:

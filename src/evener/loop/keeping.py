@@ -17,16 +17,16 @@ class Keeper:
     """What one program keeps.
 
     Args:
-        parts: None until they are prepared.
+        told: there is somebody to tell it to: a logdir, or other towers.
     """
 
-    def __init__(self, settings: Settings) -> None:
+    def __init__(self, settings: Settings, *, told: bool) -> None:
         self.kept = Kept()
         self.parts: Parts | None = None
         self.spread = False  # the other workers are to have it at once
         #: Whether what the program says now counts, and not what was kept.
         self.fresh = settings.hyperparameters == "recipe"
-        self._saved = bool(settings.logdir)
+        self._somebody = told
         self._told_at = -math.inf
 
     def hear(self, script: bytes) -> None:
@@ -50,6 +50,7 @@ class Keeper:
         assert self.parts is not None
         kept = self.kept
         kept.version, kept.passes, kept.ahead = passes.turn.version, passes.count, passes.more
+        kept.tied = self.parts.tied
         kept.schedulers = states_of(self.parts.schedulers)
         kept.settings = [
             {key: value for key, value in group.items() if key != "params"}
@@ -64,7 +65,7 @@ class Keeper:
 
     def due(self, passes: Passes, now: float) -> bytes:
         """What the next step is to tell: from the chief, where it is saved, and not with every step."""
-        if not (passes.turn.chief and self._saved and (self.spread or now - self._told_at >= TELL)):
+        if not (passes.turn.chief and self._somebody and (self.spread or now - self._told_at >= TELL)):
             return b""
         self._told_at = now
         return self.packed(passes)

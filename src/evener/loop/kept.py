@@ -36,6 +36,7 @@ class Kept:
     ahead: int = 0
     schedulers: list[Any] = field(default_factory=list)
     settings: list[Any] = field(default_factory=list)
+    tied: dict[str, str] = field(default_factory=dict)  # further names of tensors, and the first, for `evener export`
 
     def packed(self) -> bytes:
         """Raises ConfigError for what cannot be kept."""
@@ -43,6 +44,7 @@ class Kept:
             told = {
                 "state": _out(self.state), "version": self.version, "passes": self.passes, "ahead": self.ahead,
                 "schedulers": pack(self.schedulers), "settings": pack(self.settings),
+                "tied": self.tied,
             }  # fmt: skip
             text = json.dumps(told).encode()
         except (TypeError, ValueError, RecursionError) as error:
@@ -67,7 +69,7 @@ def unpacked(text: bytes) -> Kept | None:
     told = json.loads(text)
     return Kept(
         _in(told["state"]), told["version"], told["passes"], told["ahead"], unpack(told["schedulers"]),
-        unpack(told["settings"]),
+        unpack(told["settings"]), told["tied"],
     )  # fmt: skip
 
 

@@ -29,7 +29,7 @@ from evener.loop.passes import Passes
 from evener.loop.remote import Remote
 from evener.loop.schedulers import Schedulers
 from evener.loop.serving import serve
-from evener.loop.sinks import Sinks
+from evener.loop.sinks import Sink, Sinks
 from evener.report import Line, Status
 from evener.task.build import Built
 from evener.task.script import Joining, Over
@@ -50,7 +50,7 @@ class Loop:
         self._parts: Parts | None = None
         self._owner: Owner | None = None
         self._passes: Passes | None = None
-        self._keeper = Keeper(joining.settings)
+        self._keeper = Keeper(joining.settings, told=bool(joining.settings.logdir) or joining.tower is not None)
         self._logged = math.nan
         self._answered = self._clock()
         self._asked, self._said = False, False  # whether it asks when to stop, and was told that steps change nothing
@@ -107,6 +107,10 @@ class Loop:
         if self.chief:
             self._sinks.log(figures, self.step)
 
+    def log_to(self, sink: Sink) -> None:
+        """Hand every `log` of the chief on to a tracker of yours: anything with `log(values, step)` and `close()`."""
+        self._sinks.add(sink)
+
     def save(self, path: str | Path, *models: nn.Module) -> None:
         """Write a model's `state_dict`, plain PyTorch (.pt, .pth) or safetensors, all or nothing; from the chief alone.
 
@@ -162,9 +166,9 @@ class Loop:
             parts.schedulers, passes, apart=isinstance(owner, Remote), again=self._keeper.fresh, judged=self._judged
         )
         if isinstance(owner, Here):
-            owner.idled = schedulers.idled
+            owner.idled, owner.heard = schedulers.idled, self._keeper.hear
         joining.report(Status(joining.name, "training"))
-        if joining.launched and loader is None:
+        if joining.launched and not supply.length:
             seed_batch(settings.seed, self.worker)  # each worker is to play other episodes
         prepared = [shared if thing is loader and loader is not None else thing for thing in given]
         return prepared[0] if len(prepared) == 1 else tuple(prepared)
@@ -256,14 +260,9 @@ class Loop:
             Optimizer.zero_grad(optimizer)
 
     def _begin_pass(self, anew: bool) -> None:
-        """Towers begin it with the settings of tower 0, whose program may have judged a validation alone."""
         if anew:  # what the program has made of its learning rates meanwhile was made of empty passes
             self._keeper.restore()
-        self._keeper.soon()
-        if isinstance(self._owner, Here) and self._joining.tower is not None and self._passes is not None:
-            told = self._owner.share(self._keeper.packed(self._passes) if self.worker == 0 else b"")
-            if self.worker:
-                self._keeper.hear(told)
+        self._keeper.soon()  # the chief's program may have judged a validation alone
 
     def _judged(self) -> None:
         self._keeper.spread = True

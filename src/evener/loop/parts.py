@@ -36,6 +36,7 @@ class Parts:
     model: nn.Module  # all of them in one
     optimizer: Optimizer  # likewise
     names: tuple[frozenset[str], ...]  # of each optimizer's parameters
+    tied: dict[str, str]  # further names of parameters, and the first of each
 
 
 def sorted_out(given: Sequence[object]) -> Parts:
@@ -70,7 +71,12 @@ def sorted_out(given: Sequence[object]) -> Parts:
             )
         names.append(mine)
     one = optimizers[0] if len(optimizers) == 1 else Several(optimizers)
-    return Parts(models, optimizers, loaders, schedulers, model, one, tuple(names))
+    tied = {
+        name: by_tensor[parameter]
+        for name, parameter in model.named_parameters(remove_duplicate=False)
+        if by_tensor[parameter] != name
+    }
+    return Parts(models, optimizers, loaders, schedulers, model, one, tuple(names), tied)
 
 
 def bare(model: nn.Module) -> nn.Module:

@@ -254,7 +254,10 @@ def summary(result: Result, program: Callable[[str], str] = str, start: Path | N
         rows["staleness"] = f"mean {result.mean_staleness:.2f}, max {result.max_staleness}"
     if checkpoint:
         rows["checkpoint"] = checkpoint
-        rows["evaluate it"] = shlex.join([program("evener"), "eval", result.recipe, "--checkpoint", checkpoint])
+        if result.recipe.endswith(".py"):  # a program with a loop of its own, which alone can evaluate it
+            rows["for plain PyTorch"] = shlex.join([program("evener"), "export", logdir, "model.pt"])
+        else:
+            rows["evaluate it"] = shlex.join([program("evener"), "eval", result.recipe, "--checkpoint", checkpoint])
     if logdir:
         rows["TensorBoard logs"] = logdir
         rows["look at them"] = shlex.join([program("tensorboard"), "--logdir", logdir])

@@ -17,12 +17,13 @@ from unittest.mock import patch
 
 sys.path += [str(Path(__file__).parents[1] / name) for name in ("server", "worker")]
 import cluster_in_one_process
+import pytest
 import torch
 from cluster_in_one_process import EVENER, RUN, Cluster
 from tasks_in_one_process import in_memory
-from towers_in_one_process import Meeting, Member
 from torch import nn
 from torch.utils.data import DataLoader, TensorDataset
+from towers_in_one_process import Meeting, Member
 
 from evener.commands.account import account
 from evener.errors import EvenerError
@@ -50,6 +51,11 @@ WAYS: dict[str, tuple[dict, int]] = {
     "1 ps, 2 workers, bounded": ({"ps": 1, "workers": 2, "mode": "bounded"}, 1),
 }
 BATCHES, BATCH = 6, 4
+KEPT = [way for way in WAYS if way not in ("plain", "alone")]
+IN_LOCKSTEP = [way for way in WAYS if WAYS[way][1] == 2]
+EVERY_WAY = pytest.mark.parametrize("way", [way for way in WAYS if way != "plain"])
+EVERY_KEPT_WAY = pytest.mark.parametrize("way", KEPT)
+ONE_BY_ONE = pytest.mark.parametrize("way", [way for way in KEPT if WAYS[way][1] == 1 and "2 workers" not in way])
 
 
 class Program:
@@ -243,3 +249,19 @@ def audited(directory: Path) -> Any:
     found = account(directory)
     assert found.clean, str(found)
     return found
+
+
+def replicas(way: str) -> int:
+    """Batches that an update is a mean over."""
+    return WAYS[way][1]
+
+
+def good(ran: Ran) -> Ran:
+    """A run in which nothing went wrong."""
+    assert [end for end in ran.ends if isinstance(end, BaseException)] == []
+    return ran
+
+
+def plain(program: Program, directory: Path) -> list[torch.Tensor]:
+    """What the program makes of its parameters without evener."""
+    return run("plain", program, directory).values()

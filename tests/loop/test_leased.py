@@ -6,10 +6,10 @@ import weakref
 
 import pytest
 import torch
-from torch.utils.data import DataLoader, Dataset, IterableDataset, Sampler
+from giving import Epochs, Pool
+from torch.utils.data import DataLoader, Dataset
 
-from evener.loop.hand import Hand
-from evener.loop.leased import Leased, Streamed
+from evener.loop.leased import Leased
 
 
 class Squares(Dataset):
@@ -23,66 +23,6 @@ class Squares(Dataset):
         if index == self.bad:
             raise ValueError(f"sample {index} cannot be read")
         return index, random.random()
-
-
-class Pool:
-    """Gives leases as a test says. A `Gives`.
-
-    Args:
-        answers: what each `draw` brings; when there are no more, nothing.
-        waits: what each `wait` brings; [] ends the run.
-        steps: whether the program takes a step after each batch.
-    """
-
-    def __init__(self, answers=(), waits=(), first=()):
-        self.hand, self.stopped = Hand(), False
-        self.answers, self.waits = list(answers), list(waits)
-        self.hand.add(list(first))
-        self.wants, self.given_up, self.passes, self.ended = [], [], 0, []
-        self.left_out = 0
-
-    @property
-    def number(self):
-        return self.passes - 1
-
-    def draw(self, want):
-        self.wants.append(want)
-        if self.answers:
-            self.hand.add(self.answers.pop(0))
-
-    def wait(self):
-        self.given_up.append(self.hand.take())
-        leases = self.waits.pop(0) if self.waits else []
-        self.hand.add(leases)
-        self.stopped = self.stopped or not leases
-
-    def passing(self):
-        self.passes += 1
-        return self.passes <= self.left_out or self.stopped
-
-    def passed(self, *, whole):
-        self.ended.append(whole)
-
-
-class Epochs(Pool):
-    """Gives all leases there are, as many as are wanted, epoch by epoch; the run ends after two."""
-
-    def __init__(self):
-        super().__init__(first=[0])
-        self.next, self.fence = 1, 4
-
-    def draw(self, want):
-        super().draw(want)
-        last = min(self.fence, self.next + want - self.hand.count)
-        self.hand.add(list(range(self.next, last)))
-        self.next = max(self.next, last)
-
-    def wait(self):
-        if self.next == self.fence:
-            self.fence += 4
-        self.waits = [[self.next]] if self.next < 8 else []
-        self.next += 1
-        super().wait()
 
 
 def loader(count=20, batch=5, **options):
@@ -218,6 +158,7 @@ def test_a_life_that_has_ended_takes_its_batches_along():
 @pytest.mark.parametrize("persistent", [False, True])
 def test_loader_processes_bring_the_same_as_one_process(persistent):
     """And are kept busy: with two batches each ahead."""
+
     def sight(**options):
         pool = Epochs()
         leased = Leased(loader(shuffle=True, **options), 7, pool)
@@ -285,51 +226,3 @@ def test_batches_of_single_samples():
     assert len(leased) == 20
     assert [index for index, _ in leased] == [0, 1]
     assert [index for index, _ in leased] == [1]
-
-
-# --- streams
-
-
-class Stream(IterableDataset):
-    def __iter__(self):
-        return iter(range(10))
-
-
-def test_each_worker_reads_its_part_of_a_stream():
-    parts = [[batch.tolist() for batch in Streamed(DataLoader(Stream(), 2), i, 2, Pool())] for i in range(2)]
-    assert parts == [[[0, 2], [4, 6], [8]], [[1, 3], [5, 7], [9]]]
-
-
-def test_one_worker_reads_the_programs_own_loader():
-    pool = Pool()
-    streamed = Streamed(DataLoader(Stream(), 4, drop_last=True), 0, 1, pool)
-    assert [batch.tolist() for batch in streamed] == [[0, 1, 2, 3], [4, 5, 6, 7]]
-    assert pool.ended == [True]
-    assert streamed.drop_last
-
-
-def test_a_stream_ends_with_the_run():
-    pool = Pool()
-    seen = []
-    for batch in Streamed(DataLoader(Stream(), 2), 0, 1, pool):
-        seen.append(batch)
-        pool.stopped = True
-    assert len(seen) == 1
-    assert list(Streamed(DataLoader(Stream(), 2), 0, 1, pool)) == []
-
-
-@pytest.mark.parametrize("batch_size", [None, 2])
-def test_a_sampler_without_a_length_is_shared_out_too(batch_size):
-    """It decides which samples there are: not the data set's own order, which may have no end."""
-
-    class Endless(Dataset):
-        def __getitem__(self, index):
-            return index * 10
-
-    class Some(Sampler):
-        def __iter__(self):
-            return iter([5, 3, 8, 1])
-
-    given = DataLoader(Endless(), batch_size, sampler=Some())
-    parts = [[torch.as_tensor(batch).tolist() for batch in Streamed(given, i, 2, Pool())] for i in range(2)]
-    assert parts == ([[50, 80], [30, 10]] if batch_size is None else [[[50, 30]], [[80, 10]]])

@@ -218,7 +218,10 @@ def test_a_loader_like_the_programs():
     loader = DataLoader(Items(), 4, collate_fn=collate, num_workers=2, prefetch_factor=3, timeout=7)
     made = remade(loader, loader.dataset, batch_sampler=[[1, 2], [3]])
     assert (made.collate_fn, made.num_workers, made.prefetch_factor, made.timeout) == (collate, 2, 3, 7)
-    assert list(remade(DataLoader(Items(), 4, collate_fn=collate), Items(), batch_sampler=[[1, 2], [3]])) == [[1, 2], [3]]
+    assert list(remade(DataLoader(Items(), 4, collate_fn=collate), Items(), batch_sampler=[[1, 2], [3]])) == [
+        [1, 2],
+        [3],
+    ]
 
 
 # --- a stream
@@ -240,7 +243,7 @@ class Stream(IterableDataset):
 def test_each_worker_takes_every_nth_item():
     parts = [list(Every(Stream(), index, 3)) for index in range(3)]
     assert parts[1] == list(range(1, 20, 3))
-    assert sorted(sum(parts, [])) == list(range(20))
+    assert sorted(item for part in parts for item in part) == list(range(20))
     assert Every(Stream(), 0, 2).length == 20
 
 
@@ -249,7 +252,7 @@ def test_and_so_does_each_of_its_loaders_processes():
     for index in range(2):
         loader = DataLoader(Every(Stream(), index, 2), batch_size=3, num_workers=2)
         parts.append([int(item) for batch in loader for item in batch])
-    assert sorted(sum(parts, [])) == list(range(20))
+    assert sorted(item for part in parts for item in part) == list(range(20))
     assert abs(len(parts[0]) - len(parts[1])) <= 2
 
 

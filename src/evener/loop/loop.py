@@ -154,7 +154,7 @@ class Loop:
         loader = parts.loaders[0] if parts.loaders else None
         supply = Supply(length_of(loader), loader.batch_size or 1) if loader is not None else Supply()
         owner = self._owner = self._owned(parts, built, supply)
-        passes = self._passes = Passes(
+        passes = self._passes = self._keeper.passes = Passes(
             owner, supply, heard=self._keeper.hear, begun=self._begin_pass, unused=self._forget_gradients
         )
         shared = self._shared(loader, passes) if loader is not None else None
@@ -163,8 +163,10 @@ class Loop:
         for number, optimizer in enumerate(parts.optimizers):
             self._watch(number, optimizer)
         schedulers = Schedulers(
-            parts.schedulers, passes, apart=isinstance(owner, Remote), again=self._keeper.fresh, judged=self._judged
-        )
+            parts.schedulers, passes, apart=isinstance(owner, Remote), again=self._keeper.fresh, judged=self._judged,
+            turned=self._keeper.soon, inside=self._keeper.kept.inside,
+        )  # fmt: skip
+        self._keeper.inside = schedulers.inside
         if isinstance(owner, Here):
             owner.idled, owner.heard = schedulers.idled, self._keeper.hear
         joining.report(Status(joining.name, "training"))

@@ -228,3 +228,10 @@ def test_what_no_optimizer_has_does_not_travel():
     built = build(sorted_out([model, extra, SGD([*model.parameters()], lr=0.1)]), settings(ps=2))
     assert {spec.name for spec in built.layout.specs} == {"model0.weight", "model0.count"}
     assert list(built.layout.trained) == ["model0.weight"]
+
+
+def test_a_run_in_which_all_is_frozen_is_refused():
+    model = linear()
+    model.requires_grad_(False)
+    with pytest.raises(ConfigError, match="no parameter that an optimizer has is trained"):
+        build(sorted_out([model, SGD(model.parameters(), lr=0.1)]), settings())

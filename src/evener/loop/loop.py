@@ -148,6 +148,7 @@ class Loop:
         parts = self._parts = self._keeper.parts = sorted_out(given)
         joining, settings = self._joining, self._joining.settings
         built = build(parts, settings)
+        joining.prepared = True
         if self.is_server:
             serve(joining, parts, built)
         joining.report(Status(joining.name, "starting"))

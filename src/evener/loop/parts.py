@@ -169,6 +169,12 @@ def build(parts: Parts, settings: Settings) -> Built:
     )  # fmt: skip
     trained = frozenset().union(*parts.names)
     specs = [spec for spec in specs_of(parts.model) if not spec.trained or spec.name in trained]
+    if not any(spec.trained for spec in specs):
+        raise ConfigError(
+            "no parameter that an optimizer has is trained.",
+            why="all of them have requires_grad=False.",
+            fix="leave those that are to be trained unfrozen before prepare.",
+        )
     layout = Layout(specs, shards=max(1, settings.ps), placement=settings.placement)
     stay = digest_of(_stay(parts.model, layout))
     text = f"{settings.script_args} seed={settings.seed} frozen={stay}"

@@ -278,11 +278,13 @@ def _check_script(settings: Settings) -> None:
             why="each stage computes a part of the model.",
             fix="use --towers or --ps, or write a recipe.",
         )
-    if settings.on_nan == "rollback" and not settings.ps:
+    guards = {"on_nan": settings.on_nan != "stop", "refuse_norm": settings.refuse_norm, "spike": settings.spike}
+    if not settings.ps and (wrong := [name for name, value in guards.items() if value]):
+        option = "--" + wrong[0].replace("_", "-")
         raise ConfigError(
-            "--on-nan rollback needs ps tasks here.",
-            why="the program goes on with what it has in its own variables.",
-            fix="add --ps 1.",
+            f"{option} needs ps tasks, where a program has a loop of its own.",
+            why="without them the program's own optimizer takes each step by itself.",
+            fix="add --ps 1, or look at the gradients in your loop.",
         )
 
 

@@ -51,6 +51,7 @@ def add_training_options(train: argparse.ArgumentParser) -> None:
     _add_length_options(train)
     add_recipe_options(train)
     add_keeping_options(train)
+    _add_telling_options(train)
     _add_validation_options(train)
     add_failure_options(train)
 
@@ -84,7 +85,7 @@ def _add_length_options(train: argparse.ArgumentParser) -> None:
 
 
 def add_keeping_options(train: argparse.ArgumentParser) -> None:
-    kept = train.add_argument_group("what is kept and told")
+    kept = train.add_argument_group("what is kept")
     add = kept.add_argument
     add("--logdir", help="checkpoints, TensorBoard events and logs; an old one is continued; default evener-runs/...")
     text = "in a new logdir: begin with the weights of a logdir, a checkpoint, or a .pt or .safetensors file"
@@ -94,6 +95,10 @@ def add_keeping_options(train: argparse.ArgumentParser) -> None:
     add("--save-checkpoint-secs", type=float, metavar="S", help="seconds between checkpoints; default 60")
     add("--save-checkpoint-steps", type=int, metavar="N", help="global steps between checkpoints")
     add("--keep", type=int, metavar="K", help="newest checkpoints kept; default 5")
+
+
+def _add_telling_options(train: argparse.ArgumentParser) -> None:
+    add = train.add_argument_group("what is told").add_argument
     add("--save-summary-secs", type=float, metavar="S", help="seconds between TensorBoard summaries; default 10")
     add("--log-every", type=int, metavar="N", help="local steps between log lines; default 500")
 

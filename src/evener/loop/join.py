@@ -92,5 +92,3 @@ def _finish_at_exit(joining: Joining) -> None:
 def _at_exit(finish: Callable[[], None]) -> None:
     """As `concurrent.futures` does it, and before it: `atexit` comes after its threads, which write checkpoints."""
     threading._register_atexit(finish)  # type: ignore[attr-defined]
-
-

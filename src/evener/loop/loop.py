@@ -15,7 +15,6 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 from torch.utils.data import DataLoader
 
-from evener import chaos
 from evener.data.chance import seed_batch
 from evener.errors import ConfigError, SessionError
 from evener.loop.alone import Alone, Counted
@@ -242,7 +241,6 @@ class Loop:
             spread=self._keeper.spread,
         )  # fmt: skip
         self._logged, self._keeper.spread = math.nan, False
-        chaos.point("worker.computing")
         result = passes.step(step)
         self._answered = self._clock()
         return result

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -20,6 +21,7 @@ from evener.settings import Settings
 from evener.state.tensors import digest_of, frozen, specs_of
 from evener.task.build import Built
 from evener.task.script import source_of
+from evener.task.warm_start import warm_start
 from evener.wire.layout import Layout
 
 Scheduler = LRScheduler | ReduceLROnPlateau
@@ -162,6 +164,8 @@ def _copied(entries: Mapping[str, Any]) -> dict[str, Any]:
 
 def build(parts: Parts, settings: Settings) -> Built:
     """The parts that every way of running needs, made of a program's objects instead of a recipe's functions."""
+    # Before the values are remembered: each life of a ps task begins with them.
+    warm = warm_start(parts.model, Path(settings.init_from)) if settings.init_from else ()
     afresh = Afresh(parts)
     recipe = Recipe(
         model=afresh.model, data=_no_data, optimizer=afresh.optimizer, metrics={}, name=settings.recipe,
@@ -180,7 +184,7 @@ def build(parts: Parts, settings: Settings) -> Built:
     text = f"{settings.script_args} seed={settings.seed} frozen={stay}"
     text += f" groups={[sorted(names) for names in parts.names]} clip={recipe.clip_norm}/{recipe.clip_value}"
     fingerprint = f"{settings.recipe} {hashlib.sha256(text.encode()).hexdigest()[:12]}"
-    return Built(recipe, parts.model, layout, fingerprint, source_of(settings.script))
+    return Built(recipe, parts.model, layout, fingerprint, source_of(settings.script), warm=warm)
 
 
 def _no_data() -> tuple[Any, Any]:

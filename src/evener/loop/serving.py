@@ -25,5 +25,3 @@ def serve(joining: Joining, parts: Parts, built: Built) -> NoReturn:
         stop_asked=joining.stop_asked, report=joining.report, leave_asked=joining.leave_asked, again=again,
     )  # fmt: skip
     raise Over(0)
-
-

@@ -11,6 +11,7 @@ import msgspec
 
 from evener import files
 from evener.errors import CheckpointError, VersionError
+from evener.policy.leases import LeaseState
 from evener.state.atomic import Record, atomic_write
 from evener.state.leftovers import KINDS, MANIFEST, is_shard, step_of
 
@@ -48,6 +49,12 @@ class Manifest(msgspec.Struct, frozen=True, kw_only=True):
     evener: str = ""
     script: str = ""  # JSON: what a script with a loop of its own keeps
     counted: int = 0  # and its updates that count for the length of the run
+
+
+    @property
+    def book(self) -> LeaseState:
+        """Which batches are applied."""
+        return LeaseState(self.next_lease, tuple(self.unapplied), tuple(self.skipped))
 
 
 #: Written where they say anything: manifests of recipes are as they were.

@@ -252,3 +252,49 @@ def test_a_group_that_comes_later_is_refused(way, tmp_path):
     ran = run(way, Grows(), tmp_path)
     assert all(isinstance(end, ConfigError) for end in ran.ends)
     assert "add_param_group of SGD was called after prepare" in str(ran.ends[0])
+
+
+class Unfreezes(Program):
+    """After the first epoch."""
+
+    def make(self):
+        made = super().make()
+        made[0][0].requires_grad_(False)
+        return made
+
+    def loop(self, ev, model, optimizer, loader):
+        for _ in range(2):
+            for batch in loader:
+                self.step(model, optimizer, batch)
+            model[0].requires_grad_(True)
+
+
+@EVERY_WAY
+def test_what_is_unfrozen_later_is_refused_where_others_would_not_know_of_it(way, tmp_path):
+    ran = run(way, Unfreezes(), tmp_path)
+    if way == "alone":
+        assert good(ran)
+        return
+    assert any("'0.weight' was frozen when prepare was called" in str(end) for end in ran.ends), ran.ends
+
+
+class Freezes(Unfreezes):
+    """The first layer is its turn in the second epoch, as the refusal advises."""
+
+    def make(self):
+        return Program.make(self)
+
+    def loop(self, ev, model, optimizer, loader):
+        model[0].requires_grad_(False)
+        super().loop(ev, model, optimizer, loader)
+
+
+@EVERY_WAY
+def test_and_what_is_frozen_after_prepare_stays_until_it_is_its_turn(way, tmp_path):
+    ran = good(run(way, Freezes(), tmp_path))
+    if "2 workers" in way and way not in IN_LOCKSTEP:
+        return
+    many = replicas(way)
+    expected = plain(Freezes(batches=BATCHES // many, batch=many * BATCH), tmp_path)
+    for found, value in zip(ran.values(), expected, strict=True):
+        assert torch.allclose(found, value, rtol=1e-12, atol=1e-12)

@@ -23,7 +23,7 @@ from evener.loop.keeping import Keeper
 from evener.loop.leased import Leased, Streamed
 from evener.loop.numbered import length_of
 from evener.loop.owner import Owner, Step, Supply
-from evener.loop.parts import Parts, bare, build, sorted_out
+from evener.loop.parts import Frozen, Parts, bare, build, sorted_out
 from evener.loop.passes import Passes
 from evener.loop.remote import Remote
 from evener.loop.schedulers import Schedulers
@@ -49,6 +49,7 @@ class Loop:
         self._parts: Parts | None = None
         self._owner: Owner | None = None
         self._passes: Passes | None = None
+        self._frozen: Frozen | None = None
         self._keeper = Keeper(joining.settings, told=bool(joining.settings.logdir) or joining.tower is not None)
         self._logged = math.nan
         self._answered = self._clock()
@@ -157,6 +158,7 @@ class Loop:
         passes = self._passes = self._keeper.passes = Passes(
             owner, supply, heard=self._keeper.hear, begun=self._begin_pass, unused=self._forget_gradients
         )
+        self._frozen = None if isinstance(owner, Alone) else Frozen(parts, built.layout)
         shared = self._shared(loader, passes) if loader is not None else None
         passes.first()
         self._begin_where_it_was(passes)
@@ -234,6 +236,8 @@ class Loop:
         assert passes is not None
         if passes.stopped:
             return self._late(passes)
+        if self._frozen is not None:
+            self._frozen.check()
         now = self._clock()
         step = Step(
             group=number, really=really, closure=closure, leases=passes.hand.take(), want=passes.want,

@@ -187,6 +187,24 @@ def build(parts: Parts, settings: Settings) -> Built:
     return Built(recipe, parts.model, layout, fingerprint, source_of(settings.script), warm=warm)
 
 
+class Frozen:
+    """Parameters of an optimizer that are not trained, since they had requires_grad=False at `prepare`."""
+
+    def __init__(self, parts: Parts, layout: Layout) -> None:
+        mine = frozenset().union(*parts.names) - set(layout.trained)
+        self._parameters = [(name, p) for name, p in parts.model.named_parameters() if name in mine]
+
+    def check(self) -> None:
+        """Raises ConfigError when one of them has a gradient now."""
+        for name, parameter in self._parameters:
+            if parameter.grad is not None:
+                raise ConfigError(
+                    f"{name!r} was frozen when prepare was called and has a gradient now.",
+                    why="what is trained was agreed upon by all tasks then.",
+                    fix="prepare it with requires_grad=True and freeze it afterwards, until it is its turn.",
+                )
+
+
 def _no_data() -> tuple[Any, Any]:
     raise AssertionError("a program of its own reads its data itself")
 

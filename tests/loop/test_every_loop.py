@@ -21,6 +21,7 @@ from loops_in_one_process import (
 )
 from torch import nn
 
+from evener.errors import ConfigError
 from evener.report import Finished
 from evener.task.script import Over
 
@@ -154,7 +155,7 @@ def test_batches_of_no_step_are_named(way, tmp_path):
     assert found.unapplied == ()
     skipped = sum(last - first for first, last in found.skipped)
     assert found.examples + skipped == 30
-    if way in ("launched", "1 ps, 1 worker", "2 ps, 1 worker"):
+    if way in ("alone, kept", "launched", "1 ps, 1 worker", "2 ps, 1 worker"):
         assert (found.updates, skipped) == (6, 6)
 
 
@@ -200,6 +201,21 @@ def test_no_batch_at_all(way, tmp_path):
 
     good(run(way, Nothing(), tmp_path))
     assert audited(tmp_path).updates == 0
+
+
+# --- what is refused
+
+
+class Grows(Program):
+    def loop(self, ev, model, optimizer, loader):
+        optimizer.add_param_group({"params": [nn.Parameter(torch.zeros(1))]})
+
+
+@EVERY_WAY
+def test_a_group_that_comes_later_is_refused(way, tmp_path):
+    ran = run(way, Grows(), tmp_path)
+    assert all(isinstance(end, ConfigError) for end in ran.ends)
+    assert "add_param_group of SGD was called after prepare" in str(ran.ends[0])
 
 
 # --- one of them

@@ -57,6 +57,8 @@ class Keeper:
             scheduler.optimizer._opt_called = True  # type: ignore[attr-defined]  # steps were taken, elsewhere
             for _ in range(behind if inside else 0):
                 type(scheduler).step(scheduler)
+        if self.passes is not None and self.kept.inside:
+            self.passes.counted = version
 
     def packed(self, passes: Passes) -> bytes:
         """As it is now."""

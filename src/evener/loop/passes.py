@@ -41,7 +41,8 @@ class Passes:
         self.hand = Hand()
         self.ahead = 1
         self.turn = Turn(version=0, lease=-1)
-        self.moved = 1  # updates that the last step brought
+        self.moved = 1  # updates since the step before the last
+        self.counted = 0  # the version up to which schedulers have counted
         self.count = 0  # passes begun
         self.start = 0  # passes that are left out, since they were finished before
         self.inside, self.left_out = False, False
@@ -70,11 +71,13 @@ class Passes:
 
     def first(self) -> None:
         self._take(self._owner.start(self.want))
+        self.counted = self.turn.version
 
     def step(self, step: Step) -> Any:
         result, turn = self._owner.step(step)
-        self.moved = max(1, turn.version - self.turn.version)
         self._hear(turn)
+        self.moved = max(0, turn.version - self.counted)  # also those made while this worker waited for a batch
+        self.counted = turn.version
         return result
 
     def draw(self, want: int) -> None:

@@ -90,7 +90,7 @@ def alone(name: str, logdir: str) -> dict[str, float]:
     return {"of plain": statistics.median(ratios), "steps/s": statistics.median(rates)}
 
 
-LOADED = '''
+LOADED = """
 import sys, time, torch, torch.nn.functional as F
 from torch import nn
 from torch.utils.data import DataLoader, Dataset
@@ -113,7 +113,7 @@ for epoch in range(3):
         optimizer.zero_grad(); F.cross_entropy(model(inputs), labels).backward(); optimizer.step()
         count += 1
     if epoch: print("RATE", count / (time.perf_counter() - since), flush=True)
-'''
+"""
 
 
 def loaded(processes: int = 8) -> dict[str, float]:

@@ -7,7 +7,8 @@ from torch import Tensor, nn
 
 from evener.recipes.recipe import Recipe
 from evener.state.checkpoint import Manifest, Store
-from evener.state.state import Contents, State
+from evener.state.contents import Contents
+from evener.state.state import State
 from evener.state.tensors import Slot, specs_of
 from evener.wire.layout import Layout
 

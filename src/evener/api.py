@@ -2,27 +2,21 @@
 
 from __future__ import annotations
 
-import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TextIO
 
-from evener import settings as settings_module
-from evener.cluster.environment import Flags, Rank, explain, find, on_this_machine, rank_here, seeing_devices
-from evener.cluster.private import keyed, keyed_here
-from evener.commands.preparation import as_rank, download, how, make_logdir, options_there, script_settings, settings_of
-from evener.control.proc import process_seconds
+from evener.cluster.environment import rank_here, seeing_devices
+from evener.cluster.private import keyed_here
+from evener.commands.preparation import as_rank, download, make_logdir, options_there, script_settings, settings_of
+from evener.commands.training import train_apart, train_here, watched
 from evener.errors import ConfigError, EvenerError
-from evener.launch.run import LocalRun
-from evener.launch.towers import TowersRun
 from evener.recipes.references import importing
-from evener.report import AnyReport, Progress
-from evener.result import Outcome, Result
+from evener.report import AnyReport
+from evener.result import Result
 from evener.settings import Settings, check_gpus
-from evener.view.plain import seen_from
-from evener.view.shown import shown
 
 if TYPE_CHECKING:
     from torch import nn
@@ -87,10 +81,10 @@ def run(
 
     def train(hear: Callable[[AnyReport], None], say: Callable[[str], None]) -> bool:
         if not apart:
-            return _here(settings, made, rank, hear) == "interrupted"
-        return _apart(settings, hear, say, starter)
+            return train_here(settings, made, rank, hear) == "interrupted"
+        return train_apart(settings, hear, say, starter)
 
-    result = _watched(settings, train, stream=stream, quiet=quiet or not leads, start=start, rank=rank)
+    result = watched(settings, train, stream=stream, quiet=quiet or not leads, start=start, rank=rank)
     return replace(result, leads=leads, made=made)
 
 
@@ -133,68 +127,13 @@ def launch(
 
     def train(hear: Callable[[AnyReport], None], say: Callable[[str], None]) -> bool:
         if settings.way != "single":
-            return _apart(settings, hear, say, starter)
+            return train_apart(settings, hear, say, starter)
         joining = Joining(job="worker", index=0, settings=settings, report=hear)
         with seeing_devices(settings, "worker"), in_this_process(settings, joining) as interrupted:
             run_script(joining)
         return bool(interrupted)
 
-    return _watched(settings, train, stream=stream, quiet=quiet, start=start)
-
-
-def _apart(
-    settings: Settings,
-    hear: Callable[[AnyReport], None],
-    say: Callable[[str], None],
-    starter: Callable[[Callable[[str], None]], Starter] | None,
-) -> bool:
-    """Train in processes that are started for it. True: it was cut short."""
-    clock = time.monotonic
-    if settings.way == "towers":
-        return bool(TowersRun(settings, hear=hear, say=say, clock=clock).run())
-    made = starter(say) if starter is not None else None
-    return bool(LocalRun(settings, hear=hear, say=say, clock=clock, starter=made).run())
-
-
-def _watched(  # noqa: PLR0913 - a run, and how it is shown
-    settings: Settings,
-    train: Callable[[Callable[[AnyReport], None], Callable[[str], None]], bool],
-    *,
-    stream: TextIO | None,
-    quiet: bool,
-    start: Path,
-    rank: Rank | None = None,
-) -> Result:
-    """Show a run while it lasts, and tell its figures. Raises KeyboardInterrupt if it was cut short."""
-    outcome = Outcome()
-    started, began = time.monotonic(), process_seconds()
-    first_step: list[float] = []
-    workers = settings.processes if rank is None else settings.workers
-    tasks = [f"ps:{i}" for i in range(settings.ps)] + [f"worker:{i}" for i in range(workers)]
-    title = f"{settings.recipe}: {how(settings)}, logs in {seen_from(start, settings.logdir)}"
-    with shown(stream, tasks=tasks, title=title, quiet=quiet) as view:
-
-        def hear(report: AnyReport) -> None:
-            if not first_step and isinstance(report, Progress) and report.updates > 0:
-                first_step.append(began + time.monotonic() - started)
-            outcome.hear(report)
-            view.hear(report)
-
-        cut_short = train(hear, view.say)
-    if cut_short:
-        at = f" at step {outcome.finished.global_step}" if outcome.finished else ""
-        logdir = seen_from(start, settings.logdir)
-        raise KeyboardInterrupt(f"interrupted{at}; the same command with --logdir {logdir} continues")
-    return outcome.result(settings, first_step_seconds=first_step[0] if first_step else None)
-
-
-def _here(settings: Settings, made: Recipe | None, rank: Rank | None, hear: Callable[[AnyReport], None]) -> str:
-    """Train in this process: alone, or as the tower that torchrun made it."""
-    from evener.task.alone import run_alone
-    from evener.task.tower import tower_of
-
-    with seeing_devices(settings, "worker"), on_this_machine(rank is not None and rank.one_machine):
-        return run_alone(settings, made, hear, tower_of(rank, settings, hear) if rank else None)
+    return watched(settings, train, stream=stream, quiet=quiet, start=start)
 
 
 def evaluate(
@@ -288,77 +227,6 @@ def convert(
     into = Path(directory).absolute()  # before the recipe's code may change the current one
     made = (resolve if isinstance(recipe, str) else from_object)(recipe, recipe_options or {})  # type: ignore[arg-type]
     return images.convert(as_data(made.data()), into, shards=shards, name=made.name)
-
-
-def be_task(  # noqa: PLR0913 - what a command line can say
-    recipe: str | None,
-    flags: Flags,
-    *,
-    program: Sequence[str] = (),
-    download_only: bool = False,
-    rendezvous: str = "",
-    stream: TextIO | None = None,
-    **options: Any,
-) -> Result | None:
-    """Be one task of a cluster until the run is over: `evener task`. The figures of the run, at ps:0 alone.
-
-    Args:
-        recipe: as for `run`; None where there is a program.
-        flags: what the command line says of the cluster; else TF_CONFIG, torchrun's or Slurm's variables do.
-        program: a script with a loop of its own, and its arguments, instead of a recipe.
-        rendezvous: a directory that all tasks share, where ps tasks with port 0 say which they got.
-        download_only: only load the recipe's data, so that it is there when the tasks start.
-    """
-    from evener.recipes.recipe import resolve
-    from evener.task.member import options_in, run_member
-
-    if download_only and recipe is not None:
-        resolve(recipe, options.get("recipe_options") or {}).data()
-        return None
-    found, start = find(flags), Path.cwd()
-    asked = options_in(found.cluster, options)
-    made = script_settings(program[0], program[1:], asked) if program else settings_of(recipe, asked)[0]
-    settings = keyed(made, found.cluster.ps)
-    make_logdir(Path(settings.logdir), settings.resume_step if str(found.task) == "ps:0" else None)
-    title = f"{settings.recipe}: {found.task}, {settings.mode}, logs in {seen_from(start, settings.logdir)}"
-    outcome = Outcome()
-    with shown(stream, tasks=[str(found.task)], title=title) as view:
-
-        def hear(report: AnyReport) -> None:
-            outcome.hear(report)
-            view.hear(report)
-
-        run_member(found, settings, hear, rendezvous=str(start / rendezvous) if rendezvous else "")
-    return outcome.result(settings, first_step_seconds=None) if outcome.finished else None
-
-
-def stand_by(
-    flags: Flags,
-    say: Callable[[str], None],
-    *,
-    recipes: Sequence[str] = (),
-    scripts: Sequence[str] = (),
-    logdirs: Sequence[str] = (),
-    **given: Any,
-) -> None:
-    """Be a standing server until SIGTERM or Ctrl-C: `evener server`.
-
-    Args:
-        flags: as for `be_task`.
-        recipes: what clients may name, as "mnist" or "mypackage.*"; empty: the recipes that ship.
-        scripts: directories whose programs they may run; empty: none.
-        logdirs: where runs may write; empty: below the current directory.
-        **given: the server's own settings: keys, insecure, heartbeat_timeout.
-    """
-    from evener.launch.standing.allowed import Allowed
-    from evener.launch.standing.process import stand
-
-    stand(find(flags), settings_module.make(given), Allowed.of(recipes, logdirs, scripts), say)
-
-
-def explain_task(flags: Flags) -> str:
-    """Which cluster this process would be in, as which task, and which source said so."""
-    return explain(find(flags))
 
 
 def _reserved(servers: Cluster, settings: Settings, say: Callable[[str], None]) -> Starter:

@@ -15,7 +15,7 @@ from evener.models import check_model
 from evener.recipes.recipe import Recipe, from_object, options_of, reference_of, resolve
 from evener.recipes.references import place_of
 from evener.state.checkpoint import MANIFEST, Manifest, Store, load
-from evener.state.state import Contents
+from evener.state.contents import Contents
 from evener.state.tensors import named_tensors
 
 

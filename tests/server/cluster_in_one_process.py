@@ -155,7 +155,8 @@ class Cluster:
         **options: object,
     ) -> None:
         everything: dict = {"ps": 1, "workers": 2, "save_checkpoint_secs": None, "logdir": str(directory)} | options
-        self.recipe, self.settings = recipe, settled(Settings(**everything), recipe)
+        settings = Settings(**everything)
+        self.recipe, self.settings = recipe, settings if settings.script else settled(settings, recipe)
         self.clock, self.disk = Clock(), Disk()
         self.reports: list[AnyReport] = []
         self.generation = before.generation + 1 if before else 1

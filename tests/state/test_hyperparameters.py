@@ -12,7 +12,8 @@ from torch.optim.lr_scheduler import CosineAnnealingLR, ExponentialLR, MultiStep
 from training import assert_equal, fresh, recipe_of, shards_of, train, whole_of
 
 from evener.errors import CheckpointError
-from evener.state.state import Contents, State
+from evener.state.contents import Contents
+from evener.state.state import State
 from evener.state.tensors import specs_of
 from evener.wire.layout import Layout
 

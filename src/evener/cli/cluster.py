@@ -59,8 +59,8 @@ def old_flags(args: argparse.Namespace) -> None:
 
 
 def run_server(args: argparse.Namespace) -> int:
-    from evener.api import stand_by
     from evener.cluster.environment import hosts
+    from evener.commands.clustered import stand_by
 
     given = {name: getattr(args, name) for name in ("keys", "insecure", "heartbeat_timeout")}
     allowed = {name: hosts(getattr(args, name) or "") for name in ("recipes", "scripts", "logdirs")}
@@ -106,7 +106,7 @@ def add_explain(commands: Any) -> None:
 
 
 def run_explain(args: argparse.Namespace) -> int:
-    from evener.api import explain_task
+    from evener.commands.clustered import explain_task
 
     print(explain_task(flags(args)))
     return 0

@@ -15,19 +15,20 @@ from evener import errors
 from evener.cli.cluster import add_doctor, add_existing_servers, add_explain, add_keys, add_server, flags, old_flags
 from evener.cli.data import add_data
 from evener.cli.devices import add_device_options, add_devices
-from evener.cli.endings import FAILED, OK, USAGE, ending
+from evener.cli.endings import OK, USAGE, ending
 from evener.cli.export import add_export
-from evener.cli.launch import add_launch, own_words
+from evener.cli.launch import add_launch
+from evener.cli.looking import add_audit, add_eval
 from evener.cli.options import (
     add_cluster_options,
     add_link_options,
     add_pipeline_options,
     add_recipe_options,
     add_training_options,
-    dashed,
     truth,
     unknown_option,
 )
+from evener.cli.words import evener_words, parted
 from evener.leaving import leave
 from evener.settings import Settings
 from evener.view.outlet import unhindered
@@ -60,7 +61,7 @@ def parser() -> argparse.ArgumentParser:
     add_train(commands)
     add_launch(commands)
     add_task(commands)
-    add_eval(commands)
+    add_eval(commands, add_recipe_options, recipe_options)
     add_export(commands, add_recipe_options, recipe_options)
     add_audit(commands)
     add_explain(commands)
@@ -115,25 +116,6 @@ def add_task(commands: Any) -> None:
     task.set_defaults(run=run_task, options=[*task.options(), "--script"])
 
 
-def add_eval(commands: Any) -> None:
-    command = commands.add_parser("eval", help="validate a checkpoint")
-    command.add_argument("recipe", help="as for train")
-    command.add_argument("--checkpoint", required=True, metavar="DIR", help="a checkpoint, or a logdir: its newest")
-    add_recipe_options(command)
-    command.add_argument("--place", metavar="MODULE=DEVICE,...", help="as for train; one DEVICE: all of it there")
-    text = "samples validated at once; default: the batch size that it was trained with"
-    command.add_argument("--eval-batch-size", type=int, metavar="B", help=text)
-    command.add_argument("--json", action="store_true", help="print one JSON object")
-    command.set_defaults(run=run_eval, options=command.options())
-
-
-def add_audit(commands: Any) -> None:
-    command = commands.add_parser("audit", help="check that every sample of a run was applied exactly once")
-    command.add_argument("logdir", metavar="LOGDIR", help="of a run that ended, or still trains")
-    command.add_argument("--json", action="store_true", help="print one JSON object")
-    command.set_defaults(run=run_audit, options=command.options())
-
-
 def recipe_options(args: argparse.Namespace) -> dict[str, Any]:
     options = {name: getattr(args, name) for name in RECIPE_FLAGS if getattr(args, name) is not None}
     for assignment in args.assignments:
@@ -183,7 +165,7 @@ def tell(result: Result, start: Path) -> None:
 
 
 def run_task(args: argparse.Namespace) -> int:
-    from evener.api import be_task
+    from evener.commands.clustered import be_task
 
     start = Path.cwd()
     old_flags(args)
@@ -212,29 +194,6 @@ def run_client(args: argparse.Namespace) -> int:
         return run_train(args)
     print(f"{args.job_name}:{args.task_index} has nothing to do: its standing server works for the client, worker:0.")
     return OK
-
-
-def run_eval(args: argparse.Namespace) -> int:
-    from evener.api import evaluate
-
-    values = evaluate(
-        args.recipe, args.checkpoint, recipe_options=recipe_options(args), place=args.place,
-        batch_size=args.eval_batch_size,
-    )  # fmt: skip
-    if args.json:
-        print(json.dumps(values))
-    else:
-        for name, value in values.items():
-            print(f"{name:28} {value:.4f}" if isinstance(value, float) else f"{name:28} {value}")
-    return OK
-
-
-def run_audit(args: argparse.Namespace) -> int:
-    from evener.api import audit
-
-    account = audit(args.logdir)
-    print(json.dumps(account.as_dict()) if args.json else account)
-    return OK if account.clean else FAILED
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -275,8 +234,8 @@ def piped(argv: list[str]) -> int:
 def parsed(argv: list[str]) -> argparse.Namespace:
     """What a command line says. Raises ConfigError for what evener does not know."""
     top = parser()
-    words, program = _parted(argv)
-    args, unknown = top.parse_known_args(_words(words, top))
+    words, program = parted(argv)
+    args, unknown = top.parse_known_args(evener_words(words, top))
     args.program = program
     if unknown:
         raise unknown_option(unknown[0], args)
@@ -294,24 +253,6 @@ def command(argv: list[str]) -> int:
         parser().print_help()
         return USAGE
     return int(args.run(args))
-
-
-def _parted(argv: list[str]) -> tuple[list[str], list[str]]:
-    """The words of `evener task`, and after --script a program with its own."""
-    if argv[:1] != ["task"] or "--script" not in argv:
-        return argv, []
-    at = argv.index("--script")
-    if not argv[at + 1 :]:
-        raise errors.ConfigError("--script names no program.", fix="write --script train.py ARGS, at the end.")
-    return argv[:at], argv[at + 1 :]
-
-
-def _words(argv: list[str], top: argparse.ArgumentParser) -> list[str]:
-    """The old programs wrote --ps_hosts; what `launch` hands on to a program stays as it is."""
-    if argv[:1] != ["launch"]:
-        return [dashed(word) for word in argv]
-    commands = next(action for action in top._actions if isinstance(action, argparse._SubParsersAction))
-    return ["launch", *own_words(argv[1:], commands.choices["launch"])]
 
 
 def enter() -> NoReturn:

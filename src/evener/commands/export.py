@@ -70,9 +70,7 @@ def _program(
     return {**tensors, **{name: tensors[first] for name, first in tied.items()}}, found.manifest.recipe, False
 
 
-def _made(
-    found: Found, recipe: object, ema: bool, options: Mapping[str, Any]
-) -> tuple[Mapping[str, Any], str, bool]:
+def _made(found: Found, recipe: object, ema: bool, options: Mapping[str, Any]) -> tuple[Mapping[str, Any], str, bool]:
     """The `state_dict` of the recipe's model."""
     made = recipe_of(found, recipe, options)
     model = bring(found, made, ema=ema)

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import signal
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
+from itertools import islice
 from typing import Any
 
 import torch
-from torch.utils.data import DataLoader, Dataset, DistributedSampler, IterableDataset, get_worker_info
+from torch.utils.data import DataLoader, Dataset, DistributedSampler, IterableDataset, Sampler, get_worker_info
 
 from evener.data.chance import number_of, seed_batch
 from evener.errors import ConfigError
@@ -31,6 +32,10 @@ def of_epoch(lease: int, batches: int) -> str:
     return f"epoch {lease // batches + 1}, batch {lease % batches + 1} of {batches}"
 
 
+#: Batches of an epoch that are drawn at once.
+PIECE = 50_000
+
+
 class Numbers(list[int]):
     """The samples of one batch, which know its lease. Without a lease it is a batch of nothing."""
 
@@ -49,7 +54,7 @@ class Draws:
     def __init__(self, loader: DataLoader[Any], length: int, seed: int) -> None:
         self._loader, self._length, self._seed = loader, length, seed
         #: Of two epochs, because batches around the end of one are asked for in turn.
-        self._drawn: dict[int, list[Any]] = {}
+        self._drawn: dict[int, _Drawing] = {}
         sampler = loader.sampler
         if isinstance(sampler, DistributedSampler) and sampler.num_replicas > 1:
             raise ConfigError(
@@ -66,24 +71,24 @@ class Draws:
                 del self._drawn[next(iter(self._drawn))]
             self._drawn[epoch] = self._draw(epoch)
         batches = self._drawn[epoch]
-        if index >= len(batches):
+        if not batches.reach(index):
             raise ConfigError(
-                f"the loader's sampler drew {len(batches)} batches for epoch {epoch} of {self._length} batches.",
+                f"the loader's sampler drew {batches.count} batches for epoch {epoch} of {self._length} batches.",
                 why="batches are shared out by number, so their count is that of every epoch.",
                 fix="let len() of the batch sampler be the number of its batches.",
             )
-        drawn = batches[index]
+        drawn = batches.drawn[index]
         numbers = Numbers(drawn if self._loader.batch_sampler is not None else [drawn])
         numbers.lease = lease
         return numbers
 
-    def _draw(self, epoch: int) -> list[Any]:
+    def _draw(self, epoch: int) -> _Drawing:
         sampler: Any = self._loader.batch_sampler
         single: Any = self._loader.sampler
         state = torch.get_rng_state()
         seed_batch(self._seed, -1 - epoch)  # numbers that no lease has
         number, lent = number_of(self._seed, -1 - epoch) >> 1, list[Any]()
-        for part in (sampler, single):
+        for part in [*_nested(sampler), *_nested(single)]:
             if callable(set_epoch := getattr(part, "set_epoch", None)):
                 set_epoch(epoch)
             generator = getattr(part, "generator", self)
@@ -93,11 +98,56 @@ class Draws:
             elif isinstance(generator, torch.Generator):
                 generator.manual_seed(number)
         try:
-            return list(sampler if sampler is not None else single)
+            drawing = _Drawing(iter(sampler if sampler is not None else single))
+            drawing.more()
+            return drawing
         finally:
             for part in lent:
                 part.generator = None
             torch.set_rng_state(state)
+
+
+class _Drawing:
+    """The draw of one epoch, as far as it is needed: some samplers have no end to speak of."""
+
+    def __init__(self, following: Iterator[Any]) -> None:
+        self.drawn: list[Any] = []
+        self._following: Iterator[Any] | None = following
+        self._state: torch.Tensor | None = None  # of PyTorch's numbers, where the draw goes on
+
+    @property
+    def count(self) -> int:
+        return len(self.drawn)
+
+    def reach(self, index: int) -> bool:
+        """Draw as far as this batch; False: there are fewer."""
+        while index >= self.count and self._following is not None:
+            before = torch.get_rng_state()
+            if self._state is not None:
+                torch.set_rng_state(self._state)
+            try:
+                self.more()
+            finally:
+                torch.set_rng_state(before)
+        return index < self.count
+
+    def more(self) -> None:
+        """The next piece."""
+        assert self._following is not None
+        piece = list(islice(self._following, PIECE))
+        self.drawn += piece
+        self._state = torch.get_rng_state()
+        if len(piece) < PIECE:
+            self._following = None
+
+
+def _nested(sampler: Any) -> list[Any]:
+    """A sampler, the one that it takes its numbers from, and so on."""
+    found: list[Any] = []
+    while sampler is not None and not any(sampler is one for one in found):
+        found.append(sampler)
+        sampler = getattr(sampler, "sampler", None)
+    return found
 
 
 class Seeded(Dataset[Any]):
@@ -143,6 +193,16 @@ class Every(IterableDataset[Any]):
         for number, item in enumerate(self.dataset):
             if number % self.workers == self.index:
                 yield item
+
+
+class Each(Sampler[Any]):
+    """Of a sampler that does not know its length, each worker takes every n-th."""
+
+    def __init__(self, sampler: Iterable[Any], index: int, workers: int) -> None:
+        self.sampler, self.index, self.workers = sampler, index, workers
+
+    def __iter__(self) -> Iterator[Any]:
+        return islice(iter(self.sampler), self.index, None, self.workers)
 
 
 #: What a loader is made with, besides what says which samples are in a batch.

@@ -63,12 +63,16 @@ class Counted:
             return
         whole = False
         try:
-            epoch = gives.hand.first // self._length
-            for batch in self._loader:
+            for place, batch in enumerate(self._loader):
                 if gives.hand.first < 0:
-                    gives.draw(gives.hand.most)
-                if gives.stopped or gives.hand.first < 0 or gives.hand.first // self._length > epoch:
+                    gives.draw(max(gives.hand.most, gives.hand.count + 1))
+                if gives.hand.first < 0 and not gives.stopped:  # an epoch ends in the middle of this pass
+                    gives.wait()
+                epoch, first = divmod(gives.hand.first, self._length)
+                if gives.stopped or gives.hand.first < 0 or epoch > gives.number:
                     break
+                if epoch == gives.number and place < first:
+                    continue  # it was applied before this program began
                 gives.hand.delivered(gives.hand.load())
                 yield batch
             whole = True

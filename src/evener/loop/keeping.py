@@ -23,6 +23,9 @@ class Keeper:
     def __init__(self, settings: Settings, *, told: bool) -> None:
         self.kept = Kept()
         self.parts: Parts | None = None
+        self.passes: Passes | None = None
+        #: Of each scheduler, whether it follows the global step.
+        self.inside: list[bool] = []
         self.spread = False  # the other workers are to have it at once
         #: Whether what the program says now counts, and not what was kept.
         self.fresh = settings.hyperparameters == "recipe"
@@ -44,6 +47,18 @@ class Keeper:
         groups = [group for one in self.parts.optimizers for group in one.param_groups]
         for group, settings in zip(groups, self.kept.settings, strict=False):
             group.update({key: value for key, value in settings.items() if key in group})
+        self._catch_up(self.parts)
+
+    def _catch_up(self, parts: Parts) -> None:
+        """It was told some updates before those that there are now: schedulers that follow them are behind."""
+        version = self.passes.turn.version if self.passes is not None else 0
+        behind = max(0, version - self.kept.version) // len(parts.optimizers)
+        for scheduler, inside in zip(parts.schedulers, self.kept.inside, strict=False):
+            scheduler.optimizer._opt_called = True  # type: ignore[attr-defined]  # steps were taken, elsewhere
+            for _ in range(behind if inside else 0):
+                type(scheduler).step(scheduler)
+        if self.passes is not None and self.kept.inside:
+            self.passes.counted = version
 
     def packed(self, passes: Passes) -> bytes:
         """As it is now."""
@@ -51,7 +66,7 @@ class Keeper:
         kept = self.kept
         kept.version, kept.passes, kept.ahead = passes.turn.version, passes.count, passes.more
         kept.tied = self.parts.tied
-        kept.schedulers = states_of(self.parts.schedulers)
+        kept.schedulers, kept.inside = states_of(self.parts.schedulers), list(self.inside)
         kept.settings = [
             {key: value for key, value in group.items() if key != "params"}
             for one in self.parts.optimizers

@@ -27,7 +27,7 @@ class Kept:
     """One program's.
 
     `state` is the user's own. `version` is that of the parameters when it was told; `ahead` is how many passes over
-    its loader the program has begun more than epochs.
+    its loader the program has begun more than epochs; `inside` says of each scheduler whether it follows the version.
     """
 
     state: dict[str, Any] = field(default_factory=dict)
@@ -37,6 +37,7 @@ class Kept:
     schedulers: list[Any] = field(default_factory=list)
     settings: list[Any] = field(default_factory=list)
     tied: dict[str, str] = field(default_factory=dict)  # further names of tensors, and the first, for `evener export`
+    inside: list[bool] = field(default_factory=list)
 
     def packed(self) -> bytes:
         """Raises ConfigError for what cannot be kept."""
@@ -44,10 +45,10 @@ class Kept:
             told = {
                 "state": _out(self.state), "version": self.version, "passes": self.passes, "ahead": self.ahead,
                 "schedulers": pack(self.schedulers), "settings": pack(self.settings),
-                "tied": self.tied,
+                "tied": self.tied, "inside": self.inside,
             }  # fmt: skip
             text = json.dumps(told).encode()
-        except (TypeError, ValueError) as error:
+        except (TypeError, ValueError, RecursionError) as error:
             raise ConfigError(
                 f"ev.state holds what cannot be kept: {error}.",
                 why="it is saved with each checkpoint, as JSON and tensors.",
@@ -69,7 +70,7 @@ def unpacked(text: bytes) -> Kept | None:
     told = json.loads(text)
     return Kept(
         _in(told["state"]), told["version"], told["passes"], told["ahead"], unpack(told["schedulers"]),
-        unpack(told["settings"]), told["tied"],
+        unpack(told["settings"]), told["tied"], told.get("inside", []),
     )  # fmt: skip
 
 

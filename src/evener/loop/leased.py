@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
-from typing import Any, Protocol, cast
+from collections.abc import Iterator
+from typing import Any, Protocol
 
 from torch.utils.data import DataLoader, IterableDataset
 
 from evener.data.chance import seed_batch
-from evener.data.numbered import Draws, Every, Numbers, Seeded, length_of, remade
+from evener.data.numbered import Draws, Each, Every, Numbers, Seeded, length_of, remade
 from evener.loop.hand import Hand
 
 
@@ -20,6 +20,11 @@ class Gives(Protocol):
     @property
     def stopped(self) -> bool:
         """Whether the run is over."""
+        ...
+
+    @property
+    def number(self) -> int:
+        """Of the pass under way, from 0: it is over when this epoch and all before it are."""
         ...
 
     def draw(self, want: int) -> None:
@@ -51,14 +56,13 @@ class Leased:
     def __init__(self, loader: DataLoader[Any], seed: int, gives: Gives) -> None:
         self._loader, self._seed, self._gives = loader, seed, gives
         self._length = length_of(loader)
-        self._draws = Draws(loader, self._length, seed)
         whole = loader.batch_sampler is not None
         # So many batches are prepared ahead by the loader's processes, and one is asked for when one is taken.
         self.ahead = loader.num_workers * (loader.prefetch_factor or 2) + 1 if loader.num_workers else 1
-        self._epoch, self._left = 0, False  # of the pass under way, and whether the last one was left early
-        self._issued: list[int] = []  # leases in the order in which their batches will come
-        numbers = _Numbers(self._next)
-        which: dict[str, Any] = {"batch_sampler": numbers} if whole else {"batch_size": None, "sampler": numbers}
+        self._coming = _Coming(Draws(loader, self._length, seed), self._length, gives, self.ahead)
+        which: dict[str, Any] = {"batch_sampler": self._coming}
+        if not whole:
+            which = {"batch_size": None, "sampler": self._coming}
         self._inner = remade(loader, Seeded(loader.dataset, seed, single=not whole), **which)
 
     def __len__(self) -> int:
@@ -72,15 +76,15 @@ class Leased:
             return
         whole = False
         try:
-            # After a pass that was left early the next goes on where that one was, and over the next epoch.
-            self._epoch = max(self._first() // self._length, self._epoch + 1 if self._left else 0)
-            while not self._gives.stopped and self._first() // self._length <= self._epoch:
+            # After a pass that was left early, or updates that were lost, the next goes on where that one was, and over
+            # the next epoch. One of which the others have had all batches is empty here.
+            coming, coming.epoch = self._coming, self._gives.number
+            while not self._gives.stopped and self._first() // self._length <= coming.epoch:
                 yield from self._some()
             whole = True
         finally:
-            self._left = not whole
             self._gives.hand.unload()
-            self._issued.clear()
+            self._coming.issued.clear()
             self._gives.passed(whole=whole)
 
     def _first(self) -> int:
@@ -95,37 +99,46 @@ class Leased:
         for batch in self._inner:
             if self._gives.stopped:
                 return
-            lease = self._issued.pop(0)
+            lease = self._coming.issued.pop(0)
             if hand.delivered(lease):  # else it is of a life that has ended
                 seed_batch(self._seed, lease)
                 yield batch
 
-    def _next(self) -> Numbers | None:
-        """The samples of the next batch to be prepared; None: there is none of this epoch now."""
-        hand = self._gives.hand
-        if hand.first < 0 and not self._gives.stopped:
-            self._gives.draw(max(self.ahead + hand.most - 1, hand.count + 1))
-        if hand.first < 0 or hand.first // self._length > self._epoch:
-            return None
-        lease = hand.load()
-        self._issued.append(lease)
-        return self._draws.numbers(lease)
 
+class _Coming:
+    """What a DataLoader takes the samples of its batches from. It may run dry, and have more later.
 
-class _Numbers:
-    """What a DataLoader takes the samples of its batches from. It may run dry, and have more later."""
+    It knows nothing of the `Leased`: in a ring of references PyTorch's loader processes end late, 5 seconds each.
+    """
 
-    def __init__(self, following: Callable[[], Numbers | None]) -> None:
-        self._following = following
+    def __init__(self, draws: Draws, length: int, gives: Gives, ahead: int) -> None:
+        self._draws, self._length, self._gives, self._ahead = draws, length, gives, ahead
+        self.epoch = 0  # of the pass under way
+        self.issued: list[int] = []  # leases in the order in which their batches will come
 
     def __iter__(self) -> Iterator[Numbers]:
         return self
 
     def __next__(self) -> Numbers:
-        numbers = self._following()
-        if numbers is None:
+        """The samples of the next batch to be prepared; StopIteration: there is none of this epoch now."""
+        hand = self._gives.hand
+        if hand.first < 0 and not self._gives.stopped:
+            self._gives.draw(max(self._ahead + hand.most - 1, hand.count + 1))
+        if hand.first < 0 or hand.first // self._length > self.epoch:
             raise StopIteration
-        return numbers
+        lease = hand.load()
+        self.issued.append(lease)
+        return self._draws.numbers(lease)
+
+
+def _part(loader: DataLoader[Any], index: int, workers: int) -> DataLoader[Any]:
+    """What a worker reads of a loader whose batches have no numbers."""
+    if isinstance(loader.dataset, IterableDataset):
+        stream = Every(loader.dataset, index, workers)
+        return remade(loader, stream, batch_size=loader.batch_size, drop_last=loader.drop_last)
+    if loader.batch_sampler is None:
+        return remade(loader, loader.dataset, batch_size=None, sampler=Each(loader.sampler, index, workers))
+    return remade(loader, loader.dataset, batch_sampler=Each(loader.batch_sampler, index, workers))
 
 
 class Streamed:
@@ -133,10 +146,7 @@ class Streamed:
 
     def __init__(self, loader: DataLoader[Any], index: int, workers: int, gives: Gives) -> None:
         self._loader, self._gives = loader, gives
-        self._inner = loader
-        if workers > 1:
-            stream = Every(cast(IterableDataset[Any], loader.dataset), index, workers)
-            self._inner = remade(loader, stream, batch_size=loader.batch_size, drop_last=loader.drop_last)
+        self._inner = loader if workers == 1 else _part(loader, index, workers)
 
     def __len__(self) -> int:
         return len(self._loader)

@@ -23,7 +23,7 @@ from evener.loop.here import Here
 from evener.loop.keeping import Keeper
 from evener.loop.leased import Leased, Streamed
 from evener.loop.owner import Owner, Step, Supply
-from evener.loop.parts import Parts, bare, build, sorted_out
+from evener.loop.parts import Frozen, Parts, bare, build, sorted_out
 from evener.loop.passes import Passes
 from evener.loop.remote import Remote
 from evener.loop.schedulers import Schedulers
@@ -49,6 +49,7 @@ class Loop:
         self._parts: Parts | None = None
         self._owner: Owner | None = None
         self._passes: Passes | None = None
+        self._frozen: Frozen | None = None
         self._keeper = Keeper(joining.settings, told=bool(joining.settings.logdir) or joining.tower is not None)
         self._logged = math.nan
         self._answered = self._clock()
@@ -147,23 +148,27 @@ class Loop:
         parts = self._parts = self._keeper.parts = sorted_out(given)
         joining, settings = self._joining, self._joining.settings
         built = build(parts, settings)
+        joining.prepared = True
         if self.is_server:
             serve(joining, parts, built)
         joining.report(Status(joining.name, "starting"))
         loader = parts.loaders[0] if parts.loaders else None
         supply = Supply(length_of(loader), loader.batch_size or 1) if loader is not None else Supply()
         owner = self._owner = self._owned(parts, built, supply)
-        passes = self._passes = Passes(
+        passes = self._passes = self._keeper.passes = Passes(
             owner, supply, heard=self._keeper.hear, begun=self._begin_pass, unused=self._forget_gradients
         )
+        self._frozen = None if isinstance(owner, Alone) else Frozen(parts, built.layout)
         shared = self._shared(loader, passes) if loader is not None else None
         passes.first()
         self._begin_where_it_was(passes)
         for number, optimizer in enumerate(parts.optimizers):
             self._watch(number, optimizer)
         schedulers = Schedulers(
-            parts.schedulers, passes, apart=isinstance(owner, Remote), again=self._keeper.fresh, judged=self._judged
-        )
+            parts.schedulers, passes, apart=isinstance(owner, Remote), again=self._keeper.fresh, judged=self._judged,
+            turned=self._keeper.soon, inside=self._keeper.kept.inside,
+        )  # fmt: skip
+        self._keeper.inside = schedulers.inside
         if isinstance(owner, Here):
             owner.idled, owner.heard = schedulers.idled, self._keeper.hear
         joining.report(Status(joining.name, "training"))
@@ -231,6 +236,8 @@ class Loop:
         assert passes is not None
         if passes.stopped:
             return self._late(passes)
+        if self._frozen is not None:
+            self._frozen.check()
         now = self._clock()
         step = Step(
             group=number, really=really, closure=closure, leases=passes.hand.take(), want=passes.want,
@@ -244,6 +251,7 @@ class Loop:
 
     def _late(self, passes: Passes) -> None:
         """A step after the end: without a loader nothing else would end the loop."""
+        passes.leave_if_interrupted()
         if not self._said:
             self._said = True
             words = f"the run is over ({passes.turn.stop}): steps change nothing any more"

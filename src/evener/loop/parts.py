@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -124,7 +124,7 @@ class Afresh:
         tensors = [*parts.model.parameters(), *parts.model.buffers()]
         self._values = [(tensor, tensor.detach().clone()) for tensor in tensors]
         self._groups = [dict(group) for group in parts.optimizer.param_groups]
-        self._state = {p: dict(entries) for p, entries in parts.optimizer.state.items()}
+        self._state = {p: _copied(entries) for p, entries in parts.optimizer.state.items()}
 
     def model(self) -> nn.Module:
         with torch.no_grad():
@@ -136,8 +136,13 @@ class Afresh:
         for group, first in zip(self._optimizer.param_groups, self._groups, strict=True):
             group.update(first)
         self._optimizer.state.clear()
-        self._optimizer.state.update({p: dict(entries) for p, entries in self._state.items()})
+        self._optimizer.state.update({p: _copied(entries) for p, entries in self._state.items()})
         return self._optimizer
+
+
+def _copied(entries: Mapping[str, Any]) -> dict[str, Any]:
+    """An optimizer changes its tensors in place."""
+    return {key: value.clone() if isinstance(value, Tensor) else value for key, value in entries.items()}
 
 
 def build(parts: Parts, settings: Settings) -> Built:
@@ -151,12 +156,36 @@ def build(parts: Parts, settings: Settings) -> Built:
     )  # fmt: skip
     trained = frozenset().union(*parts.names)
     specs = [spec for spec in specs_of(parts.model) if not spec.trained or spec.name in trained]
+    if not any(spec.trained for spec in specs):
+        raise ConfigError(
+            "no parameter that an optimizer has is trained.",
+            why="all of them have requires_grad=False.",
+            fix="leave those that are to be trained unfrozen before prepare.",
+        )
     layout = Layout(specs, shards=max(1, settings.ps), placement=settings.placement)
     stay = digest_of(_stay(parts.model, layout))
     text = f"{settings.script_args} seed={settings.seed} frozen={stay}"
     text += f" groups={[sorted(names) for names in parts.names]} clip={recipe.clip_norm}/{recipe.clip_value}"
     fingerprint = f"{settings.recipe} {hashlib.sha256(text.encode()).hexdigest()[:12]}"
     return Built(recipe, parts.model, layout, fingerprint, source_of(settings.script), warm=warm)
+
+
+class Frozen:
+    """Parameters of an optimizer that are not trained, since they had requires_grad=False at `prepare`."""
+
+    def __init__(self, parts: Parts, layout: Layout) -> None:
+        mine = frozenset().union(*parts.names) - set(layout.trained)
+        self._parameters = [(name, p) for name, p in parts.model.named_parameters() if name in mine]
+
+    def check(self) -> None:
+        """Raises ConfigError when one of them has a gradient now."""
+        for name, parameter in self._parameters:
+            if parameter.grad is not None:
+                raise ConfigError(
+                    f"{name!r} was frozen when prepare was called and has a gradient now.",
+                    why="what is trained was agreed upon by all tasks then.",
+                    fix="prepare it with requires_grad=True and freeze it afterwards, until it is its turn.",
+                )
 
 
 def _no_data() -> tuple[Any, Any]:

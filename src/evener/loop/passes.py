@@ -41,7 +41,8 @@ class Passes:
         self.hand = Hand()
         self.ahead = 1
         self.turn = Turn(version=0, lease=-1)
-        self.moved = 1  # updates that the last step brought
+        self.moved = 1  # updates since the step before the last
+        self.counted = 0  # the version up to which schedulers have counted
         self.count = 0  # passes begun
         self.start = 0  # passes that are left out, since they were finished before
         self.inside, self.left_out = False, False
@@ -49,6 +50,11 @@ class Passes:
     @property
     def stopped(self) -> bool:
         return bool(self.turn.stop)
+
+    @property
+    def number(self) -> int:
+        """Of the pass under way, from 0."""
+        return self.count - 1
 
     @property
     def want(self) -> int:
@@ -65,11 +71,13 @@ class Passes:
 
     def first(self) -> None:
         self._take(self._owner.start(self.want))
+        self.counted = self.turn.version
 
     def step(self, step: Step) -> Any:
         result, turn = self._owner.step(step)
-        self.moved = max(1, turn.version - self.turn.version)
-        self._take(turn)
+        self._hear(turn)
+        self.moved = max(0, turn.version - self.counted)  # also those made while this worker waited for a batch
+        self.counted = turn.version
         return result
 
     def draw(self, want: int) -> None:
@@ -87,6 +95,18 @@ class Passes:
         return max(0, self.hand.first) // self.supply.length
 
     def _take(self, turn: Turn) -> None:
+        self._hear(turn)
+        self.leave_if_interrupted()
+
+    def leave_if_interrupted(self) -> None:
+        """After Ctrl-C a program ends where it asks for a batch or for a further step.
+
+        What it does between is still a part of the last step: a scheduler's, say.
+        """
+        if self.turn.stop == INTERRUPTED:
+            raise Over(0)
+
+    def _hear(self, turn: Turn) -> None:
         if turn.anew:
             self.hand.clear()
         self.hand.add(turn.leases)
@@ -94,14 +114,13 @@ class Passes:
         self.turn = replace(turn, chief=self.turn.chief) if turn.stop else turn
         if turn.failed:
             raise TaskFailed(f"the run ended: {turn.stop}.")
-        if turn.stop == INTERRUPTED:
-            raise Over(0)
         if turn.script:
             self._heard(turn.script)
 
     # --- passes
 
     def passing(self) -> bool:
+        self.leave_if_interrupted()
         number, before = self.count, self.left_out
         self.count += 1
         self.left_out = number < self.start
@@ -113,5 +132,7 @@ class Passes:
 
     def passed(self, *, whole: bool) -> None:
         self.inside = False
+        if whole:
+            self.leave_if_interrupted()
         if whole and not self.supply.length and isinstance(self._owner, Here):
             self._take(self._owner.draw(0, wait=True))

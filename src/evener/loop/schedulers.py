@@ -24,9 +24,11 @@ class Schedulers:
         apart: other workers make updates that this program takes no step for.
         again: steps of passes that are left out count, since nothing was restored.
         judged: called when the chief's has judged a validation.
+        turned: called when one has come to go by another clock.
+        inside: of each, whether it was last stepped within a pass, by a program that this one goes on with.
     """
 
-    def __init__(
+    def __init__(  # noqa: PLR0913 - what they go by, each once
         self,
         schedulers: Sequence[Scheduler],
         passes: Passes,
@@ -34,9 +36,11 @@ class Schedulers:
         apart: bool,
         again: bool,
         judged: Callable[[], None],
+        turned: Callable[[], None],
+        inside: Sequence[bool],
     ) -> None:
-        self._passes, self._apart, self._again, self._judged = passes, apart, again, judged
-        self._inside = [False] * len(schedulers)  # whether it was last stepped within a pass
+        self._passes, self._apart, self._again, self._judged, self._turned = passes, apart, again, judged, turned
+        self.inside = [*inside, *[False] * len(schedulers)][: len(schedulers)]
         self._really = [self._follow(number, scheduler) for number, scheduler in enumerate(schedulers)]
 
     def _follow(self, number: int, scheduler: Scheduler) -> Callable[..., None]:
@@ -46,7 +50,9 @@ class Schedulers:
             if isinstance(scheduler, ReduceLROnPlateau):
                 self._judge(really, *args, **kwargs)
             elif self._again or not self._passes.left_out:
-                self._inside[number] = self._passes.inside
+                if self.inside[number] != self._passes.inside:
+                    self.inside[number] = self._passes.inside
+                    self._turned()
                 for _ in range(self._passes.moved if self._apart and self._passes.inside else 1):
                     really(*args, **kwargs)
 
@@ -60,6 +66,6 @@ class Schedulers:
 
     def idled(self) -> None:
         """Other towers have taken a step: schedulers that the program steps with each of its own go along."""
-        for really, inside in zip(self._really, self._inside, strict=True):
+        for really, inside in zip(self._really, self.inside, strict=True):
             if inside:
                 really()

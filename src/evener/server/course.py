@@ -13,8 +13,8 @@ from evener.report import Finished, Line, Progress, Reporter
 from evener.server.batches import named
 from evener.settings import ENDLESS, Settings
 from evener.state.checkpoint import Manifest
+from evener.state.contents import Contents
 from evener.state.saver import Saver
-from evener.state.state import Contents
 from evener.tally import Spikes, Tally
 from evener.wire.messages import Hello, Push
 

@@ -17,7 +17,7 @@ from evener.server.shard import Shard
 from evener.settings import Settings
 from evener.state.atomic import Record
 from evener.state.checkpoint import Store
-from evener.state.state import Contents
+from evener.state.contents import Contents
 from evener.transport.channel import Channel
 from evener.wire import codec
 from evener.wire.messages import (

@@ -18,7 +18,7 @@ from evener.session.session import Session
 from evener.settings import Settings
 from evener.state.atomic import atomic_write
 from evener.state.checkpoint import Manifest, Store
-from evener.state.state import Contents
+from evener.state.contents import Contents
 from evener.state.tensors import copied, named_tensors
 from evener.state.values import plain
 

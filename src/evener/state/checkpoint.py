@@ -27,11 +27,11 @@ from evener import chaos
 from evener.errors import CheckpointError, NonFinite, VersionError
 from evener.files import memory, opened
 from evener.state.atomic import Record, atomic_write, sync_directory
+from evener.state.contents import Contents
 from evener.state.leftovers import KINDS, MANIFEST, begin, end, name_of, remove, step_of, sweep
 from evener.state.locks import Lock
 from evener.state.manifest import Manifest, read_manifest, write_manifest
 from evener.state.parts import Names, join, join_numbers
-from evener.state.state import Contents
 
 log = logging.getLogger(__name__)
 

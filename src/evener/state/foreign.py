@@ -14,7 +14,7 @@ from evener.state.optimizers import known_as
 from evener.wire.layout import Layout, Spec
 
 if TYPE_CHECKING:
-    from evener.state.state import Contents
+    from evener.state.contents import Contents
 
 
 def check(

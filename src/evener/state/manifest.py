@@ -50,7 +50,6 @@ class Manifest(msgspec.Struct, frozen=True, kw_only=True):
     script: str = ""  # JSON: what a script with a loop of its own keeps
     counted: int = 0  # and its updates that count for the length of the run
 
-
     @property
     def book(self) -> LeaseState:
         """Which batches are applied."""

@@ -16,7 +16,8 @@ from evener.policy.leases import LeaseState
 from evener.settings import Settings
 from evener.state.atomic import Record
 from evener.state.checkpoint import Manifest, Store
-from evener.state.state import Contents, State
+from evener.state.contents import Contents
+from evener.state.state import State
 from evener.state.values import plain
 
 log = logging.getLogger(__name__)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Mapping, Sequence
-from dataclasses import dataclass, field
 from fractions import Fraction
 from typing import Any
 
@@ -13,27 +12,13 @@ from torch.optim import Optimizer
 from evener.errors import NonFinite
 from evener.recipes.recipe import Recipe
 from evener.state import foreign, rules
+from evener.state.contents import Contents
 from evener.state.hyperparameters import Groups, beside_the_recipes, damage_told, kept, schedule_differences, told
 from evener.state.optimizers import check_apart, cut_like, known_as, names_of_groups, optimizer_of, over_pieces
 from evener.state.schedules import Schedule
 from evener.state.tensors import Slot, beside, copied, frozen, named_tensors
 from evener.state.values import plain, unpack
 from evener.wire.layout import Layout, Piece
-
-
-@dataclass(frozen=True, slots=True)
-class Contents:
-    """A state at one step, as named tensors and plain values: what a checkpoint keeps.
-
-    Names are those of the model; a part of a split tensor carries its range, ``fc.weight[0:1024]``.
-    """
-
-    step: int
-    parameters: dict[str, Tensor]
-    averages: dict[str, Tensor]
-    optimizer: dict[str, Tensor]  # "fc.weight/exp_avg"
-    values: dict[str, Any] = field(default_factory=dict)  # plain: groups, schedule, optimizer numbers
-    buffers: frozenset[str] = frozenset()  # of the parameters, those that nobody trains: a mask may be infinite
 
 
 class State:

@@ -30,8 +30,8 @@ from evener.session.session import LONG_DATA
 from evener.session.watch import Watch
 from evener.settings import BATCH_SIZE, Settings
 from evener.state.checkpoint import Manifest, Store
+from evener.state.contents import Contents
 from evener.state.saver import Saver
-from evener.state.state import Contents
 from evener.state.tensors import digest_of, frozen, named_tensors, specs_of
 from evener.task.warm_start import warm_start
 from evener.wire.layout import Layout

@@ -54,6 +54,7 @@ class Joining:
     tower: Tower | None = None
     launched: bool = True  # not by hand: then chance and order follow from the run's seed
     joined: bool = False
+    prepared: bool = False
     finish: Callable[[BaseException | None], None] = _unfinished
     stop: Callable[[str], None] | None = None
 
@@ -96,12 +97,13 @@ def run_script(joining: Joining) -> None:
             runpy.run_path(settings.script, run_name="__main__")
     except SystemExit as end:
         if end.code not in (None, 0):
-            error = TaskFailed(f"{settings.script} ended with status {end.code}.", fix="look at what it printed.")
+            how = f"with status {end.code}" if isinstance(end.code, int) else f"by itself: {end.code}"
+            error = TaskFailed(f"{settings.script} ended {how}.", fix="look at what it printed.")
     except BaseException as failure:
         error = failure
     finally:
         _waiting.remove(joining)
-    if error is None and not joining.joined:
+    if error is None and not joining.prepared:
         error = ConfigError(
             f"{settings.script} has ended without evener.join() and prepare().",
             why="every task runs the program, and becomes a part of the run there.",

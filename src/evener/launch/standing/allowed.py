@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from fnmatch import fnmatchcase
 
 from evener.errors import ConfigError, SecurityError
+from evener.launch.starters.remote import check_recipe
 from evener.recipes import RECIPES
 
 
@@ -50,6 +51,14 @@ class Allowed:
             why=f"whoever started it allowed {allowed}; no program is sent to it.",
             fix="put it there, or start the server with --scripts DIR, if its code may run.",
         )
+
+    def check(self, name: str) -> None:
+        """A recipe, or a program with a loop of its own. Raises SecurityError unless it is allowed."""
+        if name.endswith(".py"):
+            self.check_script(name)
+        else:
+            check_recipe(name)
+            self.check_recipe(name)
 
     def check_recipe(self, recipe: str) -> None:
         """Refuse a recipe that the owner has not allowed: before anything of it is imported.

@@ -24,7 +24,7 @@ from evener.control import control
 from evener.control.control import Assignment, Order, Stop, Stream, log_of
 from evener.launch.standing.allowed import Allowed
 from evener.launch.starters.process import Processes, Running, Starter
-from evener.launch.starters.remote import check_recipe, pieces
+from evener.launch.starters.remote import pieces
 from evener.report import Progress, Status
 from evener.transport import user
 from evener.transport.channel import Arrived, Closed, Incoming, Listener, wait
@@ -183,15 +183,7 @@ class StandingServer:
                 f"the client runs evener {reserve.evener}, {mine} runs {VERSION}.",
                 fix="install the same evener everywhere.",
             )
-        self._check_what(reserve.recipe)
-
-    def _check_what(self, name: str) -> None:
-        """A recipe, or a program with a loop of its own: raises SecurityError unless the owner has allowed it."""
-        if name.endswith(".py"):
-            self._own.allowed.check_script(name)
-        else:
-            check_recipe(name)
-            self._own.allowed.check_recipe(name)
+        self._own.allowed.check(reserve.recipe)
 
     def _reserve(self, peer: int, reserve: Reserve) -> None:
         if self._leaving:
@@ -239,7 +231,7 @@ class StandingServer:
         if told.get("script"):
             told["script"] = self._own.allowed.check_script(str(told["script"]))
         else:
-            self._check_what(str(told.get("recipe")))
+            self._own.allowed.check(str(told.get("recipe")))
         told["typed_recipes"] = True
         hosts = list(told.get("ps_hosts") or ())
         if task.job == "ps" and task.index < len(hosts):

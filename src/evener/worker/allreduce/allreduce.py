@@ -13,8 +13,8 @@ from torch import Tensor
 
 from evener import errors
 from evener.state.checkpoint import Manifest
+from evener.state.contents import Contents
 from evener.state.rules import NARROW
-from evener.state.state import Contents
 from evener.state.tensors import CPU, Slot, as_tensor, dtype_of
 from evener.wire.layout import ITEMSIZE, Layout
 from evener.worker.allreduce.group import Group

@@ -19,8 +19,9 @@ from evener.report import Finished, Line, Progress, Reporter
 from evener.settings import Settings
 from evener.state import rules
 from evener.state.checkpoint import Manifest
+from evener.state.contents import Contents
 from evener.state.saver import NoSaver, Saver, begin, manifest_of
-from evener.state.state import Contents, State
+from evener.state.state import State
 from evener.state.tensors import Slot
 from evener.tally import Spikes, Tally
 from evener.worker.exchange.book import Book

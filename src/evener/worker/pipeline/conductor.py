@@ -12,8 +12,9 @@ from evener import errors
 from evener.data.batches import Batches
 from evener.state.atomic import Record
 from evener.state.checkpoint import Manifest, Store
+from evener.state.contents import Contents
 from evener.state.saver import Saver
-from evener.state.state import Contents, State
+from evener.state.state import State
 from evener.state.tensors import Slot
 from evener.worker.exchange.exchange import Computed, Turn
 from evener.worker.exchange.local import Local

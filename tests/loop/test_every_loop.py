@@ -1,0 +1,241 @@
+"""One suite for all who own the parameters of a program's own loop: alone, towers, servers. See docs/own-loop.md."""
+
+import threading
+
+import pytest
+import torch
+from loops_in_one_process import (
+    BATCH,
+    BATCHES,
+    EVERY_KEPT_WAY,
+    EVERY_WAY,
+    IN_LOCKSTEP,
+    KEPT,
+    WAYS,
+    Program,
+    audited,
+    good,
+    plain,
+    replicas,
+    run,
+)
+from torch import nn
+
+from evener.errors import ConfigError
+from evener.report import Finished
+from evener.task.script import Over
+
+# --- what is trained
+
+
+@EVERY_WAY
+def test_every_batch_is_applied_once_and_counted(way, tmp_path):
+    ran = good(run(way, Program(), tmp_path))
+    updates = 3 * BATCHES // replicas(way)
+    if way in KEPT:
+        found = audited(tmp_path)
+        assert (found.updates, found.gradients, found.unapplied) == (updates, 3 * BATCHES, ())
+        (finished,) = ran.reported(Finished)
+        assert finished.global_step == updates
+    assert {loop.step for loop in ran.loops} <= set(range(updates + 1))
+    assert max(loop.step for loop in ran.loops) == updates
+
+
+@pytest.mark.parametrize("way", ["alone", *(way for way in KEPT if WAYS[way][1] == 1 and "2 workers" not in way)])
+def test_one_worker_computes_what_the_plain_program_does_bit_for_bit(way, tmp_path):
+    ran = good(run(way, Program(), tmp_path))
+    assert all(map(torch.equal, ran.values(), plain(Program(), tmp_path)))
+
+
+@pytest.mark.parametrize("way", IN_LOCKSTEP)
+def test_two_in_lockstep_compute_what_the_plain_program_does_with_twice_the_batch(way, tmp_path):
+    ran = good(run(way, Program(), tmp_path))
+    expected = plain(Program(batches=BATCHES // 2, batch=2 * BATCH), tmp_path)
+    for found, value in zip(ran.values(), expected, strict=True):
+        assert torch.allclose(found, value, rtol=1e-12, atol=1e-12)
+    if way == "2 towers":
+        assert all(map(torch.equal, ran.values(0), ran.values(1)))
+
+
+def test_losses_fall_in_async_with_two(tmp_path):
+    class Slow(Program):
+        rate, momentum = 0.02, 0.0
+
+    program = Slow(epochs=30)
+    ran = good(run("1 ps, 2 workers", program, tmp_path))
+    model, _, loader = program.make()
+    nn.utils.vector_to_parameters(nn.utils.parameters_to_vector(ran.values(0)), model.parameters())
+    with torch.no_grad():
+        loss = sum(nn.functional.mse_loss(model(x), y).item() for x, y in loader) / len(loader)
+    assert loss < 0.3
+
+
+# --- its length
+
+
+@EVERY_KEPT_WAY
+def test_train_steps_are_exact(way, tmp_path):
+    steps = 4
+    ran = good(run(way, Program(), tmp_path, train_steps=steps))
+    assert audited(tmp_path).updates == steps
+    (finished,) = ran.reported(Finished)
+    assert finished.reason == f"reached step {steps}"
+
+
+class Endless(Program):
+    """Without data: as in reinforcement learning."""
+
+    most = 20
+
+    def make(self):
+        return super().make()[:2]
+
+    def loop(self, ev, model, optimizer):
+        taken = 0
+        while not ev.should_stop() and ev.step < self.most:
+            optimizer.zero_grad()
+            (model(torch.ones(3).double()) ** 2).sum().backward()
+            optimizer.step()
+            taken += 1
+        return taken
+
+
+@EVERY_WAY
+def test_a_loop_without_data_ends_by_the_global_step(way, tmp_path):
+    ran = good(run(way, Endless(), tmp_path))
+    found = max(loop.step for loop in ran.loops)
+    assert 20 <= found <= 21, "another worker may just take its last one"
+    if way in KEPT:
+        assert audited(tmp_path).updates == found
+
+
+@EVERY_KEPT_WAY
+def test_and_by_train_steps(way, tmp_path):
+    good(run(way, Endless(), tmp_path, train_steps=7))
+    assert audited(tmp_path).updates == 7
+
+
+class ForEver(Endless):
+    """Asks nobody."""
+
+    def loop(self, ev, model, optimizer):
+        while True:
+            optimizer.zero_grad()
+            (model(torch.ones(3).double()) ** 2).sum().backward()
+            optimizer.step()
+
+
+@EVERY_KEPT_WAY
+def test_a_loop_that_asks_nobody_is_ended(way, tmp_path):
+    ran = run(way, ForEver(), tmp_path, train_steps=5)
+    assert all(isinstance(end, Over) for end in ran.ends), ran.ends
+    assert audited(tmp_path).updates == 5
+
+
+# --- batches and steps that do not match
+
+
+class Accumulates(Program):
+    """Over four batches; what is left of an epoch is no step, as in many programs."""
+
+    def loop(self, ev, model, optimizer, loader):
+        for _ in range(self.epochs):
+            for number, (x, y) in enumerate(loader, 1):
+                nn.functional.mse_loss(model(x), y).backward()
+                if number % 4 == 0:
+                    optimizer.step()
+                    optimizer.zero_grad()
+            optimizer.zero_grad()
+
+
+@EVERY_KEPT_WAY
+def test_batches_of_no_step_are_named(way, tmp_path):
+    good(run(way, Accumulates(batches=10), tmp_path))
+    found = audited(tmp_path)
+    assert found.unapplied == ()
+    skipped = sum(last - first for first, last in found.skipped)
+    assert found.examples + skipped == 30
+    if way in ("alone, kept", "launched", "1 ps, 1 worker", "2 ps, 1 worker"):
+        assert (found.updates, skipped) == (6, 6)
+
+
+class LeavesEarly(Program):
+    """After three batches, one of which it has not used."""
+
+    def loop(self, ev, model, optimizer, loader):
+        taken = []
+        for _ in range(self.epochs):
+            for number, batch in enumerate(loader):
+                if number == 3:
+                    break
+                self.step(model, optimizer, batch)
+                taken.append(batch[0])
+        return len(taken)
+
+
+@EVERY_WAY
+@pytest.mark.parametrize("batches", [11, 4])
+def test_a_pass_may_be_left_early(way, batches, tmp_path):
+    ran = good(run(way, LeavesEarly(batches=batches), tmp_path))
+    assert all(end <= 9 for end in ran.ends)
+    if way in ("alone", "alone, kept"):
+        assert ran.ends == [9]
+        assert all(map(torch.equal, ran.values(), plain(LeavesEarly(batches=batches), tmp_path)))
+    if way in KEPT:
+        audited(tmp_path)
+
+
+@EVERY_KEPT_WAY
+def test_an_epoch_of_one_batch(way, tmp_path):
+    """Most workers have nothing to do; there are not more epochs for it."""
+    good(run(way, Program(epochs=4, batches=1), tmp_path))
+    found = audited(tmp_path)
+    assert (found.updates, found.gradients, found.unapplied) == (4, 4, ())
+
+
+@EVERY_KEPT_WAY
+def test_no_batch_at_all(way, tmp_path):
+    class Nothing(Program):
+        def loader(self):
+            return torch.utils.data.DataLoader(super().loader().dataset, 100, drop_last=True)
+
+    good(run(way, Nothing(), tmp_path))
+    assert audited(tmp_path).updates == 0
+
+
+# --- what is refused
+
+
+class Grows(Program):
+    def loop(self, ev, model, optimizer, loader):
+        optimizer.add_param_group({"params": [nn.Parameter(torch.zeros(1))]})
+
+
+@EVERY_WAY
+def test_a_group_that_comes_later_is_refused(way, tmp_path):
+    ran = run(way, Grows(), tmp_path)
+    assert all(isinstance(end, ConfigError) for end in ran.ends)
+    assert "add_param_group of SGD was called after prepare" in str(ran.ends[0])
+
+
+# --- one of them
+
+
+class Chiefs(Program):
+    def loop(self, ev, model, optimizer, loader):
+        chief = []
+        for _ in range(self.epochs):
+            for batch in loader:
+                self.step(model, optimizer, batch)
+            chief.append(ev.chief)
+        return chief
+
+
+@EVERY_WAY
+def test_one_is_chief(way, tmp_path):
+    ran = good(run(way, Chiefs(), tmp_path))
+    assert [sum(chiefs) for chiefs in zip(*ran.ends, strict=True)] == [1, 1, 1]
+
+
+def test_no_thread_is_left():
+    assert [thread.name for thread in threading.enumerate() if not thread.daemon] == ["MainThread"]

@@ -31,7 +31,7 @@ class Alone:
     def draw(self, want: int, *, unused: Sequence[int] = (), wait: bool = False) -> Turn:
         return self._turn()
 
-    def stop(self, reason: str) -> None:
+    def stop(self, reason: str, *, complete: bool = False) -> None:
         self._stop = reason
 
     def close(self, reason: str = "", script: bytes = b"") -> None:

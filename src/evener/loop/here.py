@@ -213,7 +213,7 @@ class Here:
 
     # --- its end
 
-    def stop(self, reason: str) -> None:
+    def stop(self, reason: str, *, complete: bool = False) -> None:
         if self._averaging is not None:
             self._averaging.asked = reason
         else:

@@ -95,6 +95,11 @@ class Loop:
         self._asked = True
         return self._passes is not None and self._passes.stopped
 
+    def stop(self, reason: str = "the program has seen enough") -> None:
+        """End the run, on every worker, after the updates under way: then loaders are empty, steps change nothing."""
+        if self._owner is not None:
+            self._owner.stop(reason, complete=True)
+
     def log(self, values: Mapping[str, float]) -> None:
         """Figures of this worker: into TensorBoard, the live view and the log. A "loss" is the run's loss.
 

@@ -50,8 +50,8 @@ class Owner(Protocol):
         """See `Servers.draw`."""
         ...
 
-    def stop(self, reason: str) -> None:
-        """End the run early."""
+    def stop(self, reason: str, *, complete: bool = False) -> None:
+        """End the run early; `complete`: as it should end, since the program says so."""
         ...
 
     def close(self, reason: str = "", script: bytes = b"") -> None:

@@ -137,10 +137,11 @@ class Remote:
             self._towers.arrived(self._servers.arrivals)
         return turn
 
-    def stop(self, reason: str) -> None:
-        self._exchange.stop(reason, complete=False)
+    def stop(self, reason: str, *, complete: bool = False) -> None:
+        self._exchange.stop(reason, complete=complete)
 
     def close(self, reason: str = "", script: bytes = b"") -> None:
+        self._servers.keeps = script
         self._exchange.close(reason)
 
 

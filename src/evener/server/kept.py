@@ -6,7 +6,7 @@ from collections.abc import Iterable
 
 from evener import errors
 from evener.state.manifest import script_complaint
-from evener.wire.messages import Push
+from evener.wire.messages import Goodbye, Push
 
 #: Bytes of it: it travels in the header of a message, beside everything else there.
 MOST = 64 << 10
@@ -21,7 +21,7 @@ class Kept:
         self._chief = -1
 
     @staticmethod
-    def check(push: Push) -> None:
+    def check(push: Push | Goodbye) -> None:
         """Raises ProtocolError for what no checkpoint could hold."""
         name = f"worker:{push.identity.worker}"
         if len(push.script) > MOST:
@@ -36,11 +36,11 @@ class Kept:
         if push.script and complaint:
             raise errors.ProtocolError(f"what the script of {name} keeps cannot be kept: {complaint}.")
 
-    def take(self, push: Push, here: Iterable[int]) -> None:
+    def take(self, push: Push | Goodbye, here: Iterable[int]) -> None:
         """From the chief; to the others of those who are here, where they are to have it at once."""
         if push.script:
             self.text = push.script.decode()
-            if push.spread:
+            if isinstance(push, Push) and push.spread:
                 self._owed = set(here) - {push.identity.worker}
 
     def owed(self, worker: int, *, first: bool, chief: bool) -> bytes:

@@ -11,6 +11,7 @@ from evener.policy.lives import Stage
 from evener.policy.members import Members
 from evener.report import Line
 from evener.server.course import Course, Setup
+from evener.server.kept import Kept
 from evener.server.links import Link, Links, Seat
 from evener.server.pushes import Pushes
 from evener.server.rounds import Rounds
@@ -178,6 +179,9 @@ class Leader:
             self._tell(f"{seat.name} {'failed' if goodbye.failed else 'leaves'}: {reason}")
         if reason.startswith(errors.Preempted.__name__):
             self.rounds.lost(seat)  # if it was to validate, somebody else has to
+        if goodbye.script and seat.worker == min(self.links.seats) and self.settings.script:
+            Kept.check(goodbye)
+            self.rounds.kept.take(goodbye, self.links.seats)
         self._leave(seat, ended=bool(self.settings.script) and not reason and not goodbye.failed)
         if goodbye.failed:
             self.stop(f"{seat.name} failed: {reason}", complete=False, failed=True)

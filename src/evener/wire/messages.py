@@ -92,6 +92,7 @@ class Goodbye(Message, frozen=True):
     identity: Identity
     reason: str = ""
     failed: bool = False  # by an error of its own, which would meet the next worker too: the run ends
+    script: Script = b""  # what its program keeps at its end; from the chief
 
 
 class Halt(Message, frozen=True):

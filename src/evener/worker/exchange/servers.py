@@ -43,6 +43,7 @@ class Servers:
         self._version = 0
         self._lease = -1
         self.want = 1  # leases in hand
+        self.keeps = b""  # what a program keeps at its end
         self.arrivals = 0
         self._found: Turn | None = None  # what a return brought while no update was asked for
 
@@ -238,8 +239,9 @@ class Servers:
     def close(self, reason: str = "") -> None:
         chaos.point("worker.closing")
         failed = bool(reason) and not reason.startswith(("KeyboardInterrupt", "Preempted"))  # sent away: no failure
+        farewell = Goodbye(self._identity, codec.cut(reason, codec.MAX_SENTENCE), failed, self.keeps)
         for shard in range(self._admitted):
             with contextlib.suppress(errors.WireError):
-                self._links.send(shard, Goodbye(self._identity, codec.cut(reason, codec.MAX_SENTENCE), failed))
+                self._links.send(shard, farewell)
         self._hang_up()
         chaos.point("worker.left")

@@ -44,7 +44,7 @@ FLOORS = [
 ALONE = {
     "cryptography": ("transport.keys", "transport.tcp_seal"),
     "ssl": ("transport.keys", "transport.tcp_handshake"),
-    "ray": ("launch.starters.ray",),
+    "ray": (),  # nothing of evener runs on it so far
     "google_crc32c": ("data.tfrecord.crc",),
     "tensorflow": (),  # evener.tensorflow is written out in PyTorch
     "tensorboard": ("session.summary", "loop.sinks"),
@@ -125,6 +125,28 @@ def unit(module: str) -> str:
     """The part of the house that a module, or a name in one, belongs to."""
     first, _, rest = module.partition(".")
     return "recipes.*" if first == "recipes" and rest.partition(".")[0] in SHIPPED else first
+
+
+def homes(name: str) -> str:
+    """The module that a full name in evener is of: ``wire.layout.Spec`` is of ``wire.layout``."""
+    while name and name not in MODULES and f"{name}.__init__" not in MODULES:
+        name = name.rpartition(".")[0]
+    return name if name in MODULES else f"{name}.__init__"
+
+
+def circles(arrows: dict[str, set[str]]) -> list[list[str]]:
+    """Modules that import each other, directly or through others, also within functions: the shortest way of each."""
+    found: list[list[str]] = []
+    for start in sorted(arrows):
+        ways, seen = [[start]], {start}
+        while ways:
+            way = ways.pop(0)
+            if start in arrows[way[-1]]:
+                found.append(way)
+                break
+            ways += [[*way, other] for other in sorted(arrows[way[-1]] - seen)]
+            seen |= arrows[way[-1]]
+    return found
 
 
 def floor(module: str) -> int:
@@ -324,3 +346,36 @@ def test_what_is_allowed_is_not(check, module, source):
 def test_a_new_module_must_be_given_a_floor():
     with pytest.raises(AssertionError, match=r"attic\.box has no floor"):
         upward("attic.box", ast.parse("from evener.errors import EvenerError"))
+
+
+def test_modules_that_import_each_other_are_found():
+    assert circles({"a": {"b"}, "b": {"c"}, "c": {"a"}, "d": {"a"}}) == [
+        ["a", "b", "c"],
+        ["b", "c", "a"],
+        ["c", "a", "b"],
+    ]
+    assert circles({"a": {"b"}, "b": set()}) == []
+
+
+def test_no_modules_import_each_other():
+    """Inside a room too arrows point one way: what two modules share is a third one."""
+    arrows = {
+        module: {
+            homes(name.removeprefix("evener."))
+            for name in imports(tree, also_for_types=False)
+            if within(name, "evener") and name != "evener"
+        }
+        - {module}
+        for module, tree in TREES.items()
+    }
+    assert circles(arrows) == []
+
+
+def test_the_rules_name_only_what_exists():
+    """A rule about a module that is gone rules nothing."""
+    units = {unit(module) for module in MODULES}
+    assert {name for names in FLOORS for name in names} == units
+    for names in ALONE.values():
+        for name in names:
+            assert any(within(module, name) for module in MODULES), f"{name} is no module"
+    assert all(any(within(module, name) for module in MODULES) for name in PURE)

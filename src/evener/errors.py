@@ -21,7 +21,6 @@ EvenerError
     ├── VersionError     it speaks another version of it
     ├── ModelMismatch    it trains another model
     ├── ClusterMismatch  it belongs to another run or cluster
-    ├── MessageTooLarge  what it was to be sent is above the limit agreed with it
     ├── PushRejected     its gradient has the wrong size
     ├── DuplicateTask    a task with this index is alive already
     ├── Busy             a standing server that works for another client
@@ -169,10 +168,6 @@ class ModelMismatch(WireError):
 
 class ClusterMismatch(WireError):
     """A peer that belongs to another run or cluster."""
-
-
-class MessageTooLarge(WireError):
-    """A message above the limit that was agreed with the peer."""
 
 
 class PushRejected(WireError):

@@ -287,7 +287,7 @@ def test_a_job_that_cannot_work_is_refused_and_starts_nothing(stage, settings, w
 
 def test_what_only_tasks_and_present_clients_say_is_refused(stage):
     channel = stage.client()
-    for message in (Push(Identity(0), 1, 0, 0, 0.0, 1, 0.0), Relay(b""), Dismiss()):
+    for message in (Push(Identity(0), 1, 0, 0, 0.0, 1), Relay(b""), Dismiss()):
         say(channel, message)
         assert isinstance(hear(channel), Refused)
     reserve(channel)

@@ -85,8 +85,8 @@ def valid(identity: Identity, *, run: str, evener: str, recipe: str, layout: Lay
     specs = codec.pack_specs(layout.specs)
     release = Release(7, 8, 9, "reached step 10", True, "computed at version 2, now 3", 1, 4, 0.5)
     return [
-        Hello(identity, run, evener, "2", recipe, layout.fingerprint, specs, samples, "here", 812),
-        Join(identity), Push(identity, 1, 0, 0, 0.5, 10, 0.01), Pull(identity, "parameters"), Goodbye(identity),
+        Hello(identity, run, evener, recipe, layout.fingerprint, specs, samples, "here", 812),
+        Join(identity), Push(identity, 1, 0, 0, 0.5, 10), Pull(identity, "parameters"), Goodbye(identity),
         Halt(identity, "why"), Granted(identity), release, Contents("parameters", 1), Refused("Fenced", "a", "b", "c"),
         Follow(1, run, layout.fingerprint), Lead(1, 0), Held(1, 0, 1, 1), Lost(1, 0, 1),
         Decided(8, [(0, 1, 7)], [(1, 1, 6)], [(0, 1, release)], [(2, 1)]), Save(3),

@@ -365,7 +365,7 @@ class Worker:
     def hello(self, **changes: object) -> Hello:
         built = self.cluster.built
         hello = Hello(
-            self.identity, RUN, EVENER, "2", built.fingerprint, self.layout.fingerprint,
+            self.identity, RUN, EVENER, built.fingerprint, self.layout.fingerprint,
             codec.pack_specs(self.layout.specs), self.cluster.samples, "here", 812,
         )  # fmt: skip
         return msgspec.structs.replace(hello, **changes)
@@ -405,7 +405,7 @@ class Worker:
     def message(self, **changes: object) -> Push:
         """The push that is due now."""
         assert self.turn is not None, "this worker was not released"
-        push = Push(self.identity, self.seq + 1, self.turn.version, self.turn.lease, 0.5, 10, 0.01)
+        push = Push(self.identity, self.seq + 1, self.turn.version, self.turn.lease, 0.5, 10)
         return msgspec.structs.replace(push, **changes)
 
     def fill(self, value: float) -> None:
@@ -481,7 +481,7 @@ class Scripted(Worker):
         leases: list = list(changes.pop("leases", self.hand[:1]))
         self.hand = [lease for lease in self.hand if lease not in leases]
         push = Push(
-            self.identity, self.seq + 1, self.version, leases[0] if leases else -1, None, 10, 0.01,
+            self.identity, self.seq + 1, self.version, leases[0] if leases else -1, None, 10,
             more=leases[1:], want=self.want,
         )  # fmt: skip
         return msgspec.structs.replace(push, **changes)

@@ -65,7 +65,7 @@ class Tasks:
         towers = Towers(built.model, built.recipe, layout, parameters=parameters.view, gradients=gradients.view, seed=0)
         settings, data, batches = data_of(built.recipe, cluster.settings)
         hello = Hello(
-            Identity(index), RUN, EVENER, "2", built.fingerprint, layout.fingerprint, codec.pack_specs(layout.specs),
+            Identity(index), RUN, EVENER, built.fingerprint, layout.fingerprint, codec.pack_specs(layout.specs),
             len(data.train), "here", 812, batches=isinstance(batches, LoaderBatches),
         )  # fmt: skip
         links = ServerLinks(

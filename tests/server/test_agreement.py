@@ -30,7 +30,7 @@ MINE = "train.py:11111111 net.py:22222222"
 
 def hello(**changes: object) -> Hello:
     said: dict = {
-        "identity": Identity(1), "run": RUN, "evener": "1.0", "torch": "2", "recipe": "mine 12ab",
+        "identity": Identity(1), "run": RUN, "evener": "1.0", "recipe": "mine 12ab",
         "layout": LAYOUT.fingerprint, "specs": codec.pack_specs(LAYOUT.specs), "samples": 40, "host": "there",
         "pid": 812, "sources": MINE,
     } | changes  # fmt: skip

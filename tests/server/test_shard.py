@@ -10,7 +10,7 @@ from evener.wire.words import Identity
 
 
 def push(worker=0, lease=0, seq=1, epoch=1):
-    return Push(Identity(worker, epoch, 1), seq=seq, version=4, lease=lease, loss=0.5, examples=100, seconds=0.01)
+    return Push(Identity(worker, epoch, 1), seq=seq, version=4, lease=lease, loss=0.5, examples=100)
 
 
 @pytest.fixture

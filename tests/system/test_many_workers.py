@@ -154,7 +154,7 @@ class Crowd:
         layout = self.built.layout
         gradients, parameters = Memory(layout.nbytes), Memory(layout.nbytes)
         hello = Hello(
-            Identity(index), RUN, VERSION, "2", self.built.fingerprint, layout.fingerprint,
+            Identity(index), RUN, VERSION, self.built.fingerprint, layout.fingerprint,
             codec.pack_specs(layout.specs), SAMPLES, "here", index,
         )  # fmt: skip
         name = f"worker:{index}"

@@ -14,7 +14,8 @@ from rich.console import Console
 from evener.report import Evaluated, Failed, Finished, Line, Progress, Published, Status
 from evener.result import Result
 from evener.view.live import LiveView
-from evener.view.plain import PlainView, duration, failure_block, make_view, rate, summary
+from evener.view.plain import PlainView, make_view
+from evener.view.texts import duration, failure_block, rate, summary
 
 TASKS = ("ps:0", "worker:0", "worker:1")
 TITLE = "mnist, async, 1 ps + 2 workers"

@@ -179,12 +179,12 @@ def test_twenty_thousand_mutations_of_real_messages_raise_nothing_else():
     rng = random.Random(20260801)
     identity = Identity(3, 2, 1)
     model = codec.pack_specs([Spec("w", (3, 4), "float32", True)])
-    hello = Hello(identity, "run", "0.1", "2.13", "mnist", "abcd", model, 60000, "host", 812)
+    hello = Hello(identity, "run", "0.1", "mnist", "abcd", model, 60000, "host", 812)
     release = Release(7, 8, 9, "reached step 10", True, "computed at version 2, now 3", 1, 4, 0.5)
     seeds = [
         codec.encode(message)
         for message in (
-            hello, release, Push(identity, 7, 8, 9, 0.25, 100, 0.01),
+            hello, release, Push(identity, 7, 8, 9, 0.25, 100),
             Decided(8, [(0, 1, 7)], [(1, 1, 6)], [(0, 1, release)], [(2, 1)]), Refused("Fenced", "what", "why", "fix"),
         )
     ]  # fmt: skip

@@ -66,7 +66,7 @@ class World:
         self.free = list(self.links)
         self.addresses, self.dialled = [f"memory:{shard}" for shard in range(shards)], []
         layout = Layout([Spec("row", (64,), "float32", True)], shards=shards)
-        hello = Hello(Identity(3), RUN, EVENER, "2", "row", layout.fingerprint, b"", 40, "here", 812)
+        hello = Hello(Identity(3), RUN, EVENER, "row", layout.fingerprint, b"", 40, "here", 812)
         links = ServerLinks(
             "worker:3", lambda: self.addresses, layout,
             gradients=Memory(layout.nbytes), parameters=Memory(layout.nbytes),
@@ -96,7 +96,7 @@ def world():
 
 
 def update(world):
-    return world.exchange.update(Computed(loss=0.5, examples=10, seconds=0.1))
+    return world.exchange.update(Computed(loss=0.5, examples=10))
 
 
 def test_the_life_that_the_leader_grants_is_told_to_the_others(world):
@@ -119,7 +119,7 @@ def test_a_push_goes_to_every_shard_the_leader_last_and_says_what_it_was_compute
         )
     turn = update(world)
 
-    push = Push(Identity(3, 5, 2), seq=1, version=7, lease=21, loss=0.5, examples=10, seconds=0.1)
+    push = Push(Identity(3, 5, 2), seq=1, version=7, lease=21, loss=0.5, examples=10)
     assert world.said[-2:] == [(1, push, True), (0, push, True)]
     assert (turn.version, turn.lease, turn.rejected, turn.staleness, turn.dropped) == (
         9, 30, "computed at version 7, now 9", 2, 4,
@@ -210,7 +210,7 @@ def test_the_first_push_of_a_new_life_is_numbered_on_and_names_the_new_version(w
     update(world)
     update(world)
 
-    assert world.said[-1][1] == Push(Identity(3, 6, 3), seq=2, version=4, lease=40, loss=0.5, examples=10, seconds=0.1)
+    assert world.said[-1][1] == Push(Identity(3, 6, 3), seq=2, version=4, lease=40, loss=0.5, examples=10)
 
 
 def test_a_server_that_does_not_come_back_is_named_when_patience_ends(world):
@@ -463,7 +463,7 @@ def connected(cluster, index):
     built, layout = cluster.built, cluster.built.layout
     gradients, parameters = Memory(layout.nbytes), Memory(layout.nbytes)
     hello = Hello(
-        Identity(index), RUN, EVENER, "2", built.fingerprint, layout.fingerprint, codec.pack_specs(layout.specs),
+        Identity(index), RUN, EVENER, built.fingerprint, layout.fingerprint, codec.pack_specs(layout.specs),
         cluster.samples, "here", 812,
     )  # fmt: skip
     links = ServerLinks(
@@ -483,7 +483,7 @@ def test_a_whole_run_with_real_servers(tmp_path, ps):
         turn = exchange.start()
         while not turn.stop:
             gradient["row"].fill_(2.0 ** (turn.lease or 0))
-            turn = exchange.update(Computed(loss=0.5, examples=10, seconds=0.1))
+            turn = exchange.update(Computed(loss=0.5, examples=10))
         assert set(parameter["row"].tolist()) == {-7.0}
         assert exchange.show("averages") == 3
         assert -7.0 < float(parameter["row"][0]) < 0.0
@@ -501,7 +501,7 @@ def test_a_server_that_fails_tells_its_workers_why(tmp_path):
         exchange, gradient, _ = connected(cluster, 0)
         exchange.start()
         gradient["row"].fill_(float("nan"))
-        turn = exchange.update(Computed(loss=0.5, examples=10, seconds=0.1))
+        turn = exchange.update(Computed(loss=0.5, examples=10))
         assert turn.failed
         assert turn.stop.startswith("worker:0 pushed the gradient of 'row', which is not finite")
         exchange.close("failed")
@@ -524,7 +524,7 @@ def test_batchnorm_statistics_travel_through_the_servers(tmp_path):
         while not turn.stop:
             gradient["1.running_mean"].fill_(3.0)
             gradient["1.num_batches_tracked"].fill_(turn.lease + 1)
-            turn = exchange.update(Computed(loss=0.5, examples=10, seconds=0.1))
+            turn = exchange.update(Computed(loss=0.5, examples=10))
         for what in ("parameters", "averages"):
             exchange.show(what)
             assert set(parameter["1.running_mean"].tolist()) == {3.0}

@@ -8,6 +8,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
+from evener.cli.asked import settings_options, tell
 from evener.cli.cluster import add_existing_servers
 from evener.cli.options import (
     add_failure_options,
@@ -61,7 +62,6 @@ def own_words(argv: list[str], parser: argparse.ArgumentParser) -> list[str]:
 
 def run_launch(args: argparse.Namespace) -> int:
     from evener.api import launch
-    from evener.cli.main import settings_options, tell
     from evener.cluster.environment import Flags, find_cluster, hosts
 
     start = Path.cwd()

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
 
 from evener import errors
+from evener.cli.asked import recipe_options, settings_options, tell
 from evener.cli.cluster import add_doctor, add_existing_servers, add_explain, add_keys, add_server, flags, old_flags
 from evener.cli.data import add_data
 from evener.cli.devices import add_device_options, add_devices
@@ -30,14 +31,10 @@ from evener.cli.options import (
 )
 from evener.cli.words import evener_words, parted
 from evener.leaving import leave
-from evener.settings import Settings
 from evener.view.outlet import unhindered
 
 if TYPE_CHECKING:
-    from evener.result import Result
-
-#: Flags that are options of the shipped recipes: --hidden-units 100 is --set hidden=100.
-RECIPE_FLAGS = ("data", "data_dir", "download", "skip_bad_records", "optimizer", "learning_rate", "hidden")
+    pass
 
 
 #: Commands that run for hours.
@@ -116,23 +113,6 @@ def add_task(commands: Any) -> None:
     task.set_defaults(run=run_task, options=[*task.options(), "--script"])
 
 
-def recipe_options(args: argparse.Namespace) -> dict[str, Any]:
-    options = {name: getattr(args, name) for name in RECIPE_FLAGS if getattr(args, name) is not None}
-    for assignment in args.assignments:
-        name, equals, value = assignment.partition("=")
-        if not equals or not name:
-            raise errors.ConfigError(f"--set {assignment} assigns nothing.", fix="write --set NAME=VALUE.")
-        options[name.replace("-", "_")] = value
-    return options
-
-
-def settings_options(args: argparse.Namespace, *, recipe: bool = True) -> dict[str, Any]:
-    """What the command line says of the run; `recipe`: it trains one, which has options of its own."""
-    known = Settings.__dataclass_fields__.keys() - {"recipe", "script", "script_args"}
-    options = {name: value for name, value in vars(args).items() if name in known and value is not None}
-    return {**options, "recipe_options": recipe_options(args)} if recipe else options
-
-
 def run_train(args: argparse.Namespace) -> int:
     from evener.api import run
     from evener.cluster.environment import Flags, find_cluster, hosts
@@ -155,13 +135,6 @@ def run_train(args: argparse.Namespace) -> int:
     else:
         tell(result, start)
     return OK
-
-
-def tell(result: Result, start: Path) -> None:
-    """`start`: where the person is, wherever the recipe's code has gone."""
-    from evener.view.plain import installed, summary
-
-    print(summary(result, lambda name: installed(name, start), start))
 
 
 def run_task(args: argparse.Namespace) -> int:

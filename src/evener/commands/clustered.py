@@ -12,8 +12,8 @@ from evener.cluster.private import keyed
 from evener.commands.preparation import make_logdir, script_settings, settings_of
 from evener.report import AnyReport
 from evener.result import Outcome, Result
-from evener.view.plain import seen_from
 from evener.view.shown import shown
+from evener.view.texts import seen_from
 
 
 def be_task(  # noqa: PLR0913 - what a command line can say

@@ -15,8 +15,8 @@ from evener.launch.towers import TowersRun
 from evener.report import AnyReport, Progress
 from evener.result import Outcome, Result
 from evener.settings import Settings
-from evener.view.plain import seen_from
 from evener.view.shown import shown
+from evener.view.texts import seen_from
 
 if TYPE_CHECKING:
     from evener.launch.starters.process import Starter

@@ -22,7 +22,7 @@ from evener.launch.starters.process import Processes, Running, Starter
 from evener.report import AnyReport, Failed, Leaves, Line, Progress, Published
 from evener.settings import Settings
 from evener.transport.channel import wait
-from evener.view.plain import failure_block
+from evener.view.texts import failure_block
 
 #: Seconds that tasks have to leave once the run has ended as it should.
 ORDERLY = 2.5

@@ -69,7 +69,7 @@ class Remote:
             parameters=parameters.view, gradients=gradients.view, seed=settings.seed, memory=memory,
         )  # fmt: skip
         hello = Hello(
-            Identity(joining.index), joining.run, VERSION, str(torch.__version__), built.fingerprint,
+            Identity(joining.index), joining.run, VERSION, built.fingerprint,
             layout.fingerprint, codec.pack_specs(layout.specs), supply.length, socket.gethostname(), os.getpid(),
             process=secrets.token_hex(8), sources=built.sources,
         )  # fmt: skip

@@ -11,8 +11,6 @@ from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
-import torch
-
 from evener.data.dataset import Data
 from evener.data.loader import FromLoader, LoaderBatches
 from evener.figures import Figure
@@ -91,7 +89,7 @@ def run_worker(  # noqa: PLR0913 - what a task is told, each once
         parameters=parameters.view, gradients=gradients.view, seed=settings.seed, memory=memory,
     )  # fmt: skip
     hello = Hello(
-        Identity(index), run, VERSION, str(torch.__version__), built.fingerprint, built.layout.fingerprint,
+        Identity(index), run, VERSION, built.fingerprint, built.layout.fingerprint,
         codec.pack_specs(built.layout.specs), len(data.train), socket.gethostname(), os.getpid(),
         process=secrets.token_hex(8), sources=built.sources, batch=codec.cut(first, 1000),
         batches=isinstance(batches, LoaderBatches),

@@ -17,7 +17,7 @@ from rich.table import Table
 from rich.text import Text
 
 from evener.report import AnyReport, Evaluated, Failed, Finished, Line, Progress, Published, Status
-from evener.view.plain import RUN, eta, figures, metrics_line, printable, rate, step_text
+from evener.view.texts import RUN, eta, figures, metrics_line, printable, rate, step_text
 from evener.view.waits import LastingWaits
 
 #: Seconds between two drawings.

@@ -27,7 +27,6 @@ class Hello(Message, frozen=True):
     identity: Identity
     run: Word  # random, from the launcher: two runs on one host never mix
     evener: Word
-    torch: Word
     recipe: Word
     layout: Word  # fingerprint
     specs: bytes  # zlib(msgpack([name, shape, dtype, trained], ...)): names the difference when the fingerprint differs
@@ -60,7 +59,6 @@ class Push(Message, frozen=True):
     lease: Lease
     loss: float | None  # None: not known
     examples: Annotated[int, Meta(ge=0, lt=2**31)]
-    seconds: float  # of computing
     unused: Annotated[bytes, Meta(max_length=1 << 20)] = b""  # `Layout.mask` of parameters whose gradient is None
     more: Several = field(default_factory=list)  # further leases of this gradient
     want: Want = 1  # leases in hand, once this one is answered

@@ -149,7 +149,7 @@ class Servers:
         loss = None if own.loop and math.isnan(computed.loss) else computed.loss
         return Push(
             self._identity, self._seq, self._version, own.leases[0] if own.leases else -1, loss,
-            computed.examples, computed.seconds, self._links.layout.mask(computed.unused), list(own.leases[1:]),
+            computed.examples, self._links.layout.mask(computed.unused), list(own.leases[1:]),
             own.want, own.group, own.settings, own.script, own.spread,
         )  # fmt: skip
 

@@ -57,3 +57,39 @@ def test_runs_write_below_the_current_directory_or_where_the_owner_said(tmp_path
     Allowed.of((), [str(tmp_path / "there")]).check_logdir(str(tmp_path / "there" / "run"))
     with pytest.raises(ConfigError, match="no directory"):
         Allowed.of((), [str(tmp_path / "missing")])
+
+
+def test_programs_are_those_in_the_directories_that_the_owner_has_named(tmp_path):
+    for place in ("jobs/nested", "secret"):
+        (tmp_path / place).mkdir(parents=True)
+        (tmp_path / place / "train.py").touch()
+    (tmp_path / "jobs" / "notes.txt").touch()
+    (tmp_path / "jobs" / "link.py").symlink_to(tmp_path / "secret" / "train.py")
+    (tmp_path / "jobs-of-others").mkdir()
+    (tmp_path / "jobs-of-others" / "train.py").touch()
+    allowed = Allowed.of((), [str(tmp_path)], [str(tmp_path / "jobs")])
+    assert allowed.check_script("nested/train.py") == str(tmp_path / "jobs" / "nested" / "train.py")
+    assert allowed.check_script(str(tmp_path / "jobs" / "nested" / "train.py")).endswith("jobs/nested/train.py")
+    for other in (
+        "../secret/train.py",
+        "../jobs-of-others/train.py",
+        "link.py",
+        "notes.txt",
+        "nested",
+        "missing.py",
+        "",
+    ):
+        with pytest.raises(SecurityError, match="does not run"):
+            allowed.check_script(other)
+    with pytest.raises(SecurityError, match="does not run"):
+        allowed.check(str(tmp_path / "secret" / "train.py"))
+    allowed.check("mnist")
+
+
+def test_no_program_is_run_unless_the_owner_says_where_they_lie(tmp_path):
+    (tmp_path / "train.py").touch()
+    with pytest.raises(SecurityError, match="does not run") as refused:
+        Allowed.of((), [str(tmp_path)]).check_script(str(tmp_path / "train.py"))
+    assert "no program is sent" in refused.value.why
+    with pytest.raises(ConfigError, match="--scripts names"):
+        Allowed.of((), [str(tmp_path)], [str(tmp_path / "missing")])

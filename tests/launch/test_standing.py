@@ -251,6 +251,7 @@ def test_told_to_end_the_server_ends_its_task_in_order_and_says_so_to_the_client
         ({"recipe": "train.py:recipe"}, "ConfigError", "cannot take the recipe"),
         ({"recipe": "/tmp/train.py:recipe"}, "ConfigError", "cannot take the recipe"),
         ({"recipe": "os:system('x')"}, "ConfigError", "cannot take the recipe"),
+        ({"recipe": "/tmp/train.py"}, "SecurityError", "does not run '/tmp/train.py'"),
         ({"task": "worker:3"}, "ClusterMismatch", "this is ps:0, not worker:3"),
         ({"evener": "0.0.1"}, "VersionError", "the client runs evener 0.0.1"),
     ],
@@ -283,6 +284,17 @@ def test_a_job_that_cannot_work_is_refused_and_starts_nothing(stage, settings, w
     assert refused.kind == "ConfigError"
     assert words in refused.what
     assert stage.started == []
+
+
+@pytest.mark.parametrize("script", ["/tmp/train.py", "train.py", "../train.py"])
+def test_no_program_is_run_that_the_owner_has_not_allowed_whatever_recipe_the_client_names(stage, script):
+    channel = stage.client()
+    reserve(channel)
+    hear(channel)
+    assign(channel, script=script)
+    refused = hear(channel)
+    assert (refused.kind, stage.started) == ("SecurityError", [])
+    assert "no programs" in refused.why
 
 
 def test_what_only_tasks_and_present_clients_say_is_refused(stage):

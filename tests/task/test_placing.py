@@ -183,6 +183,21 @@ def test_a_started_task_gets_the_rest_of_the_environment_too(monkeypatch):
     monkeypatch.setenv("SOMETHING", "else")
 
     assert task_environment(Settings(), "ps")["SOMETHING"] == "else"
+
+
+@pytest.mark.parametrize(
+    ("options", "environment", "seen"),
+    [
+        ({"num_gpus": 2}, {}, ["0", "1", "0"]),
+        ({"num_gpus": 2, "visible_devices": "4,5,6"}, {}, ["4", "5", "4"]),
+        ({"num_gpus": 2}, {"CUDA_VISIBLE_DEVICES": "GPU-a,GPU-b"}, ["GPU-a", "GPU-b", "GPU-a"]),
+        ({"num_gpus": 2, "visible_devices": "7"}, {}, ["7", "7", "7"]),
+    ],
+)
+def test_a_worker_that_runs_a_program_sees_its_own_gpu_alone(options, environment, seen):
+    settings = Settings(script="train.py", ps=1, workers=3, share_gpus=True, **options)
+    each = [device_variables(settings, "worker", environment, rank)["CUDA_VISIBLE_DEVICES"] for rank in range(3)]
+    assert each == seen
     assert task_environment(Settings(), "ps")["CUDA_VISIBLE_DEVICES"] == ""
 
 

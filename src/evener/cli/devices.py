@@ -29,8 +29,14 @@ def add_device_options(command: argparse.ArgumentParser) -> None:
     add("--soft-placement", "--allow-soft-placement", action=switch, default=None,
         help="what a device cannot take goes to the CPU with a warning; default on")  # fmt: skip
     add("--log-device-placement", action=switch, default=None, help="print which module is on which device")
-    add("--num-gpus", type=int, metavar="N", help="of this machine: worker i takes GPU i mod N; default 0: the CPU")
-    add("--share-gpus", action=switch, default=None, help="workers may be more than GPUs")
-    add("--visible-devices", metavar="0,2", help="the only GPUs there are, counted from 0 again; default all")
+    add_gpu_options(command)
     add("--gpu-memory-fraction", type=float, metavar="F", help="of each GPU's memory that one worker may take")
     add("--allow-growth", action=switch, default=None, help="GPU memory grows in place (expandable segments)")
+
+
+def add_gpu_options(command: argparse.ArgumentParser) -> None:
+    """Which GPUs there are, and whose they are."""
+    add = command.add_argument_group("GPUs").add_argument
+    add("--num-gpus", type=int, metavar="N", help="of this machine: worker i takes GPU i mod N; default 0: the CPU")
+    add("--share-gpus", action=argparse.BooleanOptionalAction, default=None, help="workers may be more than GPUs")
+    add("--visible-devices", metavar="0,2", help="the only GPUs there are, counted from 0 again; default all")

@@ -10,6 +10,7 @@ from typing import Any
 
 from evener.cli.asked import settings_options, tell
 from evener.cli.cluster import add_existing_servers
+from evener.cli.devices import add_gpu_options
 from evener.cli.options import (
     add_failure_options,
     add_keeping_options,
@@ -36,6 +37,7 @@ def add_launch(commands: Any) -> None:
     add_existing_servers(launch)
     add_mode_options(launch)
     add_link_options(launch)
+    add_gpu_options(launch)
     add_keeping_options(launch)
     add_failure_options(launch)
     add = launch.add_argument

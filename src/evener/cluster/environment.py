@@ -214,13 +214,23 @@ def on_this_machine(alone: bool) -> Iterator[None]:
             os.environ.pop(name, None)
 
 
-def device_variables(settings: Settings, job: str, environment: Mapping[str, str]) -> dict[str, str]:
-    """What a task's environment must say before PyTorch first looks at the GPUs. A ps task sees none."""
+def device_variables(settings: Settings, job: str, environment: Mapping[str, str], rank: int = 0) -> dict[str, str]:
+    """What a task's environment must say before PyTorch first looks at the GPUs. A ps task sees none.
+
+    Args:
+        rank: of a worker among those of its machine. A program with a loop of its own says "cuda" and means the one
+            GPU that is this worker's; where evener places the model, each worker sees them all.
+    """
     if job == "ps":
         return {"CUDA_VISIBLE_DEVICES": ""}
     variables: dict[str, str] = {}
-    if settings.visible_devices is not None:
-        variables["CUDA_VISIBLE_DEVICES"] = settings.visible_devices
+    seen = settings.visible_devices
+    if settings.script and settings.num_gpus:
+        given = seen if seen is not None else environment.get("CUDA_VISIBLE_DEVICES")
+        gpus = given.split(",") if given else [str(gpu) for gpu in range(settings.num_gpus)]
+        seen = gpus[rank % min(settings.num_gpus, len(gpus))]
+    if seen is not None:
+        variables["CUDA_VISIBLE_DEVICES"] = seen
     if settings.allow_growth:
         name = "PYTORCH_ALLOC_CONF" if "PYTORCH_ALLOC_CONF" in environment else "PYTORCH_CUDA_ALLOC_CONF"
         others = [part for part in environment.get(name, "").split(",") if part and "expandable_segments" not in part]
@@ -228,10 +238,10 @@ def device_variables(settings: Settings, job: str, environment: Mapping[str, str
     return variables
 
 
-def task_environment(settings: Settings, job: str) -> dict[str, str]:
+def task_environment(settings: Settings, job: str, rank: int = 0) -> dict[str, str]:
     """The environment of a task that is started."""
     alone = loopback_variables(os.environ) if settings.way in ("towers", "pipeline") else {}
-    return {**os.environ, **device_variables(settings, job, os.environ), **alone}
+    return {**os.environ, **device_variables(settings, job, os.environ, rank), **alone}
 
 
 def change_environment(changes: Mapping[str, str | None]) -> None:
@@ -241,13 +251,13 @@ def change_environment(changes: Mapping[str, str | None]) -> None:
 
 
 @contextmanager
-def seeing_devices(settings: Settings, job: str) -> Iterator[None]:
+def seeing_devices(settings: Settings, job: str, rank: int = 0) -> Iterator[None]:
     """The same for this very process, until the block ends.
 
     Raises:
         ConfigError: PyTorch uses the GPUs already, so it would not look again.
     """
-    variables = device_variables(settings, job, os.environ)
+    variables = device_variables(settings, job, os.environ, rank)
     before = {name: os.environ.get(name) for name in variables}
     torch = sys.modules.get("torch")
     if variables != before and job != "ps" and torch is not None and torch.cuda.is_initialized():

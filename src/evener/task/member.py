@@ -42,7 +42,9 @@ def local_rank(cluster: Cluster, index: int) -> tuple[int, int]:
 
 def run_member(found: Found, settings: Settings, report: Callable[[AnyReport], None], *, rendezvous: str = "") -> None:
     """Be one task until the run is over; a ps task sees no GPU. See `_run`."""
-    with seeing_devices(settings, found.task.job):
+    job, index = found.task.job, found.task.index
+    rank = local_rank(found.cluster, index)[0] if job == "worker" else 0
+    with seeing_devices(settings, job, rank):
         _run(found, settings, report, rendezvous)
 
 

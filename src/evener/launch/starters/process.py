@@ -144,7 +144,7 @@ class Processes:
 
     def start(self, assignment: Assignment) -> Process:
         name, settings = f"{assignment.job}:{assignment.index}", make(assignment.settings)
-        environment = task_environment(settings, assignment.job)
+        environment = task_environment(settings, assignment.job, assignment.index)
         with self._log(log_of(assignment)) as log:
             mine, theirs = socket.socketpair()
             with theirs:

@@ -96,7 +96,7 @@ def world():
 
 
 def update(world):
-    return world.exchange.update(Computed(loss=0.5, examples=10))
+    return world.exchange.update(Computed(loss=0.5, examples=10, seconds=0.1))
 
 
 def test_the_life_that_the_leader_grants_is_told_to_the_others(world):
@@ -483,7 +483,7 @@ def test_a_whole_run_with_real_servers(tmp_path, ps):
         turn = exchange.start()
         while not turn.stop:
             gradient["row"].fill_(2.0 ** (turn.lease or 0))
-            turn = exchange.update(Computed(loss=0.5, examples=10))
+            turn = exchange.update(Computed(loss=0.5, examples=10, seconds=0.1))
         assert set(parameter["row"].tolist()) == {-7.0}
         assert exchange.show("averages") == 3
         assert -7.0 < float(parameter["row"][0]) < 0.0
@@ -501,7 +501,7 @@ def test_a_server_that_fails_tells_its_workers_why(tmp_path):
         exchange, gradient, _ = connected(cluster, 0)
         exchange.start()
         gradient["row"].fill_(float("nan"))
-        turn = exchange.update(Computed(loss=0.5, examples=10))
+        turn = exchange.update(Computed(loss=0.5, examples=10, seconds=0.1))
         assert turn.failed
         assert turn.stop.startswith("worker:0 pushed the gradient of 'row', which is not finite")
         exchange.close("failed")
@@ -524,7 +524,7 @@ def test_batchnorm_statistics_travel_through_the_servers(tmp_path):
         while not turn.stop:
             gradient["1.running_mean"].fill_(3.0)
             gradient["1.num_batches_tracked"].fill_(turn.lease + 1)
-            turn = exchange.update(Computed(loss=0.5, examples=10))
+            turn = exchange.update(Computed(loss=0.5, examples=10, seconds=0.1))
         for what in ("parameters", "averages"):
             exchange.show(what)
             assert set(parameter["1.running_mean"].tolist()) == {3.0}

@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable, Sequence
 from contextlib import suppress
+from typing import Self
 
 from evener import chaos
 from evener.data.batches import Numbered
@@ -76,11 +77,17 @@ class Session:
             EvenerError: of any kind; the parameters hold nothing of the step that failed.
             Exception: what the user's own model, loss or data raised.
         """
+        with self:
+            while not self.ended():
+                self.step()
+        return self.turn.stop
+
+    def __enter__(self) -> Self:
+        """Begin: hooks, links, first parameters. A session runs once."""
         if self._closed:
             raise SessionError("this session has ended.", why="a session runs once.", fix="make a new one.")
         self._closed = True
         self._watch.start()
-        failure = "failed"
         try:
             self._each("begin")
             self.turn = self.exchange.start()
@@ -89,29 +96,38 @@ class Session:
             if self._early_stop is not None:
                 self.stop(self._early_stop[0], complete=self._early_stop[1])
             self._each("after_create")
-            while True:
-                while not self.turn.stop:
-                    self.step()
-                if self.turn.failed:
-                    raise TaskFailed(f"the run ended: {self.turn.stop}.")
-                chaos.point("worker.ending")
-                self.exchange.conclude()
-                self._each("end")
-                # A ps task that is lost in the final evaluation may take the run back to an older step.
-                again = self.exchange.returned()
-                if again is None or again.stop:
-                    break
-                self.turn = again
-            failure = ""
         except BaseException as error:
-            failure = f"{type(error).__name__}: {error}".splitlines()[0]
-            turn = self.turn
-            where = f"global step {turn.version}, local step {self.local_step + 1}, lease {turn.lease}"
-            error.add_note(CONTEXT + where)
+            self._fail(error)
             raise
-        finally:
-            self._close(failure)
-        return self.turn.stop
+        return self
+
+    def __exit__(self, _kind: object, error: BaseException | None, _trace: object) -> None:
+        if error is None:
+            self._close("")
+        else:
+            self._fail(error)
+
+    def _fail(self, error: BaseException) -> None:
+        """Leave because of this; it is told where it happened."""
+        turn = self.turn
+        error.add_note(f"{CONTEXT}global step {turn.version}, local step {self.local_step + 1}, lease {turn.lease}")
+        self._close(f"{type(error).__name__}: {error}".splitlines()[0])
+
+    def ended(self) -> bool:
+        """Whether the run is over; then it is concluded, and validated."""
+        if not self.turn.stop:
+            return False
+        if self.turn.failed:
+            raise TaskFailed(f"the run ended: {self.turn.stop}.")
+        chaos.point("worker.ending")
+        self.exchange.conclude()
+        self._each("end")
+        # A ps task that is lost in the final evaluation may take the run back to an older step.
+        again = self.exchange.returned()
+        if again is None or again.stop:
+            return True
+        self.turn = again
+        return False
 
     def step(self) -> None:
         """Compute one batch, give its gradient, take the new parameters."""

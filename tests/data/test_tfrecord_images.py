@@ -10,6 +10,7 @@ from test_mnist_files import contents, store
 
 import evener
 from evener.cli import main as cli
+from evener.cli.endings import FAILED
 from evener.data import mnist
 from evener.data.batches import Batches
 from evener.data.tfrecord import Part, decode, encode, images, write
@@ -65,7 +66,7 @@ def test_the_schema_is_the_tutorials(idx, tmp_path):
         (["--shards", "12"], cli.USAGE, "11 train records cannot be written into 12 files"),
         (["--to", "csv"], cli.USAGE, "cannot be converted to 'csv'"),
         (["--shard", "2", "--nonsense"], cli.USAGE, "unknown option"),
-        (["--data-dir", "nowhere"], cli.FAILED, "MNIST is not complete in nowhere"),
+        (["--data-dir", "nowhere"], FAILED, "MNIST is not complete in nowhere"),
     ],
 )
 def test_what_cannot_be_converted_is_said(idx, tmp_path, capsys, words, status, said):

@@ -22,7 +22,7 @@ from torch import nn
 from evener import transport
 from evener.data.batches import Batches, Numbered
 from evener.data.dataset import Data, Tensors, as_data
-from evener.data.loader import LoaderBatches
+from evener.data.loader import FromLoader, LoaderBatches
 from evener.errors import EvenerError, PeerGone
 from evener.ledger import LOADER, SEVERAL, Begin, Ledger, path_of
 from evener.recipes.recipe import Recipe
@@ -555,7 +555,11 @@ def data_of(recipe: Recipe, settings: Settings) -> tuple[Settings, Data, Numbere
     """A recipe's data and its leases, and the settings in the unit in which they are counted."""
     data = as_data(recipe.data()).sized(settings.batch_size, settings.eval_batch_size or settings.batch_size)
     settings = settled(settings, recipe)
-    batches = batches_of(data if recipe.step is None else data.of_any_form(), settings)
+    data_of_step = data if recipe.step is None else data.of_any_form()
+    if isinstance(data.train, FromLoader):
+        batches: Numbered = batches_of(data_of_step, settings)
+    else:  # however few samples there are
+        batches = Batches(data_of_step.train, batch_size=settings.batch_size, seed=settings.seed)
     return counted(settings, batches), data, batches
 
 

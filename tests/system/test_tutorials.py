@@ -13,6 +13,7 @@ import pytest
 from running import EVENER, Run, evener, here
 
 from evener.cli import main as cli
+from evener.cli.options import dashed
 
 ROOT = Path(__file__).parents[2]
 TUTORIALS = ROOT.parent / "shared" / "tutorials"
@@ -26,7 +27,7 @@ def understood(command: str) -> dict[str, object]:
     """The values of `evener task mnist` for one command, old or new."""
     words = shlex.split(command)
     words = ["task", "mnist", *words[2:]] if words[0] == "python" else words[1:]
-    args, unknown = cli.parser().parse_known_args([cli.dashed(word) for word in words])
+    args, unknown = cli.parser().parse_known_args([dashed(word) for word in words])
     assert not unknown
     return vars(args)
 

@@ -6,11 +6,14 @@ import contextlib
 import json
 import os
 import re
+import shutil
 import signal
 import subprocess
 import sys
+import tempfile
 import threading
 import time
+import weakref
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -108,14 +111,15 @@ class Done:
 
 
 class Run:
-    """One command in a directory of its own, whose temporary files go to `tmp` beside it.
+    """One command in a directory of its own; its temporary files have another one, `tmp`.
 
     Leaving the `with` block kills it and every process that it was seen to start.
     """
 
     def __init__(self, command: Sequence[object], cwd: Path, **environment: str) -> None:
-        self.tmp = cwd / "tmp"
-        self.tmp.mkdir(exist_ok=True)
+        # Of a short name: loader processes make sockets there, whose names may have 108 bytes.
+        self.tmp = Path(tempfile.mkdtemp(prefix="ev"))
+        weakref.finalize(self, shutil.rmtree, self.tmp, ignore_errors=True)
         everything = {**os.environ, "TMPDIR": str(self.tmp), "PYTHONUNBUFFERED": "1", **environment}
         self.started = time.monotonic()
         self.process = subprocess.Popen(

@@ -98,7 +98,7 @@ def test_a_server_that_takes_any_lease_is_seen(monkeypatch: pytest.MonkeyPatch) 
 def test_a_server_that_falls_over_is_seen(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(codec, "unpack_specs", lambda packed: 1 / 0)
     with pytest.raises(AssertionError, match="ZeroDivisionError"):
-        fuzz_servers(2_000, 1)
+        fuzz_servers(20_000, 2)
 
 
 def test_a_port_that_lets_in_who_has_no_key_is_seen(monkeypatch: pytest.MonkeyPatch) -> None:

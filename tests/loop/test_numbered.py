@@ -259,3 +259,11 @@ def test_and_so_does_each_of_its_loaders_processes():
 def test_of_samples_in_an_order_without_length_each_worker_takes_every_nth():
     parts = [list(Each(iter(range(7)), index, 2)) for index in range(2)]
     assert parts == [[0, 2, 4, 6], [1, 3, 5]]
+
+
+def test_a_draw_goes_on_piece_by_piece_as_if_it_were_drawn_at_once(monkeypatch):
+    loader = DataLoader(range(40), batch_size=4, shuffle=True)
+    at_once = [list(Draws(loader, 10, seed=5).numbers(lease)) for lease in range(10)]
+    monkeypatch.setattr("evener.data.numbered.PIECE", 3)
+    draws = Draws(loader, 10, seed=5)
+    assert [list(draws.numbers(lease)) for lease in (9, 0, 4)] == [at_once[9], at_once[0], at_once[4]]

@@ -20,7 +20,7 @@ from evener.choices import (
 from evener.clipping import check_clipping
 from evener.devices.plan import parse
 from evener.errors import ConfigError
-from evener.modes import STALENESS, check_mode
+from evener.modes import OPTIONS, Async, Mode, Terms, check_mode, mode_of, options_of_mode
 
 #: Steps of a run whose end a script decides.
 ENDLESS = 2**53 - 1
@@ -44,14 +44,10 @@ class Settings:
     script_args: tuple[str, ...] = ()
 
     # who trains
-    mode: str = "async"
+    mode: Mode = field(default_factory=Async)  # when gradients become an update; see `evener.modes`
     ps: int = 0  # 0: one process, no cluster
     workers: int = 1
     towers: int = 0  # without ps: processes that average the gradients of their whole models; 0, 1: one process
-    replicas_to_aggregate: int | None = None  # sync: gradients averaged in one update; None: as many as workers
-    accumulate: bool = False  # sync: a worker may give several gradients to one update
-    elastic: bool = False  # sync: with fewer live workers, average fewer gradients
-    staleness: int | None = None  # bounded: local steps that a worker may be ahead of the slowest; None: 4
     clip_norm: float | None = None  # of the mean gradient, over the whole model; None: as the recipe says
     clip_value: float | None = None  # of each number of it
     placement: str = "even"
@@ -113,9 +109,10 @@ class Settings:
 
     def __post_init__(self) -> None:
         check_numbers(self)
+        object.__setattr__(self, "mode", mode_of(self.mode, {}))
         object.__setattr__(self, "transport", FORMER_TRANSPORTS.get(self.transport, self.transport))
         check_cluster(self)
-        check_mode(self)
+        check_mode(self.mode, ps=self.ps, workers=self.workers)
         check_pipeline(self)
         check_devices(self)
         check_length(self)
@@ -124,22 +121,15 @@ class Settings:
 
     @property
     def aggregate(self) -> int:
-        """Gradients averaged in one update."""
+        """Gradients averaged in one update; where that differs from update to update, as many as there are workers."""
         if self.ps == 0:
             return max(1, self.towers)
-        if self.mode != "sync":
-            return 1
-        return self.replicas_to_aggregate or self.workers
+        return self.terms.gradients or self.workers
 
     @property
-    def recalls(self) -> bool:
-        """Whether rounds end without some workers, so that what those have in hand goes to others."""
-        return self.mode == "sync" and (self.aggregate < self.workers or self.accumulate or self.elastic)
-
-    @property
-    def ahead(self) -> int:
-        """Local steps that a worker may be ahead of the slowest, in mode bounded."""
-        return STALENESS if self.staleness is None else self.staleness
+    def terms(self) -> Terms:
+        """What the mode asks of the workers."""
+        return self.mode.terms(self.workers)
 
     @property
     def processes(self) -> int:
@@ -156,7 +146,7 @@ class Settings:
     def way(self) -> str:
         """How gradients become updates: a mode of ps tasks, or "single", "towers" or "pipeline" without them."""
         if self.ps:
-            return self.mode
+            return self.mode.name
         return "pipeline" if self.pipeline_stages > 1 else "towers" if self.towers > 1 else "single"
 
     def steps(self, samples: int) -> int:
@@ -191,8 +181,11 @@ class Settings:
 
 
 def make(options: Mapping[str, Any]) -> Settings:
-    """Settings from names and values. Raises ConfigError for an unknown name, with the nearest known one."""
-    known = [entry.name for entry in fields(Settings)]
+    """Settings from names and values. Raises ConfigError for an unknown name, with the nearest known one.
+
+    Options of a mode stand beside its name, as on a command line.
+    """
+    known = [*(entry.name for entry in fields(Settings)), *OPTIONS]
     for name in options:
         if name not in known:
             near = difflib.get_close_matches(name, known, n=1)
@@ -200,7 +193,16 @@ def make(options: Mapping[str, Any]) -> Settings:
             raise ConfigError(f"unknown option {name!r}.", fix=hint)
     if isinstance(options.get("place"), str):
         options = {**options, "place": parse(options["place"])}
-    return Settings(**options)
+    own = {name: value for name, value in options.items() if name not in OPTIONS}
+    said = {name: options[name] for name in OPTIONS if name in options}
+    own["mode"] = mode_of(options.get("mode", Async.name), said, ps=bool(options.get("ps")))
+    return Settings(**own)
+
+
+def as_options(settings: Settings) -> dict[str, Any]:
+    """The names and values that `make` makes these settings of, in another process too."""
+    own = {entry.name: getattr(settings, entry.name) for entry in fields(Settings)}
+    return {**own, "mode": settings.mode.name, **options_of_mode(settings.mode)}
 
 
 def check_gpus(settings: Settings, local_workers: int) -> None:

@@ -51,8 +51,9 @@ class Giver(Protocol):
         """These go on, and those who waited for a batch: who is to be answered now."""
         ...
 
-    def recall(self) -> None:
-        """A round is over: batches of those who still compute on its parameters go back."""
+    def recall(self, seat: Seat) -> None:
+        """What this one computes now will be dropped: what it has in hand goes back at once, so that a straggler
+        cannot hold it until the end of the run."""
         ...
 
     def drained(self) -> frozenset[int] | None:
@@ -105,13 +106,8 @@ class OneEach:
                 self._lives.move(worker, Stage.PARKED, self._clock())
         return given
 
-    def recall(self) -> None:
-        """Who still computes on the old version will be dropped: its batches go back at once, so that a straggler
-        cannot hold them until the end of the run."""
-        held = {gradient.push.lease for gradient in self._shard.held.values()}
-        for lease, owner in self._leases.outstanding().items():
-            if lease not in held:
-                self._leases.give_back(lease, owner)
+    def recall(self, seat: Seat) -> None:
+        self._leases.give_back(self._lives.lease(seat.worker), (seat.worker, seat.epoch))
 
     def drained(self) -> frozenset[int] | None:
         return None

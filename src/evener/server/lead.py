@@ -71,6 +71,16 @@ class Leader:
     def done(self) -> bool:
         return self.ending.done
 
+    #: All that it hears comes from links.
+    sources = ()
+
+    def hear(self) -> None:
+        """Nothing comes in elsewhere."""
+
+    def pause(self) -> float:
+        """Until the policy is to be asked again."""
+        return self.rounds.timer.left()
+
     # --- messages
 
     def handle(self, link: Link, message: AnyMessage) -> None:
@@ -130,14 +140,15 @@ class Leader:
         self.setup.ledger.begin(first, samples, self.leases.state(), script=script, loader=hello.batches)
         if hello.batches:
             self.rounds.deal_ahead()
-        several = hello.batches or self.settings.batches > 1
         if self.settings.script:
             self.leases.fence(samples)
-        elif self.settings.mode != "sync" or (several and not self.settings.recalls):
+        elif self.settings.terms.exact:
             # Every update uses as many leases: exactly those that are left.
             unapplied = len(self.leases.state().unapplied)
             needed = max(0, last - first) * self.settings.batches_of_update
             self.leases.limit = self.leases.next_lease - unapplied + needed
+        for sentence in self.settings.mode.told(self.settings.workers, self.settings.batch_size):
+            self.setup.report(Line("ps:0", sentence))
         self.rounds.leave_out(self.setup.without)
         for difference in begin(self.shard.state, self.setup.restored, self.settings, samples):
             self._tell(f"warning: {difference}")
@@ -236,7 +247,7 @@ class Leader:
 
     def _recall(self) -> None:
         """A lease that takes too long goes to somebody else; what its worker says later is of a life that has ended."""
-        if self.course.stopping or (self.settings.mode == "sync" and not self.settings.elastic):
+        if self.course.stopping or self.settings.terms.needs_all:
             return  # lockstep needs that very worker: it waits, aloud
         now = self.setup.clock()
         for life in self.lives.overdue(now):
@@ -252,6 +263,8 @@ class Leader:
     def tick(self) -> None:
         """Called between messages, at least every 0.2 s."""
         self.saves.poll()
+        if (expired := self.rounds.timer.expired()) and not self.course.stopping:
+            self.pushes.decide(expired)
         if not self.ending.leaving:
             self._recall()
             self.saves.begin_if_due()

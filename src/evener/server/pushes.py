@@ -92,7 +92,8 @@ class Pushes:
             self.rounds.refuse(handle, lost, close=False)
             self._after_refusal()
         else:
-            self.decide(Pushed(seat.worker, version, handle, self.shard.held[handle].push.group))
+            push = self.shard.held[handle].push
+            self.decide(Pushed(seat.worker, version, handle, push.group, push.examples))
 
     def _after_refusal(self) -> None:
         if self.course.settings.script:

@@ -5,8 +5,17 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Mapping, Sequence
 
 from evener.errors import NonFinite
-from evener.policy import policy_for
-from evener.policy.events import Apply, Decision, Drained, Drop, Event, Refreshed, Release as ReleaseDecision
+from evener.policy.events import (
+    Apply,
+    Decision,
+    Drained,
+    Drop,
+    Event,
+    Recall,
+    Refreshed,
+    Release as ReleaseDecision,
+    Wait,
+)  # fmt: skip
 from evener.policy.leases import Leases
 from evener.policy.lives import Lives, Stage
 from evener.server.ahead import Ahead
@@ -18,6 +27,7 @@ from evener.server.kept import Kept
 from evener.server.links import Links, Seat
 from evener.server.scripts import UNUSED, Scripts
 from evener.server.shard import Shard
+from evener.server.timer import Timer
 from evener.state import rules
 from evener.wire.messages import Draw, Drawn, Key, Push, Release
 
@@ -32,11 +42,8 @@ class Rounds:
         self.links, self.shard, self.course, self.leases = links, shard, course, leases
         self.ledger = course.setup.ledger
         settings = course.settings
-        self.policy = policy_for(
-            settings.mode, replicas_to_aggregate=settings.aggregate, accumulate=settings.accumulate,
-            elastic=settings.elastic, staleness=settings.ahead, version=course.first_step,
-            workers=settings.workers if settings.script else None,
-        )  # fmt: skip
+        self.policy = settings.mode.start(course.first_step, settings.workers, ending=bool(settings.script))
+        self.timer = Timer(course.setup.clock)
         self.final_chief: int | None = None  # who evaluates at the end; -1: nobody
         self.vacant = False  # that one was lost, and nobody came yet who can do it
         self._outcome: dict[tuple[int, int], tuple[str, int]] = {}  # life -> (why dropped, staleness) of its last push
@@ -118,8 +125,12 @@ class Rounds:
                         raise exploded(error, pushes) from error
                 case Drop(handle, reason):
                     self.drop(handle, reason)
+                case Recall(worker):
+                    self.giver.recall(self.links.seats[worker])
                 case ReleaseDecision(worker):
                     released.append(worker)
+                case Wait():
+                    self.timer.set(decision)
         self.send_on(released)
 
     def _apply(self, handles: tuple[int, ...]) -> None:
@@ -142,8 +153,6 @@ class Rounds:
         self.course.moved(pushes[0].group)
         if self.course.tally.updates == 1:
             self.course.report(self.shard.state.step, "")
-        if self.course.settings.mode == "sync":
-            self.giver.recall()
 
     def _factor(self, handles: Sequence[int]) -> float | None:
         """What clipping by norm makes of the mean of these, where it lies on several shards."""
@@ -180,7 +189,7 @@ class Rounds:
 
     def outdated(self, version: int) -> bool:
         """Whether the policy drops what was computed on these parameters, whatever it is."""
-        return self.course.settings.mode == "sync" and version < self.policy.version
+        return self.policy.dooms(version)
 
     def send_on(self, workers: Sequence[int]) -> None:
         """These go on, and whoever waited for a batch that there is now."""

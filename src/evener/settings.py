@@ -154,11 +154,23 @@ class Settings:
         if self.script and self.train_steps is None:
             return ENDLESS
         if self.epochs is not None:
+            if self.ends_by_samples:
+                return self.epochs_in_gradients(samples)  # an update has at least one
             steps = self.epochs * samples / self.per_step
             return max(
                 1, math.ceil(round(steps, 6))
             )  # 2.2 epochs of 1500 in hundreds are 33 steps, not 33.000000000000004
         return 2000 if self.train_steps is None else self.train_steps
+
+    @property
+    def ends_by_samples(self) -> bool:
+        """Whether no number of updates says when the epochs are over."""
+        return self.epochs is not None and bool(self.ps) and self.terms.gradients is None
+
+    def epochs_in_gradients(self, samples: int) -> int:
+        """Gradients of the whole run."""
+        assert self.epochs is not None
+        return max(1, math.ceil(round(self.epochs * samples / (self.batch_size * self.batches), 6)))
 
     def steps_per_epoch(self, samples: int) -> Fraction:
         """Updates in one pass over the data, exactly."""

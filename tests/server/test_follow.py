@@ -35,6 +35,11 @@ MODES = {
     "backup": {"mode": "sync", "replicas_to_aggregate": 2},
     "accumulate": {"mode": "sync", "replicas_to_aggregate": 4, "accumulate": True},
     "elastic": {"mode": "sync", "elastic": True},
+    "rennala": {"mode": "rennala", "gradients_per_update": 4},
+    "ringmaster": {"mode": "ringmaster", "max_delay": 2},
+    "softsync": {"mode": "softsync", "gradients_per_update": 3},
+    "quorum": {"mode": "quorum", "quorum": 2, "max_delay": 2},
+    "quorum with grace": {"mode": "quorum", "quorum": 1, "linger": 0.5},
 }
 
 

@@ -133,7 +133,8 @@ class Course:
     @property
     def length(self) -> int:
         """Global steps of the run as far as that is known; else 0."""
-        return 0 if self.train_steps in (None, ENDLESS) else self.train_steps or 0
+        unknown = self.train_steps in (None, ENDLESS) or self.settings.ends_by_samples
+        return 0 if unknown else self.train_steps or 0
 
     def applied(self, push: Push, staleness: int) -> None:
         """A gradient went into an update."""

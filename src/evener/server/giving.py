@@ -106,8 +106,13 @@ class OneEach:
                 self._lives.move(worker, Stage.PARKED, self._clock())
         return given
 
+    def drained(self) -> frozenset[int] | None:
+        """Where the run ends with its batches: those who are parked, if all others have given their gradients."""
+        if self._leases.limit is None or self._leases.left:
+            return None
+        live = [seat for seat in self._links.seats.values() if seat.joined]
+        parked = frozenset(self._parked)
+        return parked if live and all(seat.whole or seat.worker in parked for seat in live) else None
+
     def recall(self, seat: Seat) -> None:
         self._leases.give_back(self._lives.lease(seat.worker), (seat.worker, seat.epoch))
-
-    def drained(self) -> frozenset[int] | None:
-        return None

@@ -142,6 +142,9 @@ class Leader:
             self.rounds.deal_ahead()
         if self.settings.script:
             self.leases.fence(samples)
+        elif self.settings.ends_by_samples:
+            whole = self.settings.epochs_in_gradients(samples) * self.settings.batches
+            self.leases.limit = max(self.leases.next_lease, whole + len(self.leases.state().skipped))
         elif self.settings.terms.exact:
             # Every update uses as many leases: exactly those that are left.
             unapplied = len(self.leases.state().unapplied)
@@ -152,7 +155,7 @@ class Leader:
         self.rounds.leave_out(self.setup.without)
         for difference in begin(self.shard.state, self.setup.restored, self.settings, samples):
             self._tell(f"warning: {difference}")
-        if self.course.over(first):
+        if self.course.over(first) or (self.settings.ends_by_samples and self.leases.exhausted):
             self.stop(f"already at step {first} of {last}: nothing to do")
 
     def _from_worker(self, seat: Seat, message: Join | Push | Draw | Pull | Goodbye | Halt | Judged) -> None:

@@ -103,9 +103,8 @@ class Rounds:
 
     def look(self, exploded: Exploded) -> None:
         """Batches may have come back or run out: who waits for one, or for others who have none, goes on."""
-        if self.scripts is None:
-            return
-        self.send_on([])
+        if self.scripts is not None:
+            self.send_on([])
         while not self.course.stopping and not self.course.over(self.shard.state.step):
             idle = self.giver.drained()
             decisions = self.policy.on(Drained(idle)) if idle is not None else []

@@ -34,7 +34,7 @@ FLOORS = [
     {"settings"},
     {"choices", "modes", "simulate"},
     {"control", "data", "devices", "policy", "wire", "transport"},
-    {"tensorflow", "bounds", "chaos", "clipping", "figures"},
+    {"tensorflow", "bounds", "chaos", "clipping", "figures", "slow"},
     {"pickle_cost"},
     {"files", "allowance"},
     {"errors", "leaving", "report", "tally"},

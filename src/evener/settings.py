@@ -21,6 +21,7 @@ from evener.clipping import check_clipping
 from evener.devices.plan import parse
 from evener.errors import ConfigError
 from evener.modes import OPTIONS, Async, Mode, Terms, check_mode, mode_of, options_of_mode
+from evener.slow import check_slow
 
 #: Steps of a run whose end a script decides.
 ENDLESS = 2**53 - 1
@@ -79,6 +80,7 @@ class Settings:
     eval_batch_size: int | None = None  # samples validated at once; None: as many as are trained on
     seed: int = 0
     typed_recipes: bool = False  # call only what is marked or typed as a recipe: somebody else named it
+    slow: str = ""  # workers to be slower than they are, to try a mode: "worker:1=3x,worker:2=80ms"
     allow_difference: bool = False  # tasks may run other code, or see other data
     threads: int = 1  # PyTorch threads of each task
 
@@ -118,6 +120,7 @@ class Settings:
         check_length(self)
         check_clipping(self.clip_norm, self.clip_value)
         check_script(self)
+        check_slow(self.slow, self.processes)
 
     @property
     def aggregate(self) -> int:

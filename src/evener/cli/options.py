@@ -69,6 +69,10 @@ def add_mode_options(train: argparse.ArgumentParser) -> None:
             add(flag, type=known.kind, metavar=known.metavar, help=said)
     add("--clip-norm", type=float, metavar="X", help="scale the mean gradient of the whole model down to this 2-norm")
     add("--clip-value", type=float, metavar="X", help="keep each number of the mean gradient between -X and X")
+    text = (
+        "to try a mode: let workers sleep after each batch, as worker:1=3x,worker:2=80ms,worker:3=lognormal(80ms,0.5)"
+    )
+    add("--slow", metavar="WORKER=HOW,...", help=text)
     add("--placement", metavar="|".join(PLACEMENTS), help="of parameters on several ps tasks; default even")
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import time
 from collections.abc import Callable, Sequence
 from contextlib import suppress
 from typing import Self
@@ -16,6 +17,7 @@ from evener.report import Evaluated, Line, Reporter
 from evener.session.hooks import Hook, StepResult
 from evener.session.watch import Watch
 from evener.settings import Settings
+from evener.slow import slowed
 from evener.worker.exchange.exchange import ONLY, Computed, Computes, Exchange, OneOf, Turn
 
 log = logging.getLogger(__name__)
@@ -49,6 +51,7 @@ class Session:
         report: Reporter,
         clock: Callable[[], float],
         feed: Feed | None = None,
+        sleep: Callable[[float], None] = time.sleep,
     ) -> None:
         self.task = task
         self.exchange = exchange
@@ -63,6 +66,7 @@ class Session:
         self._hooks = list(hooks)
         self._prefetch = Prefetch(batches, clock, feed=feed)
         self._clock = clock
+        self._slowed, self._sleep = slowed(settings.slow, int(task.partition(":")[2] or 0), settings.seed), sleep
         self._watch = Watch(task, report, clock)
         self._closed = False
         self._started = False
@@ -144,7 +148,7 @@ class Session:
         self._each("before_update", loss)
         unused = self.towers.collect(arrival)
         self._tell_notes()
-        seconds = self._clock() - since
+        seconds = self._slow_down(self._clock() - since, data_seconds)
         examples = self.batches.batch_size * len(now.batches)
         self._watch.idle()
         turn = self.exchange.update(Computed(loss=loss, examples=examples, seconds=seconds, unused=unused))
@@ -173,6 +177,14 @@ class Session:
             chaos.point("worker.computing")
             losses += self.towers.begin(batch, lease, ONLY if len(leases) == 1 else OneOf(number, len(leases)))
         return losses / len(leases), waited
+
+    def _slow_down(self, seconds: float, waited: float) -> float:
+        """Sleep, as `--slow` says of this worker. Returns what the batch has taken with it."""
+        extra = self._slowed.longer(seconds - waited, len(self.turn.batches))
+        if extra:
+            self._watch.busy("the end of its sleep (--slow)", LONG_GRADIENT + extra)
+            self._sleep(extra)
+        return seconds + extra
 
     def _arrived(self) -> None:
         self._arrival = self.exchange.arrivals

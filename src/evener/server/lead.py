@@ -150,8 +150,7 @@ class Leader:
             unapplied = len(self.leases.state().unapplied)
             needed = max(0, last - first) * self.settings.batches_of_update
             self.leases.limit = self.leases.next_lease - unapplied + needed
-        for sentence in self.settings.mode.told(self.settings.workers, self.settings.batch_size):
-            self.setup.report(Line("ps:0", sentence))
+        self.rounds.counsel.begin()
         self.rounds.leave_out(self.setup.without)
         for difference in begin(self.shard.state, self.setup.restored, self.settings, samples):
             self._tell(f"warning: {difference}")
@@ -266,6 +265,7 @@ class Leader:
     def tick(self) -> None:
         """Called between messages, at least every 0.2 s."""
         self.saves.poll()
+        self.rounds.counsel.tick()
         if (expired := self.rounds.timer.expired()) and not self.course.stopping:
             self.pushes.decide(expired)
         if not self.ending.leaving:

@@ -20,6 +20,7 @@ from evener.policy.leases import Leases
 from evener.policy.lives import Lives, Stage
 from evener.server.ahead import Ahead
 from evener.server.batches import entries, named
+from evener.server.counsel import Counsel
 from evener.server.course import Course
 from evener.server.decided import Decisions, Products
 from evener.server.giving import Given, Giver, OneEach
@@ -50,6 +51,7 @@ class Rounds:
         self._decided = Decisions()
         self.products = Products()
         self.lives = Lives(settings.stall_timeout)
+        self.counsel = Counsel(course, self.lives, self.policy)
         clock = course.setup.clock
         self.scripts: Scripts | None = None
         if settings.script:
@@ -123,7 +125,10 @@ class Rounds:
                     except NonFinite as error:
                         raise exploded(error, pushes) from error
                 case Drop(handle, reason):
+                    push = self.shard.held[handle].push
                     self.drop(handle, reason)
+                    if delay := self.shard.state.step - push.version:
+                        self.counsel.late(push.identity.worker, delay)
                 case Recall(worker):
                     self.giver.recall(self.links.seats[worker])
                 case ReleaseDecision(worker):
@@ -146,6 +151,7 @@ class Rounds:
                 self.leases.finish(lease, (worker, epoch))
             staleness = version - push.version
             self.course.applied(push, staleness)
+            self.counsel.applied(worker)
             self.products.forget((worker, epoch, push.seq))
             self._outcome[worker, epoch] = ("", staleness)
             self._decided.apply.append((worker, epoch, push.seq))

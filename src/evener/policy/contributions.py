@@ -16,6 +16,7 @@ class Contributions:
 
     def __init__(self) -> None:
         self._in_a_row: dict[int, int] = {}
+        self._told: set[int] = set()
 
     def applied(self, worker: int) -> None:
         """A gradient of it was used."""
@@ -25,10 +26,13 @@ class Contributions:
         """A gradient of it came so many updates late, and was dropped.
 
         Returns:
-            The delay, if this is the moment to tell people: the fifth in a row, once. Else 0.
+            The delay, if this is the moment to tell people: the fifth in a row, once a worker. Else 0.
         """
         count = self._in_a_row[worker] = self._in_a_row.get(worker, 0) + 1
-        return delay if count == IN_A_ROW else 0
+        if count < IN_A_ROW or worker in self._told:
+            return 0
+        self._told.add(worker)
+        return delay
 
 
 def nothing(worker: int, delay: int, limit: float, *, may_raise: bool) -> str:

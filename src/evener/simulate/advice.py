@@ -62,8 +62,8 @@ def better(times: Sequence[Sequence[float]], *, by_speed: bool) -> list[Use]:
         ways.append(Use("--mode sync --batch-by-speed", share(Sync(), even)))
     backups = Sync(replicas_to_aggregate=max(1, workers - 1))
     ways.append(Use(f"--mode sync --replicas-to-aggregate {workers - 1}", share(backups, times)))
-    ways.append(Use("--mode rennala", share(Rennala(), times)))
-    ways.append(Use("--mode ringmaster", share(Ringmaster(), times)))
+    ways.append(Use(f"--mode rennala --gradients-per-update {4 * workers}", share(Rennala(), times)))
+    ways.append(Use(f"--mode ringmaster --max-delay {2 * workers}", share(Ringmaster(), times)))
     ways.append(Use("--mode async", share(Async(), times)))
     return [use for use in ways if use.share >= ENOUGH]
 

@@ -3,7 +3,7 @@
     python benchmarks/policies.py
     python benchmarks/policies.py --json
 
-Workers push in turns, a seeded shuffle of them; the figure is the median of five rounds. It should not grow with workers.
+Workers push in turns, a seeded shuffle of them; the figure is the median of five rounds. It should stay flat.
 """
 
 from __future__ import annotations

@@ -4,12 +4,12 @@ import os
 from random import Random
 
 import pytest
-from histories import Game, play
 from hypothesis import given, settings, strategies as st
 
 from evener.policy.asynchronous import Asynchronous
 from evener.policy.bounded import Bounded
 from evener.policy.synchronous import Synchronous
+from evener.testing.histories import Game, play
 
 # Derandomized: a failure belongs to the change that made it, never to the day. `make check` sets QUICK.
 HISTORIES = 100 if os.environ.get("QUICK") else 800

@@ -12,8 +12,11 @@ from collections.abc import Iterable
 
 from evener.policy.asynchronous import Asynchronous
 from evener.policy.bounded import Bounded
-from evener.policy.events import Apply, Decision, Drop, Event, Joined, Left, Policy, Pushed, Release
+from evener.policy.events import Apply, Decision, Drop, Joined, Left, Policy, Pushed, Release
 from evener.policy.synchronous import Synchronous
+
+#: What a history tells a policy.
+Told = Joined | Pushed | Left
 
 
 def play(policy: Policy, choices: Iterable[int], *, workers: int = 4) -> None:
@@ -45,9 +48,9 @@ class Game:
             self.tell(moves[choice % len(moves)])
         self._must_go_on()
 
-    def _moves(self) -> list[Event]:
+    def _moves(self) -> list[Told]:
         """Every legal event; pushes and joins weigh more, else all histories are short lives."""
-        moves: list[Event] = []
+        moves: list[Told] = []
         for worker in self.workers:
             if worker in self.computing:
                 moves += [self._push(worker)] * 5
@@ -57,7 +60,7 @@ class Game:
     def _push(self, worker: int) -> Pushed:
         return Pushed(worker, self.computing[worker], handle=self.seen["push"])  # handles ascend as they arrive
 
-    def tell(self, event: Event) -> list[Decision]:
+    def tell(self, event: Told) -> list[Decision]:
         self._note(event)
         before = self.version
         decisions = self.policy.on(event)
@@ -74,7 +77,7 @@ class Game:
         self._check_waits()
         return decisions
 
-    def _note(self, event: Event) -> None:
+    def _note(self, event: Told) -> None:
         worker = event.worker
         match event:
             case Joined():
@@ -129,7 +132,7 @@ class Game:
             ahead = self.clock[worker] - min(self.clock.values())
             assert ahead <= self.policy.staleness, f"released {ahead} ahead, the bound is {self.policy.staleness}"
 
-    def _check_answer(self, event: Event, decisions: list[Decision], *, updated: bool) -> None:
+    def _check_answer(self, event: Told, decisions: list[Decision], *, updated: bool) -> None:
         released = [decision.worker for decision in decisions if isinstance(decision, Release)]
         assert released == sorted(released), "releases not in order of worker index"
         dropped = any(isinstance(decision, Drop) for decision in decisions)  # whose worker is released in any case

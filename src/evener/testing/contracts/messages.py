@@ -57,7 +57,7 @@ class MessageContract:
         world.next()
         for view, array in zip(world.listener.inbox(link.peer), arrays, strict=True):
             assert (np.frombuffer(view, array.dtype) == array.reshape(-1)).all()
-        world.listener.send(link.peer, b"", [memoryview(array * 2) for array in arrays])
+        world.listener.send(link.peer, b"", [(array * 2).data for array in arrays])
         link.channel.receive(SECONDS)
         for view, array in zip(link.inbox, arrays, strict=True):
             assert (np.frombuffer(view, array.dtype) == array.reshape(-1) * 2).all()

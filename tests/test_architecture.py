@@ -37,7 +37,7 @@ FLOORS = [
     {"control", "data", "devices", "policy", "wire", "transport"},
     {"tensorflow", "bounds", "chaos", "clipping", "figures", "modes"},
     {"pickle_cost"},
-    {"files", "allowance"},
+    {"files", "allowance", "waiting"},
     {"errors", "leaving", "report", "tally"},
 ]  # fmt: skip
 

@@ -3,8 +3,11 @@
 import os
 import tempfile
 
+import pytest
 import torch
 from hypothesis import HealthCheck, settings
+
+pytest.register_assert_rewrite("evener.testing")  # what a contract finds is told as what a test finds
 
 # No deadline: the cores are shared. The same examples each time: what fails here fails everywhere.
 settings.register_profile(

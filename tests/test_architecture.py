@@ -18,6 +18,7 @@ TREES = {name: ast.parse(file.read_text()) for name, file in MODULES.items()}
 #: From the top floor to the bottom. A module sees the floors below its own; neighbours do not see each other.
 #: "recipes" is what a recipe is and how it is found, "recipes.*" are the ones that ship.
 FLOORS = [
+    {"testing"},
     {"__init__", "__main__"},
     {"cli"},
     {"api"},
@@ -37,7 +38,7 @@ FLOORS = [
     {"control", "data", "devices", "policy", "wire", "transport"},
     {"tensorflow", "bounds", "chaos", "clipping", "figures", "slow"},
     {"pickle_cost"},
-    {"files", "allowance"},
+    {"files", "allowance", "waiting"},
     {"errors", "leaving", "report", "tally"},
 ]  # fmt: skip
 
@@ -50,6 +51,8 @@ ALONE = {
     "tensorflow": (),  # evener.tensorflow is written out in PyTorch
     "tensorboard": ("session.summary", "loop.sinks"),
     "torch.utils.tensorboard": ("session.summary", "loop.sinks"),
+    "pytest": ("testing.contracts",),  # no dependency of who trains
+    "hypothesis": ("testing.contracts",),
     "runpy": ("task.script",),  # the program that a person has named, as `python` would run it
 }
 
@@ -277,6 +280,10 @@ SAMPLES = [
     (misplaced, "worker.exchange.local", "def late():\n    from torch.utils.tensorboard import SummaryWriter"),
     (misplaced, "session.hooks", "from torch.utils import tensorboard"),
     (misplaced, "tensorflow.optimizers", "import tensorflow as tf"),
+    (misplaced, "testing.clock", "import pytest"),
+    (misplaced, "worker.exchange.local", "def late():\n    from hypothesis import given"),
+    (upward, "transport.memory", "from evener.testing.clock import Clock"),
+    (upward, "api", "from evener.testing import Cluster"),
     *((impure, "policy.bounded", f"import {name}") for name in IMPURE),
     (impure, "wire.codec", "from os.path import join"),
     (impure, "policy.leases", "def late():\n    from random import random"),

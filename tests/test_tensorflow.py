@@ -4,7 +4,6 @@ The numbers are in data/tensorflow_values.json, made by TensorFlow with data/mak
 """
 
 import json
-import sys
 from pathlib import Path
 
 import pytest
@@ -16,9 +15,7 @@ import evener.tensorflow
 from evener.errors import CheckpointError, ConfigError
 from evener.recipes.recipe import Recipe
 from evener.state.checkpoint import Store
-
-sys.path.append(str(Path(__file__).parent / "server"))
-from cluster_in_one_process import (
+from evener.testing import (
     Cluster,
     Trainer,
     differences,

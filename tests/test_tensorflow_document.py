@@ -28,10 +28,8 @@ from evener.tensorflow import (
     piecewise_constant,
     polynomial_decay,
 )
+from evener.testing import Clock, Cluster, one_process, row_recipe
 from evener.wire.layout import Layout
-
-sys.path.append(str(Path(__file__).parent / "server"))
-from cluster_in_one_process import Clock, Cluster, one_process, row_recipe
 
 TEXT = (Path(__file__).parents[1] / "docs" / "tensorflow.md").read_text()
 

@@ -18,9 +18,10 @@ from evener.session.hooks import Hook
 from evener.settings import Settings
 from evener.task.build import build, data_of
 
-sys.path += [str(Path(__file__).parents[1] / name) for name in ("server", "worker")]
+sys.path.append(str(Path(__file__).parents[1] / "worker"))
 import towers_in_one_process as in_threads
-from cluster_in_one_process import Cluster, Trainer, finished, one_process, same_bits, train
+
+from evener.testing import Cluster, Trainer, finished, one_process, same_bits, train
 
 GENERATORS = {
     "torch": lambda: float(torch.rand(())),

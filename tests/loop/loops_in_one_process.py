@@ -16,10 +16,8 @@ from typing import Any
 from unittest.mock import patch
 
 sys.path += [str(Path(__file__).parents[1] / name) for name in ("server", "worker")]
-import cluster_in_one_process
 import pytest
 import torch
-from cluster_in_one_process import EVENER, RUN, Cluster
 from tasks_in_one_process import in_memory
 from torch import nn
 from torch.utils.data import DataLoader, TensorDataset
@@ -36,6 +34,7 @@ from evener.settings import Settings
 from evener.task.owner import Tower
 from evener.task.rendezvous import Fixed
 from evener.task.script import Joining, Over, source_of
+from evener.testing import EVENER, RUN, Cluster, cluster as in_one_process
 
 #: name -> options, batches that an update is a mean over
 WAYS: dict[str, tuple[dict, int]] = {
@@ -223,8 +222,8 @@ def _cluster(ran: Ran, program: Program, settings: Settings, before: Ran | None)
 
     chosen = {name: getattr(settings, name) for name in Settings.__dataclass_fields__ if name != "recipe"}
     with (
-        patch.object(cluster_in_one_process, "build", built),
-        patch.object(cluster_in_one_process, "Expected", partial(Expected, sources=source_of(settings.script))),
+        patch.object(in_one_process, "build", built),
+        patch.object(in_one_process, "Expected", partial(Expected, sources=source_of(settings.script))),
         patch("evener.loop.remote.Dialer", lambda settings, name, run: in_memory),
         patch("evener.loop.remote.VERSION", EVENER),
         patch.object(Remote, "start", together),

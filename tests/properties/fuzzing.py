@@ -24,12 +24,11 @@ from pathlib import Path
 from random import Random
 from typing import Any
 
-sys.path.append(str(Path(__file__).parents[1] / "server"))
 sys.path.append(str(Path(__file__).parent))
-from cluster_in_one_process import EVENER, RUN, Cluster, Worker, row_recipe
 from mutations import Mutator, valid
 
 from evener.errors import EvenerError, PeerGone, ProtocolError, VersionError
+from evener.testing import EVENER, RUN, Cluster, Worker, row_recipe
 from evener.wire import codec
 from evener.wire.messages import Goodbye, Halt, Hello, Push
 from evener.wire.words import Identity

@@ -4,13 +4,13 @@ from collections import Counter
 from pathlib import Path
 from random import Random
 
-import histories
 import pytest
 
 from evener.policy.asynchronous import Asynchronous
 from evener.policy.bounded import StaleSynchronous
 from evener.policy.events import Drop, Joined, Left, Pushed, Release
 from evener.policy.synchronous import Synchronous
+from evener.testing import histories
 
 
 class KeepsWorkersWaiting(Asynchronous):

@@ -10,14 +10,13 @@ import time
 from collections.abc import Sequence
 from functools import partial
 
-from cluster_in_one_process import EVENER, RUN, Clock, Cluster, data_of
-
 from evener import transport
 from evener.data.loader import LoaderBatches
 from evener.server.serve import serve
 from evener.session.hooks import Hook
 from evener.session.session import Session
 from evener.task.build import build
+from evener.testing import EVENER, RUN, Clock, Cluster, data_of
 from evener.transport.channel import Memory
 from evener.wire import codec
 from evener.wire.messages import Hello

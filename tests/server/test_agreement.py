@@ -8,13 +8,13 @@ from pathlib import Path
 
 import pytest
 import torch
-from cluster_in_one_process import RUN, Cluster, Trainer, row_recipe, train
 
 from evener.data.look import described
 from evener.errors import ModelMismatch, VersionError
 from evener.report import Line
 from evener.server.agreement import Expected, compare
 from evener.state.tensors import specs_of
+from evener.testing import RUN, Cluster, Trainer, row_recipe, train
 from evener.wire import codec
 from evener.wire.layout import Layout
 from evener.wire.messages import Hello

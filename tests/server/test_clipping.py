@@ -9,9 +9,10 @@ sys.path += [str(Path(__file__).parents[1] / name) for name in ("worker", "zoo")
 import pytest
 import torch
 import towers_in_one_process as in_threads
-from cluster_in_one_process import Cluster, Trainer, finished, one_process, row_recipe, train
 from plain import assert_same, plain
 from ways import recipe_of
+
+from evener.testing import Cluster, Trainer, finished, one_process, row_recipe, train
 
 STEPS, BATCH = 5, 6
 #: They clip every step of this recipe, and leave none as it is.

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import pytest
-from cluster_in_one_process import Cluster, row_recipe
 
 from evener.policy.contributions import Contributions
 from evener.report import Line
+from evener.testing import Cluster, row_recipe
 
 
 @pytest.fixture

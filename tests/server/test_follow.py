@@ -17,7 +17,6 @@ from random import Random
 
 import msgspec
 import pytest
-from cluster_in_one_process import Cluster, Row, Worker, row_recipe
 from hypothesis import given, settings, strategies as st
 
 from evener import errors
@@ -25,6 +24,7 @@ from evener.report import Finished, Status
 from evener.server.follow import Follower
 from evener.server.shard import Shard
 from evener.state.checkpoint import load
+from evener.testing import Cluster, Row, Worker, row_recipe
 from evener.wire.messages import Contents, Goodbye, Granted, Halt, Join, Lost, Pull, Release
 from evener.wire.words import Identity
 

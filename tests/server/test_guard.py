@@ -5,7 +5,6 @@ from __future__ import annotations
 import math
 
 import pytest
-from cluster_in_one_process import Cluster, row_recipe
 
 from evener import errors
 from evener.commands.account import account as account_of
@@ -13,6 +12,7 @@ from evener.ledger import path_of
 from evener.ledger.lines import Skipped
 from evener.ledger.reading import read
 from evener.report import Line
+from evener.testing import Cluster, row_recipe
 
 
 @pytest.fixture

@@ -8,7 +8,6 @@ from pathlib import Path
 import msgspec
 import pytest
 import torch
-from cluster_in_one_process import Cluster, Row, row_recipe
 from torch.optim.lr_scheduler import LambdaLR
 
 from evener import errors
@@ -18,6 +17,7 @@ from evener.ledger.reading import read
 from evener.report import Finished, Progress
 from evener.server.serve import serve
 from evener.state.checkpoint import load
+from evener.testing import Cluster, Row, row_recipe
 from evener.transport.channel import Arrived
 from evener.wire import codec
 from evener.wire.messages import Follow, Goodbye, Granted, Halt, Held, Join, Lead, Lost, Pull, Refused, Release, Saved

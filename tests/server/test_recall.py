@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import pytest
-from cluster_in_one_process import Cluster, row_recipe
 
 from evener import errors
 from evener.commands.account import account
 from evener.report import Line
+from evener.testing import Cluster, row_recipe
 
 STALL = 100.0
 

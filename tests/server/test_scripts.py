@@ -4,7 +4,6 @@ import json
 
 import pytest
 import torch
-from cluster_in_one_process import Cluster, Scripted, row_recipe
 
 from evener import errors
 from evener.commands.account import account
@@ -12,6 +11,7 @@ from evener.ledger import path_of
 from evener.ledger.lines import Skipped, Update
 from evener.ledger.reading import read
 from evener.report import Finished, Line, Progress
+from evener.testing import Cluster, Scripted, row_recipe
 from evener.wire.messages import Draw, Goodbye, Join
 from evener.wire.words import Identity
 

@@ -5,13 +5,13 @@ from itertools import count
 from random import Random
 
 import pytest
-from cluster_in_one_process import Cluster, Scripted, row_recipe
 from hypothesis import HealthCheck, Phase, given, settings, strategies as st
 
 from evener.commands.account import account
 from evener.ledger import path_of
 from evener.ledger.lines import Skipped, Update
 from evener.ledger.reading import read
+from evener.testing import Cluster, Scripted, row_recipe
 
 EPOCHS = 3
 GAMES = 15 if os.environ.get("QUICK") else 60

@@ -14,12 +14,12 @@ from pathlib import Path
 
 import msgspec
 import pytest
-from cluster_in_one_process import Cluster, Worker, row_recipe
 
 from evener import errors, transport
 from evener.errors import PeerGone
 from evener.server import links
 from evener.server.serve import serve
+from evener.testing import Cluster, Worker, row_recipe
 from evener.transport.channel import MAX_HEADER, Memory, Ranges
 from evener.wire import codec
 from evener.wire.layout import Spec

@@ -1,9 +1,7 @@
 """Each shipped hook does its one thing; the loop around it is a stand-in for `Session` where that is enough."""
 
 import math
-import sys
 from dataclasses import dataclass, field
-from pathlib import Path
 
 import pytest
 import torch
@@ -16,10 +14,8 @@ from evener.recipes.recipe import Recipe
 from evener.report import Evaluated, Line, Status
 from evener.session.evaluate import Evaluate, evaluate
 from evener.session.hooks import Hook, LogEvery, StepResult, StopAtStep, StopOnNaN
+from evener.testing import Clock, one_process, row_recipe
 from evener.worker.exchange.exchange import Turn
-
-sys.path.append(str(Path(__file__).parents[1] / "server"))
-from cluster_in_one_process import Clock, one_process, row_recipe
 
 
 @dataclass

@@ -1,6 +1,5 @@
 """Interrupted anywhere and resumed is uninterrupted, bit for bit: parameters, averages, optimizer, schedule, data."""
 
-import sys
 import tempfile
 from functools import cache
 from pathlib import Path
@@ -14,9 +13,7 @@ from evener.data.dataset import Data, Tensors
 from evener.recipes.recipe import Recipe
 from evener.session.hooks import Hook
 from evener.state.checkpoint import Store
-
-sys.path.append(str(Path(__file__).parents[1] / "server"))
-from cluster_in_one_process import Cluster, Trainer, finished, one_process, same_bits, train
+from evener.testing import Cluster, Trainer, finished, one_process, same_bits, train
 
 STEPS = 14
 OPTIMIZERS = {

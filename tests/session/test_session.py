@@ -13,8 +13,9 @@ from evener.report import Finished
 from evener.session.hooks import Hook, StopOnNaN
 
 sys.path.append(str(Path(__file__).parents[1] / "server"))
-from cluster_in_one_process import Clock, Cluster, one_process, row_recipe
 from tasks_in_one_process import Tasks
+
+from evener.testing import Clock, Cluster, one_process, row_recipe
 
 MOMENTS = ("begin", "after_create", "before_step", "before_update", "after_step", "end", "close")
 

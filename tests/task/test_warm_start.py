@@ -21,10 +21,11 @@ from evener.state.tensors import named_tensors
 from evener.task.build import build
 from evener.task.warm_start import matched, unwrapped, warm_start
 
-sys.path += [str(Path(__file__).parents[1] / name) for name in ("server", "worker", "zoo")]
+sys.path += [str(Path(__file__).parents[1] / name) for name in ("worker", "zoo")]
 import towers_in_one_process as in_threads
-from cluster_in_one_process import Cluster, Trainer, finished, same_bits, train
 from models import MODELS, Tied, seq
+
+from evener.testing import Cluster, Trainer, finished, same_bits, train
 
 pytestmark = pytest.mark.slow
 

@@ -1,15 +1,10 @@
 """Towers hold the same state, average their gradients, and begin, stop and fail together."""
 
 import math
-import sys
-from pathlib import Path
 
 import pytest
 import torch
 from torch import nn
-
-sys.path.append(str(Path(__file__).parents[1] / "server"))
-from cluster_in_one_process import one_process, row_recipe, same_bits
 from towers_in_one_process import Meeting, Member, named, run, state_of, towers
 
 from evener import errors
@@ -21,6 +16,7 @@ from evener.report import Finished, Progress
 from evener.session.hooks import Hook, StopAtStep
 from evener.state.checkpoint import Store
 from evener.state.tensors import Slot, specs_of
+from evener.testing import one_process, row_recipe, same_bits
 from evener.wire.layout import Layout
 from evener.worker.allreduce.allreduce import AllReduce, Travelling, agree
 from evener.worker.exchange.exchange import Computed

@@ -13,10 +13,11 @@ from evener.state.tensors import specs_of
 from evener.wire.layout import Layout
 from evener.worker.compute.constants import Constants, attributes_of
 
-sys.path += [str(Path(__file__).parents[1] / name) for name in ("server", "system")]
+sys.path.append(str(Path(__file__).parents[1] / "system"))
 import towers_in_one_process as in_threads
-from cluster_in_one_process import Cluster, Trainer, one_process, row_recipe, train
 from running import evener
+
+from evener.testing import Cluster, Trainer, one_process, row_recipe, train
 
 
 class Part(nn.Module):

@@ -15,7 +15,7 @@ from evener.recipes.recipe import Recipe
 from evener.report import Finished
 from evener.settings import Settings
 from evener.state.tensors import CPU, spans, specs_of, whole_views
-from evener.task import alone, owner
+from evener.task import alone, owner, parts
 from evener.wire.layout import Layout
 from evener.worker.compute.device_memory import DeviceMemory, Fetching, generators_of, runs_of
 from evener.worker.compute.towers import Towers
@@ -259,7 +259,7 @@ def trained(directory, monkeypatch, devices=None):
         monkeypatch.setattr(
             owner, "place_model", lambda built, *_, **__: {spec.name: CPU for spec in built.layout.specs}
         )
-        monkeypatch.setattr(owner, "DeviceMemory", partial(DeviceMemory, direct=False))
+        monkeypatch.setattr(parts, "DeviceMemory", partial(DeviceMemory, direct=False))
     (directory / "logs").mkdir(parents=True)
     settings = Settings(
         train_steps=12, batch_size=10, eval_every=4, seed=5, logdir=str(directory), save_checkpoint_steps=6

@@ -24,7 +24,6 @@ Worst values measured over 50 steps; P = 1, P = 3 and towers give the same bits:
 
 from __future__ import annotations
 
-import sys
 from dataclasses import dataclass
 from fractions import Fraction
 from functools import cache, partial
@@ -33,16 +32,14 @@ from random import Random
 
 import pytest
 import torch
+import towers_in_one_process as in_threads
 from torch import nn
 
 from evener.data import digits
 from evener.data.dataset import Data, Tensors
 from evener.recipes.mnist import OPTIMIZERS, l2_loss, mnist, network
 from evener.recipes.recipe import Recipe
-
-sys.path.append(str(Path(__file__).parents[1] / "server"))
-import towers_in_one_process as in_threads
-from cluster_in_one_process import Cluster, Trainer, differences, finished, one_process, same_bits, train
+from evener.testing import Cluster, Trainer, differences, finished, one_process, same_bits, train
 
 STEPS, BATCH = 50, 8
 RATES = {"sgd": 0.1, "momentum": 0.02, "adam": 0.001, "torch_adam": 0.001}

@@ -1,8 +1,6 @@
 """One process owns everything: the exchange with nobody keeps the promises of one with servers."""
 
 import math
-import sys
-from pathlib import Path
 
 import pytest
 import torch
@@ -13,10 +11,8 @@ from evener.data.dataset import Data, Tensors
 from evener.recipes.recipe import Recipe
 from evener.report import Finished, Progress
 from evener.state.checkpoint import Store
+from evener.testing import one_process, row_recipe
 from evener.worker.exchange.exchange import Computed
-
-sys.path.append(str(Path(__file__).parents[1] / "server"))
-from cluster_in_one_process import one_process, row_recipe
 
 
 def net():

@@ -6,17 +6,11 @@ those of one batch that is N times as large.
 
 from __future__ import annotations
 
-import sys
-from pathlib import Path
-
-sys.path.append(str(Path(__file__).parents[1] / "server"))
-
 from dataclasses import dataclass, replace
 from fractions import Fraction
 
 import pytest
 import torch
-from cluster_in_one_process import differences, same_bits
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset, IterableDataset, WeightedRandomSampler
 from ways import EVERY_WAY, STEPS, WAYS, replicas, run
@@ -28,6 +22,7 @@ from evener.data.loader import LoaderBatches
 from evener.errors import ConfigError, InputError
 from evener.recipes.recipe import Recipe
 from evener.session.evaluate import evaluate
+from evener.testing import differences, same_bits
 
 BATCH = 4
 

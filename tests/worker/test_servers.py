@@ -1,9 +1,7 @@
 """A worker's links to its servers: nothing is waited for in silence, and every failure says whose it is."""
 
-import sys
 import threading
 import time
-from pathlib import Path
 
 import pytest
 import torch
@@ -15,6 +13,7 @@ from evener.recipes.recipe import Recipe
 from evener.report import Line, Status
 from evener.server.serve import serve
 from evener.state.tensors import whole_views
+from evener.testing import EVENER, RUN, Clock, Cluster, row_recipe
 from evener.transport.channel import MAX_HEADER, Memory
 from evener.wire import codec
 from evener.wire.layout import Layout, Spec
@@ -23,9 +22,6 @@ from evener.wire.words import Identity
 from evener.worker.exchange.exchange import Computed
 from evener.worker.exchange.server_links import ServerLinks
 from evener.worker.exchange.servers import Servers
-
-sys.path.append(str(Path(__file__).parents[1] / "server"))
-from cluster_in_one_process import EVENER, RUN, Clock, Cluster, row_recipe
 
 SILENT = None
 GONE = errors.PeerGone("the link broke.")

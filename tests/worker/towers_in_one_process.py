@@ -12,7 +12,6 @@ from pathlib import Path
 from unittest.mock import patch
 
 import torch
-from cluster_in_one_process import EVENER, Clock, Disk, data_of, ledger_of
 
 from evener.errors import PeerGone
 from evener.ledger import Ledger
@@ -25,6 +24,7 @@ from evener.state.saver import NoSaver, Saver, Schedule
 from evener.state.state import State
 from evener.state.tensors import Slot
 from evener.task.build import build
+from evener.testing import EVENER, Clock, Disk, data_of, ledger_of
 from evener.worker.allreduce.allreduce import AllReduce, Travelling, share_restored
 from evener.worker.compute.towers import Towers
 from evener.worker.exchange.local import Local

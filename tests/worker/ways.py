@@ -14,7 +14,6 @@ sys.path += [str(Path(__file__).parents[1] / name) for name in ("server", "worke
 import pytest
 import torch
 import towers_in_one_process as in_threads
-from cluster_in_one_process import Cluster, one_process
 from tasks_in_one_process import Tasks
 from torch import Tensor, nn
 
@@ -22,6 +21,7 @@ from evener.errors import EvenerError
 from evener.recipes.recipe import Recipe
 from evener.session.hooks import Hook
 from evener.session.session import Session
+from evener.testing import Cluster, one_process
 
 #: name -> (what stands for it in `Settings`, batches in each update)
 WAYS = {

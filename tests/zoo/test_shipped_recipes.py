@@ -16,13 +16,13 @@ import pytest
 import torch
 from plain import assert_same, plain
 
-sys.path += [str(Path(__file__).parents[1] / name) for name in ("server", "worker")]
+sys.path.append(str(Path(__file__).parents[1] / "worker"))
 import towers_in_one_process as in_threads
-from cluster_in_one_process import Cluster, Trainer, finished, one_process, train
 
 from evener.data import digits
 from evener.data.dataset import Data, Tensors
 from evener.recipes.recipe import Recipe, options_of, resolve
+from evener.testing import Cluster, Trainer, finished, one_process, train
 
 STEPS, BATCH, SAMPLES = 4, 8, 20
 

@@ -14,12 +14,12 @@ from models import MODELS
 from plain import assert_same, plain
 from torch import Tensor
 
-sys.path += [str(Path(__file__).parents[1] / name) for name in ("server", "worker")]
+sys.path.append(str(Path(__file__).parents[1] / "worker"))
 import towers_in_one_process as in_threads
-from cluster_in_one_process import Cluster, Trainer, finished, one_process, train
 
 from evener.api import audit
 from evener.recipes.recipe import Recipe
+from evener.testing import Cluster, Trainer, finished, one_process, train
 
 STEPS, BATCH = 5, 6
 #: They change parameters in forward, which ps tasks own; that this is refused is tested where it is.

@@ -7,17 +7,18 @@ from collections.abc import Callable
 from evener.control.control import Stop
 from evener.control.interrupts import Interrupts
 from evener.control.told import LEFT
-from evener.launch.fate import SOON, Budget
-from evener.launch.run import SECONDARY, LocalRun, Task
-from evener.report import AnyReport, Failed, Line
+from evener.launch.crew import SECONDARY, Crew, Task
+from evener.launch.fate import SOON, Budget, Ended, Fails, Standing, fate
+from evener.launch.starters.process import Starter
+from evener.report import AnyReport, Line
 from evener.settings import Settings
 
 #: Seconds that the others have to notice that a tower is gone, save and end.
 GRACE = 10.0
 
 
-class TowersRun(LocalRun):
-    """One run of several towers, a task `worker:I` each. Arguments as for `LocalRun`."""
+class TowersRun:
+    """One run of several towers, a task `worker:I` each. Arguments as for `Crew`."""
 
     def __init__(
         self,
@@ -26,75 +27,79 @@ class TowersRun(LocalRun):
         hear: Callable[[AnyReport], None],
         say: Callable[[str], None],
         clock: Callable[[], float],
+        starter: Starter | None = None,
     ) -> None:
-        super().__init__(settings, hear=hear, say=say, clock=clock)
+        self.crew = Crew(settings, hear=hear, say=say, clock=clock, starter=starter)
         self._budget = Budget(settings.max_restarts, clock())
         self._free = False  # they end because one was told to leave
         self._broken_at: float | None = None  # since when towers end that should not
-        self._interrupts = Interrupts()
 
-    def _publish(self, index: int, address: str) -> None:
-        """Where tower 0 waits for the others."""
-        self._addresses[index] = address
-        for task in self.tasks:
-            if task.running is not None:
-                task.running.order(self._all_addresses())
+    def run(self) -> str:
+        """Run to the end; returns and raises as `Crew.run`."""
+        return self.crew.run(self)
 
-    def _turn(self, interrupts: Interrupts) -> None:
-        self._interrupts = interrupts
-        super()._turn(interrupts)
+    def turned(self, interrupts: Interrupts) -> None:
+        """Once all have ended because one did, they start anew if they may."""
+        crew = self.crew
         if self._broken_at is None:
             return
-        if all(task.over for task in self.tasks) or self._clock() > self._broken_at + GRACE:
-            self._kill_rest()
+        if all(task.over for task in crew.tasks) or crew.clock() > self._broken_at + GRACE:
+            crew.kill_rest()
             self._broken_at = None
-            self._again_or_fail()
+            self._again_or_fail(interrupted=bool(interrupts.numbers))
 
-    def _ended(self, task: Task, how: str, log: str) -> None:
+    def ended(self, task: Task, how: str) -> None:
+        """Let the others end too, since none can go on without it."""
+        crew = self.crew
         secondary = task.failed is not None and task.failed.kind in SECONDARY
         broken = bool(how) and (task.failed is None or secondary)
-        if not broken or self._done or self._deadline is not None:
-            super()._ended(task, how, log)
+        if not broken or crew.done or crew.deadline is not None:
+            self._ended_for_good(task, how)
             return
-        task.over = True
         self._free = self._free or how == LEFT
-        if task.failed is None:
-            task.died = True
-            task.failed = Failed(task.name, "TaskFailed", f"{task.name} {how}.", fix=f"look at {log}.")
+        failed = task.failed or crew.died(task, how)
         if self._broken_at is None:
-            self._broken_at = self._clock()
-            for other in self.tasks:  # who waits for it need not find out by itself
+            self._broken_at = crew.clock()
+            for other in crew.tasks:  # who waits for it need not find out by itself
                 if other.running is not None and not other.over:
-                    other.running.order(Stop(task.failed.what.rstrip(".")))
+                    other.running.order(Stop(failed.what.rstrip(".")))
 
-    def _again_or_fail(self) -> None:
+    def _ended_for_good(self, task: Task, how: str) -> None:
+        """It is over, it is being ended, or this tower has failed by itself."""
+        crew = self.crew
+        standing = Standing(done=crew.done, ending=crew.deadline is not None, may_restart=False, spares=False)
+        end = fate(Ended(how, task.failed is not None, 0.0, 0), standing, task.budget, crew.clock())
+        if isinstance(end, Fails):
+            crew.fails(task, end.told)
+
+    def _again_or_fail(self, *, interrupted: bool) -> None:
         """All have ended because one did. Start them anew if that was no error of theirs."""
-        causes = [task for task in self.tasks if task.failed and task.failed.kind not in SECONDARY]
-        died = [task for task in self.tasks if task.died] or [task for task in self.tasks if task.failed]
-        delay = None if causes or self._interrupts.numbers else self._delay()
+        crew = self.crew
+        causes = [task for task in crew.tasks if task.failed and task.failed.kind not in SECONDARY]
+        died = [task for task in crew.tasks if task.died] or [task for task in crew.tasks if task.failed]
+        delay = None if causes or interrupted else self._delay()
         if delay is None:
-            for task in [] if causes else died:
-                self._first = self._first or task.failed
             for task in causes or died:
                 assert task.failed is not None
-                self._hear(task.failed)
-            self._deadline = self._clock()
+                crew.hear(task.failed)
+            crew.deadline = crew.clock()
             return
         cost = "at no cost" if self._free else f"({self._budget.left} restarts left)"
         for task in died:
             assert task.failed is not None
             what = task.failed.what.rstrip(".")
-            self._hear(Line(task.name, f"{what}; all towers start again in {delay:g} s {cost}"))
+            crew.hear(Line(task.name, f"{what}; all towers start again in {delay:g} s {cost}"))
         self._free = False
-        self._addresses.clear()
-        self._first = None
-        for task in self.tasks:
+        crew.addresses.clear()
+        crew.first = None
+        for task in crew.tasks:
             task.failed, task.died, task.over, task.running = None, False, False, None
-            task.restart_at = self._clock() + delay
+            task.restart_at = crew.clock() + delay
 
     def _delay(self) -> float | None:
         """Seconds until they may start again; None: not again."""
         if self._free:
             return SOON
-        now, first = self._clock(), self.tasks[0]
-        return self._budget.spend(now=now, lived=now - first.born, progress=self._reached - first.reached)
+        crew = self.crew
+        now, first = crew.clock(), crew.tasks[0]
+        return self._budget.spend(now=now, lived=now - first.born, progress=crew.reached - first.reached)

@@ -6,7 +6,7 @@ import time
 from collections.abc import Callable
 
 from evener import chaos, errors
-from evener.report import Reporter, Status
+from evener.report import Reporter
 from evener.server.follow import Follower
 from evener.server.links import Links
 from evener.server.shard import Shard
@@ -15,11 +15,14 @@ from evener.state.checkpoint import load
 from evener.task.build import open_store
 from evener.task.wiring import Dialer
 from evener.transport.channel import Channel, Memory, Ranges
+from evener.waiting import Wait
 from evener.wire import codec
 from evener.wire.messages import Follow, Lead, Refused
 
 #: Seconds of one attempt, at most; between two of them a person is told, and may end it.
 ATTEMPT = 1.0
+#: What a person can do who sees us wait.
+START_LEADER = "start ps:0, or look at its log."
 
 
 class LeaderLine:
@@ -50,31 +53,33 @@ class LeaderLine:
             Unavailable: it was not there for longer than the stall timeout.
             EvenerError: it refuses us.
         """
-        since = time.monotonic()
+        wait = Wait(
+            f"ps:{self.index}", self.settings.stall_timeout, self._report, time.monotonic, silent=ATTEMPT,
+            stopped=self._stop_asked,
+        )  # fmt: skip
         nothing = Ranges(Memory(0), ())
         while True:
             address, channel, duplicate = self._address(), None, None
             try:
                 channel = self._dial(0, address, nothing, nothing, ATTEMPT)
                 channel.send(codec.encode(Follow(self.index, self.run, layout)))
-                return channel, self._answer(channel, since)
+                return channel, self._answer(channel, wait)
             except (errors.Unavailable, errors.PeerGone) as error:
                 why = error.why or error.what
             except errors.DuplicateTask as error:  # an old link of ours that ps:0 still believes in
                 why, duplicate = error.what, error
             if channel is not None:
                 channel.close()
-            waited = time.monotonic() - since
-            if duplicate is not None and waited > self.settings.heartbeat_timeout + 5:
+            if duplicate is not None and wait.seconds > self.settings.heartbeat_timeout + 5:
                 raise duplicate
-            self._wait(f"ps:0 at {address}: {why}", waited)
+            wait.still(f"ps:0 at {address}: {why}", fix=START_LEADER)
             time.sleep(0.1)
 
-    def _answer(self, channel: Channel, since: float) -> Lead:
+    def _answer(self, channel: Channel, wait: Wait) -> Lead:
         while True:
             header = channel.receive(ATTEMPT)
             if header is None:
-                self._wait("ps:0 to answer", time.monotonic() - since)
+                wait.still("ps:0 to answer", fix=START_LEADER)
                 continue
             answer = codec.decode(header)
             if isinstance(answer, Refused):
@@ -82,18 +87,6 @@ class LeaderLine:
             if not isinstance(answer, Lead):
                 raise errors.ProtocolError(f"ps:0 answered a Follow with {type(answer).__name__}.")
             return answer
-
-    def _wait(self, what: str, waited: float) -> None:
-        limit = self.settings.stall_timeout
-        if reason := self._stop_asked():
-            raise errors.TaskFailed(f"ps:{self.index} was stopped while it waited for {what}: {reason}.")
-        if waited > limit:
-            raise errors.Unavailable(
-                f"ps:{self.index} has waited {waited:.0f} s for {what}.", fix="start ps:0, or look at its log."
-            )
-        if waited > ATTEMPT:
-            text = f"{what} ({waited:.0f} s of {limit:.0f} s)"
-            self._report(Status(f"ps:{self.index}", "waiting", waiting_for=text))
 
 
 def follower(line: LeaderLine, links: Links, shard: Shard, settings: Settings, report: Reporter) -> Follower:

@@ -15,11 +15,11 @@ from evener.cluster.environment import Found, chaos_plan, explain, seeing_device
 from evener.control.told import Told, told_to_leave
 from evener.devices import prepare_process
 from evener.errors import ConfigError
-from evener.report import AnyReport, Line
+from evener.report import Line, Reporter
 from evener.settings import Settings, check_gpus
 from evener.task.build import build
 from evener.task.logs import LogFile
-from evener.task.rendezvous import Directory, Fixed, for_cluster
+from evener.task.rendezvous import Directory, Fixed, Rendezvous, for_cluster
 from evener.task.script import Joining, run_script
 from evener.task.server import run_server
 from evener.task.worker import run_worker
@@ -40,16 +40,8 @@ def local_rank(cluster: Cluster, index: int) -> tuple[int, int]:
     return mine.index(index), len(mine)
 
 
-def run_member(found: Found, settings: Settings, report: Callable[[AnyReport], None], *, rendezvous: str = "") -> None:
-    """Be one task until the run is over; a ps task sees no GPU. See `_run`."""
-    job, index = found.task.job, found.task.index
-    rank = local_rank(found.cluster, index)[0] if job == "worker" else 0
-    with seeing_devices(settings, job, rank):
-        _run(found, settings, report, rendezvous)
-
-
-def _run(found: Found, settings: Settings, report: Callable[[AnyReport], None], rendezvous: str) -> None:
-    """Be one task until the run is over.
+def run_member(found: Found, settings: Settings, report: Reporter, *, rendezvous: str = "") -> None:
+    """Be one task until the run is over; a ps task sees no GPU.
 
     A ps task ends when the run is over; Ctrl-C (SIGINT) makes ps:0 save and end the run. SIGTERM or SIGHUP makes any
     task save or give back what it holds and leave, while the others go on or wait for it.
@@ -62,6 +54,14 @@ def _run(found: Found, settings: Settings, report: Callable[[AnyReport], None], 
         Preempted: it was told to leave, and left.
     """
     job, index = found.task.job, found.task.index
+    rank = local_rank(found.cluster, index)[0] if job == "worker" else 0
+    with seeing_devices(settings, job, rank):
+        _run(found, settings, report, rendezvous)
+
+
+def _run(found: Found, settings: Settings, report: Reporter, rendezvous: str) -> None:
+    """What `run_member` says, seeing the devices that it may see."""
+    job, index = found.task.job, found.task.index
     rank = None
     if job == "worker":
         rank, local_workers = local_rank(found.cluster, index)
@@ -71,21 +71,9 @@ def _run(found: Found, settings: Settings, report: Callable[[AnyReport], None], 
     def stop_asked() -> str:
         return asked[0] if asked else ""
 
-    meeting = for_cluster(
-        rendezvous,
-        found.cluster,
-        Fixed([f"tcp://{address}" for address in found.cluster.ps]),
-        lambda directory: Directory(
-            directory, run, len(found.cluster.ps), task=str(found.task), patience=settings.stall_timeout,
-            report=report, stop_asked=stop_asked,
-        ),
-    )  # fmt: skip
+    meeting = _meeting(found, settings, report, rendezvous, stop_asked)
     prepare_process(settings.threads, serves=job == "ps")
-    path, task = Path(settings.logdir) / "logs" / f"{job}-{index}.log", str(found.task)
-    logging.basicConfig(handlers=[LogFile(path, lambda text: report(Line(task, text)))], level=logging.INFO)
-    chaos.arm(chaos_plan(), str(found.task))
-    for line in explain(found).splitlines():
-        report(Line(str(found.task), line))
+    _log_and_explain(found, settings, report)
     told = Told(str(found.task), raises=job == "worker")
     if settings.script:
         joining = Joining(
@@ -106,6 +94,31 @@ def _run(found: Found, settings: Settings, report: Callable[[AnyReport], None], 
             index, built, settings, run=run, rendezvous=meeting, stop_asked=stop_asked, report=report,
             leave_asked=told.reason,
         )  # fmt: skip
+
+
+def _meeting(
+    found: Found, settings: Settings, report: Reporter, directory: str, stop_asked: Callable[[], str]
+) -> Rendezvous:
+    """Where the ps tasks are: as the cluster says, or in a directory that all tasks share."""
+    return for_cluster(
+        directory,
+        found.cluster,
+        Fixed([f"tcp://{address}" for address in found.cluster.ps]),
+        lambda place: Directory(
+            place, found.cluster.fingerprint, len(found.cluster.ps), task=str(found.task),
+            patience=settings.stall_timeout, report=report, stop_asked=stop_asked,
+        ),
+    )  # fmt: skip
+
+
+def _log_and_explain(found: Found, settings: Settings, report: Reporter) -> None:
+    """Its log file, where a test wants it to fail, and who it is, for people."""
+    task = str(found.task)
+    path = Path(settings.logdir) / "logs" / f"{found.task.job}-{found.task.index}.log"
+    logging.basicConfig(handlers=[LogFile(path, lambda text: report(Line(task, text)))], level=logging.INFO)
+    chaos.arm(chaos_plan(), task)
+    for line in explain(found).splitlines():
+        report(Line(task, line))
 
 
 @contextlib.contextmanager

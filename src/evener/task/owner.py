@@ -6,11 +6,9 @@ import json
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
-from functools import partial
 
 import torch
 
-from evener.data.loader import LoaderBatches
 from evener.ledger import LOADER, Ledger
 from evener.report import Reporter
 from evener.session.session import Session
@@ -18,26 +16,12 @@ from evener.settings import Settings
 from evener.state.saver import NoSaver, Saver
 from evener.state.state import State
 from evener.state.tensors import CPU, Slot, digest_of, named_tensors
-from evener.task.build import (
-    VERSION,
-    Built,
-    beginning,
-    counted,
-    loaded,
-    open_ledger,
-    open_store,
-    settled,
-    tell_and_log,
-    tell_start,
-)
+from evener.task.build import VERSION, Built, beginning, open_ledger, open_store, tell_start
+from evener.task.parts import Model, Parts, prepared
 from evener.task.placing import place_model
 from evener.task.server import schedule_of
-from evener.task.worker import hooks_for
 from evener.worker.allreduce.allreduce import DIFFERENCES, AllReduce, Restored, Travelling, agree, share_restored
 from evener.worker.allreduce.group import Group
-from evener.worker.compute.device_memory import DeviceMemory, Fetching
-from evener.worker.compute.feeding import feed_for
-from evener.worker.compute.towers import Towers
 from evener.worker.exchange.exchange import Exchange
 from evener.worker.exchange.local import Local
 
@@ -56,84 +40,83 @@ class Tower:
     stop_asked: Callable[[], str] = lambda: ""
 
 
+#: What saves, what is written down, and where the run goes on, if anywhere.
+Kept = tuple[Saver | NoSaver, Ledger, Restored]
+
+
 def session_of(built: Built, settings: Settings, report: Reporter, tower: Tower | None = None) -> Session:
     """All parts of the process. Tower 0, or the one alone, has the logdir: checkpoints, ledger, summaries.
 
     Raises:
         EvenerError: what the recipe, the data, the devices, the other towers or the logdir are wrong about.
     """
-    rank = tower.rank if tower else 0
-    task = f"worker:{rank}"
-    if built.note and rank == 0:
-        tell_and_log(task, report, built.note)
-    settings = settled(settings, built.recipe)
-    data, batches, first = loaded(built, settings, task, report)
-    settings, marks = counted(settings, batches), LOADER if isinstance(batches, LoaderBatches) else ""
-    homes = place_model(built, settings, rank=tower.local_rank if tower else 0, report=report, task=task)
+    task, layout = f"worker:{tower.rank if tower else 0}", built.layout
+    parts = prepared(built, settings, task, report)
+    homes = place_model(built, parts.settings, rank=tower.local_rank if tower else 0, report=report, task=task)
     # On one GPU everything lives there, the optimizer too. With several devices the optimizer's one memory stays here.
     home = next(iter(homes.values())) if homes and len(set(homes.values())) == 1 else CPU
     group = tower.meet(home) if tower else None
+    kept = _beginning(parts, home, tower, group)
+    # uint8 tensors rather than bytearrays: their memory is aligned to cache lines
+    parameters = torch.zeros(layout.nbytes, dtype=torch.uint8, device=home)
+    travelling = Travelling.of(layout, home)
+    slots = [
+        Slot(layout, 0, [block[at : at + nbytes] for at, nbytes in layout.ranges(0)])
+        for block in (parameters, travelling.block)
+    ]
+    state, gradients = State(built.model, built.recipe, layout, slot=slots[0]), slots[1]
+    model = Model.over(parts, parameters, travelling.block, homes if home == CPU else None)
+    local = _local(parts, kept, state, gradients, tower)
+    exchange: Exchange = local
+    if tower is not None and group is not None:
+        suspect = model.towers.first_non_finite
+        exchange = AllReduce(local, gradients, travelling, group, suspect=suspect, stop_asked=tower.stop_asked)
+    return parts.session(model.reached_by(exchange), model.towers, homes)
+
+
+def _beginning(parts: Parts, home: torch.device, tower: Tower | None, group: Group | None) -> Kept:
+    """Where all towers begin, or the one alone. Whoever fails here leaves the others."""
     try:
         if group is not None and tower is not None:
-            allowed = DIFFERENCES if settings.allow_difference else ()
-            for difference in agree(
-                group, _facts(built, settings, len(data.train), home, tower) | {"first samples": first}, allowed
-            ):
-                if rank == 0:
-                    tell_and_log(task, report, f"warning: {difference}")
-        if rank == 0:
-            tell_start(built, settings, task, report)
-        saver, ledger, restored = _kept(settings, report, marks) if rank == 0 else (NoSaver(), Ledger(), None)
-        if group is not None:
-            restored = share_restored(group, restored)
+            facts = _facts(parts, home, tower)
+            for difference in agree(group, facts, DIFFERENCES if parts.settings.allow_difference else ()):
+                if tower.rank == 0:
+                    parts.tell(f"warning: {difference}")
+        kept: Kept = (NoSaver(), Ledger(), None)
+        if tower is None or tower.rank == 0:
+            tell_start(parts.built, parts.settings, parts.task, parts.report)
+            kept = _kept(parts)
+        return kept if group is None else (*kept[:2], share_restored(group, kept[2]))
     except BaseException:
         if group is not None:
             group.close(failed=True)
         raise
-    # uint8 tensors rather than bytearrays: their memory is aligned to cache lines
-    parameters = torch.zeros(built.layout.nbytes, dtype=torch.uint8, device=home)
-    travelling = Travelling.of(built.layout, home)
-    memory = None
-    if homes and home == CPU:
-        memory = DeviceMemory(built.layout, homes, parameters=parameters, gradients=travelling.block)
-    parts = [
-        [block[at : at + nbytes] for at, nbytes in built.layout.ranges(0)] for block in (parameters, travelling.block)
-    ]
-    state = State(built.model, built.recipe, built.layout, slot=Slot(built.layout, 0, parts[0]))
-    gradients = Slot(built.layout, 0, parts[1])
-    towers = Towers(
-        built.model, built.recipe, built.layout, parameters=parameters, gradients=travelling.block,
-        seed=settings.seed, memory=memory,
-    )  # fmt: skip
-    local = Local(
-        state, gradients, settings=settings, samples=len(data.train), saver=saver, ledger=ledger, restored=restored,
-        report=report, clock=time.monotonic, evener=VERSION, tower=rank, towers=settings.aggregate,
-    )  # fmt: skip
-    local.ahead, local.named = batches.ahead, batches.named
-    exchange: Exchange = local
-    if tower is not None and group is not None:
-        exchange = AllReduce(
-            local, gradients, travelling, group, suspect=towers.first_non_finite, stop_asked=tower.stop_asked
-        )
-    if memory is not None:
-        exchange = Fetching(exchange, memory)
-    return Session(
-        task, exchange, towers, batches, hooks_for(built.recipe, data, settings, partial(tell_and_log, task, report)),
-        recipe=built.recipe, settings=settings, report=report, clock=time.monotonic, feed=feed_for(homes),
-    )  # fmt: skip
 
 
-def _kept(settings: Settings, report: Reporter, marks: str) -> tuple[Saver, Ledger, Restored]:
+def _kept(parts: Parts) -> Kept:
     """Of the logdir, for the process that saves."""
-    tell = partial(tell_and_log, "worker:0", report)
-    store = open_store(settings, tell=tell)
-    saver = Saver(store, schedule_of(settings), shards=1, clock=time.monotonic, tell=tell)
-    restored = beginning(store, saver, settings, "worker:0", report)
-    return saver, open_ledger(settings, generation=0, run="", report=report, task="worker:0", marks=marks), restored
+    settings, report = parts.settings, parts.report
+    store = open_store(settings, tell=parts.tell)
+    saver = Saver(store, schedule_of(settings), shards=1, clock=time.monotonic, tell=parts.tell)
+    restored = beginning(store, saver, settings, parts.task, report)
+    marks = LOADER if parts.by_loader else ""
+    return saver, open_ledger(settings, generation=0, run="", report=report, task=parts.task, marks=marks), restored
 
 
-def _facts(built: Built, settings: Settings, samples: int, home: torch.device, tower: Tower) -> dict[str, object]:
+def _local(parts: Parts, kept: Kept, state: State, gradients: Slot, tower: Tower | None) -> Local:
+    saver, ledger, restored = kept
+    local = Local(
+        state, gradients, settings=parts.settings, samples=len(parts.data.train), saver=saver, ledger=ledger,
+        restored=restored, report=parts.report, clock=time.monotonic, evener=VERSION,
+        tower=tower.rank if tower else 0, towers=parts.settings.aggregate,
+    )  # fmt: skip
+    local.ahead, local.named = parts.batches.ahead, parts.batches.named
+    return local
+
+
+def _facts(parts: Parts, home: torch.device, tower: Tower) -> dict[str, object]:
     """What towers must agree about, by the name that a person gave it."""
+    built, settings, samples = parts.built, parts.settings, len(parts.data.train)
     options = json.dumps(dict(settings.recipe_options), sort_keys=True, default=str)
     return {
         "evener": VERSION, "torch": str(torch.__version__), "towers": settings.aggregate, "seed": settings.seed,
@@ -141,5 +124,5 @@ def _facts(built: Built, settings: Settings, samples: int, home: torch.device, t
         "batches of a gradient": settings.batches, "train steps": settings.steps(samples), "samples": samples,
         "options of the recipe": options, "a model of layout": built.layout.fingerprint,
         "recipe": built.fingerprint, "values": digest_of(named_tensors(built.model)), "its gradients on": home.type,
-        "all on one machine": tower.one_machine, "recipe files": built.sources,
+        "all on one machine": tower.one_machine, "recipe files": built.sources, "first samples": parts.first,
     }  # fmt: skip

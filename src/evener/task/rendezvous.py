@@ -14,8 +14,9 @@ from typing import Protocol
 from evener import errors, files
 from evener.cluster.cluster import Cluster
 from evener.control.control import TaskEnd
-from evener.report import Published, Reporter, Status
+from evener.report import Published, Reporter
 from evener.state.atomic import atomic_write
+from evener.waiting import Wait
 
 #: Seconds that a task waits for the addresses of the others: their imports may be slow.
 START = 300.0
@@ -97,23 +98,16 @@ class Directory:
         atomic_write(self._files[int(task.partition(":")[2])], [address.encode() + b"\n"])
 
     def addresses(self) -> Sequence[str]:
-        since = self._clock()
+        wait = Wait(self._task, self._patience, self._report, self._clock, stopped=self._stop_asked)
         while True:
             found = [_read(file) for file in self._files]
             if all(found):
                 return found
             absent = ", ".join(f"ps:{index}" for index, address in enumerate(found) if not address)
-            wait = f"{absent} to publish its address in {self._files[0].parent}"
-            waited = self._clock() - since
-            if reason := self._stop_asked():
-                raise errors.TaskFailed(f"{self._task} was stopped while it waited for {wait}: {reason}.")
-            if waited > self._patience:
-                raise errors.Unavailable(
-                    f"{self._task} has waited {waited:.0f} s for {wait}.",
-                    fix="start it with the same host lists and the same --rendezvous, a directory that both see.",
-                )
-            text = f"{wait} ({waited:.0f} s of {self._patience:.0f} s)"
-            self._report(Status(self._task, "waiting", waiting_for=text))
+            wait.still(
+                f"{absent} to publish its address in {self._files[0].parent}",
+                fix="start it with the same host lists and the same --rendezvous, a directory that both see.",
+            )
             self._sleep(0.1)
 
 

@@ -11,25 +11,14 @@ from torch import Tensor, nn
 from evener import errors
 from evener.data.batches import Batches
 from evener.report import Published, Reporter, Status
-from evener.session.session import Session
 from evener.session.watch import Watch
 from evener.settings import Settings
 from evener.state.checkpoint import Store, load
 from evener.state.state import State
 from evener.state.tensors import Slot, bind
-from evener.task.build import (
-    VERSION,
-    Built,
-    beginning,
-    loaded,
-    open_ledger,
-    open_store,
-    settled,
-    tell_and_log,
-    tell_start,
-)
+from evener.task.build import VERSION, Built, beginning, open_ledger, open_store, tell_and_log, tell_start
+from evener.task.parts import Parts, prepared
 from evener.task.server import schedule_of
-from evener.task.worker import hooks_for
 from evener.wire.layout import Layout
 from evener.worker.allreduce.meeting import listening_store, store_at
 from evener.worker.exchange.local import Local
@@ -59,15 +48,8 @@ def run_stage(  # noqa: PLR0913 - what a task is told, each once
     task = f"worker:{stage}"
     points = points_of(built.recipe, built.model, settings.pipeline_stages)
     report(Status(task, "starting", waiting_for="its data"))
-    settings = settled(settings, built.recipe)
-    data, batches, _ = loaded(built, settings, task, report)
-    if built.recipe.step is not None or not isinstance(batches, Batches):
-        raise errors.ConfigError(
-            f"a recipe with {'a step of its own' if built.recipe.step is not None else 'a DataLoader'} does not go "
-            "with a pipeline.",
-            why="batches are cut into microbatches, and the model into stages, between its inputs and its loss.",
-            fix="give it a loss and a data set of pairs, or train without --pipeline-stages.",
-        )
+    parts = prepared(built, settings, task, report)
+    settings, batches = parts.settings, _numbered(parts)
     report(Status(task, "starting", waiting_for="the other stages"))
     if stage == 0:
         store, address = listening_store(HOST, MEETING)
@@ -82,15 +64,23 @@ def run_stage(  # noqa: PLR0913 - what a task is told, each once
             _follow(part, state, settings, batches, report)
         else:
             tell_start(built, settings, task, report)
-            exchange = Conductor(_local(part, state, settings, len(data.train), report), part, group, stop_asked)
-            hooks = hooks_for(built.recipe, data, settings, partial(tell_and_log, task, report))
-            Session(
-                task, exchange, part, batches, hooks,
-                recipe=built.recipe, settings=settings, report=report, clock=time.monotonic,
-            ).run()  # fmt: skip
+            local = _local(part, state, settings, len(parts.data.train), report)
+            parts.session(Conductor(local, part, group, stop_asked), part).run()
         report(Status(task, "done"))
     finally:
         group.close()
+
+
+def _numbered(parts: Parts) -> Batches:
+    """The batches, if they can be cut. Raises ConfigError."""
+    own_step, batches = parts.built.recipe.step is not None, parts.batches
+    if own_step or not isinstance(batches, Batches):
+        raise errors.ConfigError(
+            f"a recipe with {'a step of its own' if own_step else 'a DataLoader'} does not go with a pipeline.",
+            why="batches are cut into microbatches, and the model into stages, between its inputs and its loss.",
+            fix="give it a loss and a data set of pairs, or train without --pipeline-stages.",
+        )
+    return batches
 
 
 def _local(part: Part, state: State, settings: Settings, samples: int, report: Reporter) -> Local:

@@ -97,12 +97,14 @@ class ForkServer:
         """`log`: a descriptor; what importing has to say goes there."""
         self._line, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         self._environment = environment
-        with theirs:
+        with theirs, contextlib.ExitStack() as unless_started:
+            unless_started.callback(self._line.close)
             self._process = subprocess.Popen(
                 [sys.executable, "-P", "-m", "evener.launch.starters.fork_server", str(theirs.fileno())],
                 pass_fds=[theirs.fileno()], stdin=subprocess.DEVNULL, stdout=log, stderr=log, start_new_session=True,
                 env=environment,
             )  # fmt: skip
+            unless_started.pop_all()
         self._tasks: dict[int, Forked] = {}  # those that live, and those not yet born
         self._last = 0
 

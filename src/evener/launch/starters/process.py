@@ -19,6 +19,7 @@ from evener.control.proc import end_session
 from evener.control.told import LEFT
 from evener.errors import PREEMPTED
 from evener.launch.starters.forked import ForkServer, possible
+from evener.launch.starters.never import NotStarted
 from evener.report import AnyReport
 from evener.settings import make
 from evener.transport.channel import Source
@@ -66,7 +67,9 @@ class Running(Source, Protocol):
 class Starter(Protocol):
     """Starts tasks somewhere."""
 
-    def start(self, assignment: Assignment) -> Running: ...
+    def start(self, assignment: Assignment) -> Running:
+        """Never fails for want of a process: that is a life which has ended, and says so."""
+        ...
 
     def close(self) -> None:
         """The run is over."""
@@ -142,14 +145,23 @@ class Processes:
         self._tell = tell
         self._server: ForkServer | None = None
 
-    def start(self, assignment: Assignment) -> Process:
+    def start(self, assignment: Assignment) -> Running:
+        log = str(log_of(assignment))
+        try:
+            return self._start(assignment)
+        except OSError as error:  # the system makes no more processes, or Python is not where it was
+            return NotStarted(socket.gethostname(), log, str(error))
+
+    def _start(self, assignment: Assignment) -> Process:
         name, settings = f"{assignment.job}:{assignment.index}", make(assignment.settings)
         environment = task_environment(settings, assignment.job, assignment.index)
         with self._log(log_of(assignment)) as log:
             mine, theirs = socket.socketpair()
-            with theirs:
+            with theirs, contextlib.ExitStack() as unless_started:
+                unless_started.callback(mine.close)
                 line, steps = theirs.fileno(), assignment.job == "ps" or not settings.ps
                 child = self._child(name, environment, line, log.fileno(), steps=steps)
+                unless_started.pop_all()
         return Process(assignment, child, mine)
 
     def _log(self, path: Path) -> BinaryIO:

@@ -25,6 +25,8 @@ from evener.cluster.cluster import Cluster, Task
 from evener.cluster.private import keyed
 from evener.control import control
 from evener.control.control import Assignment, Order, log_of
+from evener.launch.starters.never import NotStarted
+from evener.launch.starters.process import Running
 from evener.report import AnyReport, Failed
 from evener.settings import Settings
 from evener.transport import keys
@@ -84,14 +86,13 @@ class _Link:
 
 
 class RemoteTask:
-    """One life of a task on a server. Without a link it is one that could not begin."""
+    """One life of a task on a server."""
 
-    def __init__(self, name: str, address: str, link: _Link | None, *, log: str = "", how: str = "") -> None:
-        self.host, self.log = link.reserved.host if link else address, log
+    def __init__(self, name: str, address: str, link: _Link, log: str) -> None:
+        self.host, self.log = link.reserved.host, log
         self.pid = 0  # not of this machine
-        channel = link.channel if link else None
-        self._name, self._address, self._channel = name, address, channel
-        self._how = None if channel is not None else how
+        self._name, self._address, self._channel = name, address, link.channel
+        self._how: str | None = None
         self._stream = control.reports()
 
     @property
@@ -99,14 +100,13 @@ class RemoteTask:
         return self._how is None
 
     def fileno(self) -> int:
-        assert self._channel is not None
         return self._channel.fileno()
 
     def pending(self) -> bool:
-        return self._channel is not None and self._channel.pending()
+        return self._channel.pending()
 
     def order(self, order: Order) -> None:
-        if self._channel is not None and self.open:
+        if self.open:
             with contextlib.suppress(errors.PeerGone):
                 for piece in pieces(control.framed(order)):
                     self._channel.send(codec.encode(Relay(piece)))
@@ -114,7 +114,7 @@ class RemoteTask:
     def reports(self) -> list[AnyReport]:
         heard: list[AnyReport] = []
         try:
-            while self.open and self._channel is not None and (header := self._channel.receive(0.0)) is not None:
+            while self.open and (header := self._channel.receive(0.0)) is not None:
                 match codec.decode(header):
                     case Relay(data):
                         heard += self._stream.feed(data)
@@ -133,7 +133,7 @@ class RemoteTask:
         return self._how
 
     def kill(self) -> None:
-        if self._channel is not None and self.open:
+        if self.open:
             with contextlib.suppress(errors.PeerGone):
                 self._channel.send(codec.encode(Dismiss()))
 
@@ -180,11 +180,11 @@ class StandingServers:
         places = sorted({f"{one.host}:{PurePath(one.directory) / self._settings.logdir}" for one in on})
         tell(f"the logdir is on the servers: {', '.join(places)}")
 
-    def start(self, assignment: Assignment) -> RemoteTask:
+    def start(self, assignment: Assignment) -> Running:
         task = Task(assignment.job, assignment.index)
         told = {**assignment.settings, "keys": "", "insecure": False}
         assignment = msgspec.structs.replace(assignment, settings=told)
-        address = str(self._servers.address(task))
+        address, log, why = str(self._servers.address(task)), str(log_of(assignment)), ""
         for _ in range(2):  # a link may turn out to be broken
             try:
                 link = self._links.get(task) or self._connect(task, REACH_AGAIN)
@@ -192,14 +192,13 @@ class StandingServers:
                 for piece in pieces(control.framed(assignment)):
                     link.channel.send(codec.encode(Relay(piece)))
             except errors.EvenerError as error:
-                how = f"cannot start: {error.what.rstrip('.')}" + (f": {error.why.rstrip('.')}" if error.why else "")
+                why = error.what.rstrip(".") + (f": {error.why}" if error.why else "")
                 if (lost := self._links.pop(task, None)) is None:
                     break
                 lost.channel.close()
             else:
-                log = str(PurePath(link.reserved.directory) / log_of(assignment))
-                return RemoteTask(str(task), address, link, log=log)
-        return RemoteTask(str(task), address, None, how=how)
+                return RemoteTask(str(task), address, link, str(PurePath(link.reserved.directory) / log))
+        return NotStarted(address, log, why)
 
     def _connect(self, task: Task, seconds: float) -> _Link:
         """A link to a server that works for us now. Raises WireError."""

@@ -125,7 +125,8 @@ class Exchange(Protocol):
         """Give the gradient that lies in the flat buffer; return when this worker may compute again.
 
         Raises:
-            NonFinite: the gradient holds NaN or infinity; it was not applied.
+            NonFinite: the gradient holds NaN or infinity; it was not applied. Where ps tasks own the parameters, the
+                run has failed for all workers then, and the turn says so (`failed`).
             WireError: the owner of the parameters is gone or refuses.
         """
         ...

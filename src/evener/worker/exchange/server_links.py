@@ -7,8 +7,9 @@ from collections.abc import Callable, Sequence
 from typing import Protocol
 
 from evener import errors
-from evener.report import Reporter, Status
+from evener.report import Reporter
 from evener.transport.channel import Channel, Memory, Ranges
+from evener.waiting import Wait
 from evener.wire import codec
 from evener.wire.layout import Layout
 from evener.wire.messages import AnyMessage, Refused
@@ -106,8 +107,7 @@ class ServerLinks:
             Unavailable: nothing came within `patience` seconds.
             EvenerError: what the shard refused, as the error that it is.
         """
-        since = self.clock()
-        told = False
+        wait = Wait(self.name, self.patience, self.report, self.clock, bounded=False)  # the servers' limit is shorter
         while True:
             try:
                 header = self._channels[shard].receive(SILENCE)
@@ -117,16 +117,9 @@ class ServerLinks:
                 answer = codec.decode(header)
                 if isinstance(answer, Refused):
                     raise self._refused(shard, answer)
-                if told:
-                    self.report(Status(self.name, "training"))
+                wait.over()
                 return answer
-            waited = self.clock() - since
-            if waited > self.patience:
-                raise errors.Unavailable(
-                    f"{self.name} has waited {waited:.0f} s for {what}.", fix=f"look at the log of ps:{shard}."
-                )
-            told = True
-            self.report(Status(self.name, "waiting", waiting_for=f"{what} ({waited:.0f} s)"))
+            wait.still(what, fix=f"look at the log of ps:{shard}.")
 
     def _gone(self, shard: int, meanwhile: str, seen: errors.PeerGone) -> errors.PeerGone:
         return errors.PeerGone(

@@ -11,7 +11,8 @@ from dataclasses import replace
 import msgspec
 
 from evener import chaos, errors
-from evener.report import Line, Status
+from evener.report import Line
+from evener.waiting import Wait
 from evener.wire import codec
 from evener.wire.messages import Contents, Draw, Drawn, Goodbye, Granted, Halt, Hello, Join, Judged, Pull, Push, Release
 from evener.worker.exchange.exchange import Computed, Own, Turn
@@ -36,7 +37,7 @@ class Servers:
 
     def __init__(self, links: ServerLinks, hello: Hello, *, sleep: Callable[[float], None]) -> None:
         self._links, self._hello, self._sleep = links, hello, sleep
-        self.name, self._report, self._clock, self._patience = links.name, links.report, links.clock, links.patience
+        self.name, self._report = links.name, links.report
         self._identity = hello.identity
         self._admitted = 0  # shards, the first so many, that have granted us this life
         self._seq = 0
@@ -54,34 +55,24 @@ class Servers:
 
     def _enter(self, lost: str) -> Turn:
         """Link up with all shards, whenever they are there: tasks of a cluster are started in any order."""
-        since, told = self._clock(), False
+        wait = Wait(self.name, self._links.patience, self._report, self._links.clock, silent=SILENCE)
         while True:
             try:
                 self._links.dial()  # all of them before any hears of us: a new life is work, for them and for the disk
                 turn = self._greet()
                 if lost:
-                    took = self._clock() - since
-                    log.info("%s is back after %.1f s, at step %d", self.name, took, turn.version)
-                if told or lost:
-                    self._report(Status(self.name, "training"))
+                    log.info("%s is back after %.1f s, at step %d", self.name, wait.seconds, turn.version)
+                    wait.told = True  # that it was lost
+                wait.over()
                 return turn
             except (errors.Unavailable, errors.PeerGone) as error:
-                waited = self._clock() - since
-                what = error.what.rstrip(".")
+                what, fix, told = error.what.rstrip("."), error.fix or "start it, or look at its log.", wait.told
                 if isinstance(error, errors.PeerGone):
                     what = f"its ps tasks ({what})"
-                if waited > self._patience:
-                    raise errors.Unavailable(
-                        f"{self.name} has waited {waited:.0f} s for {what}.",
-                        fix=error.fix or "start it, or look at its log.",
-                    ) from None
-                if waited > SILENCE:
-                    wait = f"{what} ({waited:.0f} s of {self._patience:.0f} s)"
-                    if not told:
-                        log.warning("%s waits: %s", self.name, wait)
-                    told = True
-                    self._report(Status(self.name, "waiting", waiting_for=wait))
-                self._sleep(PAUSE)
+            wait.still(what, fix=fix)
+            if wait.told and not told:
+                log.warning("%s waits: %s", self.name, what)
+            self._sleep(PAUSE)
 
     def _greet(self) -> Turn:
         """Begin a new life at every shard."""

@@ -17,7 +17,6 @@ from evener.policy.events import (
     Apply,
     Decision,
     Drop,
-    Event,
     Expired,
     Joined,
     Left,
@@ -29,6 +28,9 @@ from evener.policy.events import (
 )  # fmt: skip
 from evener.policy.gathering import Gathering
 from evener.policy.synchronous import Synchronous
+
+#: What a history tells a policy.
+Told = Joined | Pushed | Left | Expired
 
 
 def play(policy: Policy, choices: Iterable[int], *, workers: int = 4) -> None:
@@ -62,9 +64,9 @@ class Game:
             self.tell(moves[choice % len(moves)])
         self._must_go_on()
 
-    def _moves(self) -> list[Event]:
+    def _moves(self) -> list[Told]:
         """Every legal event; pushes and joins weigh more, else all histories are short lives."""
-        moves: list[Event] = []
+        moves: list[Told] = []
         for worker in self.workers:
             if worker in self.computing:
                 moves += [self._push(worker)] * 5
@@ -75,7 +77,7 @@ class Game:
     def _push(self, worker: int) -> Pushed:
         return Pushed(worker, self.computing[worker], handle=self.seen["push"])  # handles ascend as they arrive
 
-    def tell(self, event: Event) -> list[Decision]:
+    def tell(self, event: Told) -> list[Decision]:
         self._note(event)
         before = self.version
         decisions = self.policy.on(event)
@@ -100,7 +102,7 @@ class Game:
         self._check_waits()
         return decisions
 
-    def _note(self, event: Event) -> None:
+    def _note(self, event: Told) -> None:
         if isinstance(event, Expired):
             return
         worker = event.worker
@@ -148,7 +150,8 @@ class Game:
         assert list(handles) == sorted(handles), "handles not in order of arrival"
         assert givers <= self.live, "an update with the gradient of a worker that left"
         delays = [self.version - version for _, version in origins]
-        assert max(delays) < self.policy.delay, f"applied {max(delays)} updates late, the limit is {self.policy.delay}"
+        limit = getattr(self.policy, "delay", 1)
+        assert max(delays) < limit, f"applied {max(delays)} updates late, the limit is {limit}"
         if isinstance(self.policy, Gathering):
             assert self._needed() <= len(handles) <= len(self.live), f"an update of {len(handles)} gradients"
             assert len(givers) == len(handles), "two gradients of one worker in an update"
@@ -174,7 +177,7 @@ class Game:
             ahead = self.clock[worker] - min(self.clock.values())
             assert ahead <= self.policy.staleness, f"released {ahead} ahead, the bound is {self.policy.staleness}"
 
-    def _check_answer(self, event: Event, decisions: list[Decision], *, updated: bool) -> None:
+    def _check_answer(self, event: Told, decisions: list[Decision], *, updated: bool) -> None:
         released = [decision.worker for decision in decisions if isinstance(decision, Release)]
         assert released == sorted(released), "releases not in order of worker index"
         dropped = any(isinstance(decision, Drop) for decision in decisions)  # whose worker is released in any case

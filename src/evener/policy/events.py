@@ -26,6 +26,7 @@ class Pushed:
     version: int
     handle: int
     group: int = 0  # which of several optimizers it is for: an update is of one of them
+    samples: int = 0  # of the gradient
 
 
 @dataclass(frozen=True, slots=True)

@@ -32,7 +32,7 @@ FLOORS = [
     {"models", "recipes.*"},
     {"recipes", "cluster"},
     {"settings"},
-    {"choices"},
+    {"choices", "batch_sizes"},
     {"control", "data", "devices", "policy", "wire", "transport"},
     {"tensorflow", "bounds", "chaos", "clipping", "figures", "modes"},
     {"pickle_cost"},

@@ -111,7 +111,8 @@ class Outcome:
         return Result(
             recipe=settings.recipe, mode=settings.way, ps=settings.ps,
             workers=settings.processes,
-            replicas_to_aggregate=settings.aggregate if settings.mode == "sync" and settings.ps else None,
+            replicas_to_aggregate=settings.aggregate
+            if settings.mode == "sync" and settings.ps and not settings.by_samples else None,
             global_step=finished.global_step, examples=finished.examples, seconds=seconds,
             steps_per_second=steps / seconds if seconds > 0 else 0.0,
             examples_per_second=finished.examples / seconds if seconds > 0 else 0.0,

@@ -9,6 +9,7 @@ from dataclasses import dataclass, field, fields
 from fractions import Fraction
 from typing import Any
 
+from evener.batch_sizes import check_batch_sizes, mean_of, plan_of
 from evener.bounds import check_numbers
 from evener.choices import (
     check_cluster,
@@ -21,6 +22,7 @@ from evener.clipping import check_clipping
 from evener.devices.plan import parse
 from evener.errors import ConfigError
 from evener.modes import STALENESS, check_mode
+from evener.policy.shares import Plan
 
 #: Steps of a run whose end a script decides.
 ENDLESS = 2**53 - 1
@@ -79,6 +81,10 @@ class Settings:
     train_steps: int | None = None  # None with epochs None: 2000
     epochs: float | None = None
     batch_size: int = BATCH_SIZE  # of a recipe whose data is a DataLoader: that one's counts
+    batch_sizes: tuple[int, ...] = ()  # of each worker, in samples, instead of batch_size; empty: all have the same
+    batch_by_speed: bool = False  # workers x batch_size samples are shared out so that all end together
+    batch_quantum: int = 1  # by speed: each worker gets a multiple of it
+    batch_caps: tuple[int, ...] = ()  # the largest batch of each worker; empty: no bounds
     batches_per_step: int | None = None  # batches of one gradient, which is their mean; None: as the recipe says
     eval_batch_size: int | None = None  # samples validated at once; None: as many as are trained on
     seed: int = 0
@@ -112,6 +118,9 @@ class Settings:
     heartbeat_timeout: float = 10.0  # between hosts: after so much silence a peer counts as gone
 
     def __post_init__(self) -> None:
+        for name in ("batch_sizes", "batch_caps"):
+            if isinstance(getattr(self, name), list):  # as it is written in Python, and as it travels
+                object.__setattr__(self, name, tuple(getattr(self, name)))
         check_numbers(self)
         object.__setattr__(self, "transport", FORMER_TRANSPORTS.get(self.transport, self.transport))
         check_cluster(self)
@@ -121,13 +130,16 @@ class Settings:
         check_length(self)
         check_clipping(self.clip_norm, self.clip_value)
         check_script(self)
+        check_batch_sizes(self, BATCH_SIZE)
+        if self.batch_sizes:
+            object.__setattr__(self, "batch_size", mean_of(self.batch_sizes))
 
     @property
     def aggregate(self) -> int:
         """Gradients averaged in one update."""
         if self.ps == 0:
             return max(1, self.towers)
-        if self.mode != "sync":
+        if self.mode != "sync" or self.by_samples:  # one worker alone could give all samples of an update
             return 1
         return self.replicas_to_aggregate or self.workers
 
@@ -180,9 +192,31 @@ class Settings:
         return self.batches_per_step or 1
 
     @property
-    def per_step(self) -> int:
-        """Samples of one update."""
-        return self.batch_size * self.batches_of_update
+    def by_samples(self) -> bool:
+        """Whether batches are stretches of the stream of samples, of a size for each worker."""
+        return bool(self.batch_sizes) or self.batch_by_speed
+
+    @property
+    def ends_by_samples(self) -> bool:
+        """Whether the end of the run is no number of updates, since these are of unequal batches."""
+        return self.by_samples and self.mode != "sync" and self.epochs is not None
+
+    @property
+    def plan(self) -> Plan:
+        """How samples are shared out, where they are."""
+        return plan_of(self)
+
+    @property
+    def mean_batch(self) -> Fraction:
+        """Samples of a batch, of a mean worker."""
+        return Fraction(self.plan.total, self.workers) if self.by_samples else Fraction(self.batch_size)
+
+    @property
+    def per_step(self) -> Fraction:
+        """Samples of one update; in the mean, where workers have batches of their own and each is an update."""
+        if self.by_samples and self.mode == "sync":
+            return Fraction(self.plan.total)
+        return self.mean_batch * self.batches_of_update
 
     @property
     def batches_of_update(self) -> int:

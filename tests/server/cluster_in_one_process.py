@@ -38,10 +38,12 @@ from evener.session.hooks import Hook
 from evener.session.session import Session
 from evener.settings import Settings
 from evener.state.checkpoint import Store, load
+from evener.state.manifest import in_unit
 from evener.state.saver import Saver, Schedule
 from evener.state.state import State
 from evener.state.tensors import Slot, whole_views
 from evener.task.build import batches_of, build, counted, settled
+from evener.task.server import usual_batch
 from evener.transport.channel import Memory, Ranges, wait
 from evener.wire import codec
 from evener.wire.messages import (
@@ -181,7 +183,8 @@ class Cluster:
         expected = Expected(run=RUN, recipe=built.fingerprint, evener=EVENER)
         links = Links([self.listeners[index]], built.layout, index, expected)
         state = State(built.model, built.recipe, built.layout, shard=index)
-        return links, self._shard(state, measure=self.settings.refuse_norm is not None)
+        measure = self.settings.refuse_norm is not None
+        return links, self._shard(state, measure=measure, usual=usual_batch(self.settings))
 
     def _lead(self) -> Leader:
         settings = self.settings
@@ -192,6 +195,8 @@ class Cluster:
         saver = Saver(store, schedule, shards=settings.ps, clock=self.clock)
         if restored := store.newest():
             saver.resumed(restored[0].step, str(store.path(restored[0].step)))
+            manifest = in_unit(restored[0], settings.batch_size, by_samples=settings.by_samples)
+            restored = (manifest, restored[1])
         mode = settings.mode + (SEVERAL if settings.batches > 1 else "")
         about = Begin(generation=self.generation, mode=mode, batch_size=settings.batch_size)
         ledger = Ledger(path_of(Path(settings.logdir)), about)
@@ -328,6 +333,7 @@ class Worker:
         self.views = whole_views(self.layout, self.gradients.view)
         self.model_views = whole_views(self.layout, self.parameters.view)
         self.seq = 0
+        self.pace = 0.0  # seconds that it says a sample takes
         self.turn: Release | None = None  # shard 0's last release, until a push answers it
         self.channels: list = []
         cluster.workers.append(self)
@@ -405,7 +411,11 @@ class Worker:
     def message(self, **changes: object) -> Push:
         """The push that is due now."""
         assert self.turn is not None, "this worker was not released"
-        push = Push(self.identity, self.seq + 1, self.turn.version, self.turn.lease, 0.5, 10)
+        count = self.turn.count
+        push = Push(
+            self.identity, self.seq + 1, self.turn.version, self.turn.lease, 0.5, count or 10, count=count,
+            seconds=self.pace * count,
+        )  # fmt: skip
         return msgspec.structs.replace(push, **changes)
 
     def fill(self, value: float) -> None:
@@ -521,7 +531,8 @@ class Trainer(Worker):
     def work(self) -> None:
         """Compute the lease and push it; the answer is there at the next `listen`, or later."""
         assert self.turn is not None
-        batch = self.batches.batch(self.turn.lease)
+        lease, count = self.turn.lease, self.turn.count
+        batch = self.batches.stretch(lease, count) if count else self.batches.batch(lease)
         loss = self.towers.begin(batch, self.turn.lease)
         unused = self.layout.mask(self.towers.collect())
         self.push(loss=loss, examples=len(batch[1]), unused=unused)
@@ -586,6 +597,7 @@ def one_process(
         saver = Saver(store, schedule, shards=1, clock=clock)
     if restored:
         saver.resumed(restored[0].step, str(store.path(restored[0].step)))
+        restored = (in_unit(restored[0], settings.batch_size, by_samples=False), restored[1])
     blocks = [torch.zeros(built.layout.nbytes, dtype=torch.uint8).numpy().data for _ in range(2)]
     parts = [[block[at : at + nbytes] for at, nbytes in built.layout.ranges(0)] for block in blocks]
     state = State(built.model, recipe, built.layout, slot=Slot(built.layout, 0, parts[0]))

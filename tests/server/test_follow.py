@@ -41,8 +41,8 @@ MODES = {
 class Recorder(Shard):
     """Remembers which pushes each of its updates averaged, and what the parameters were after it."""
 
-    def __init__(self, state, *, measure=False):
-        super().__init__(state, measure=measure)
+    def __init__(self, state, **options):
+        super().__init__(state, **options)
         self.updates = []
 
     def apply(self, handles, factor=None):

@@ -417,7 +417,7 @@ def test_the_run_is_over_when_all_have_left_their_loops(cluster, ps):
     assert not run.leader.course.stopping
     found = ended(run, b)
     assert (found.epochs, found.broken, found.updates) == (1, (), 4)
-    assert run.leader.rounds.final_chief in (None, -1)
+    assert run.leader.rounds.chief.final in (None, -1)
 
 
 def test_a_worker_that_failed_has_not_left_its_loop(cluster):

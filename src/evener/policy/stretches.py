@@ -1,4 +1,4 @@
-"""The book of a stream of samples: which stretches of it are out, and with whom. `leases` for batches of unequal size."""
+"""The book of a stream of samples: which stretches of it are out, and with whom; `leases` for unequal batches."""
 
 from __future__ import annotations
 

@@ -136,7 +136,9 @@ class Follower:
         """A script may have been told of newer parameters by the leader, which alone knows what it has in hand."""
         if self.settings.script:
             return seat.its_turn() and push.version >= seat.version
-        return seat.may_push(push) and not only_of_scripts(push, several=self._several)
+        return seat.may_push(push) and not only_of_scripts(
+            push, several=self._several, counted=self.settings.by_samples
+        )
 
     def _holds(self, seat: Seat, seq: int) -> None:
         seat.awaits = seq

@@ -44,7 +44,7 @@ class Pushes:
         self.shard.remember(push)
         gradient = self.links.gradient(seat)
         self.rounds.giver.pushed(seat, push)
-        if push.script and seat.worker == self.rounds.chief():
+        if push.script and seat.worker == self.rounds.chief.now():
             self.rounds.kept.take(push, self.links.seats)
         seat.awaits = push.seq
         self.rounds.lives.move(seat.worker, Stage.HELD, self.course.setup.clock())
@@ -92,7 +92,8 @@ class Pushes:
             self.rounds.refuse(handle, lost, close=False)
             self._after_refusal()
         else:
-            self.decide(Pushed(seat.worker, version, handle, self.shard.held[handle].push.group))
+            push = self.shard.held[handle].push
+            self.decide(Pushed(seat.worker, version, handle, push.group, push.examples))
 
     def _after_refusal(self) -> None:
         if self.course.settings.script:
@@ -121,7 +122,7 @@ class Pushes:
             self.rounds.look(self.guard.exploded)
         if self.shard.state.step > before:
             self.guard.applied()
-        if self.course.over(self.shard.state.step) and not self.course.stopping:
-            self.ending.stop(f"reached step {self.course.train_steps}", complete=True, failed=False)
+        if (reason := self.rounds.over()) and not self.course.stopping:
+            self.ending.stop(reason, complete=True, failed=False)
         self.rounds.tell_followers()
         self.saves.begin_if_due()

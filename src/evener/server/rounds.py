@@ -4,13 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
 
-from evener.errors import NonFinite
+from evener.errors import NonFinite, ProtocolError
 from evener.policy import policy_for
 from evener.policy.events import Apply, Decision, Drained, Drop, Event, Refreshed, Release as ReleaseDecision
+from evener.policy.filling import Filling
 from evener.policy.leases import Leases
 from evener.policy.lives import Lives, Stage
+from evener.policy.stretches import Stretches
 from evener.server.ahead import Ahead
-from evener.server.batches import entries, named
+from evener.server.batches import entries, named, written
+from evener.server.chief import Chief
 from evener.server.course import Course
 from evener.server.decided import Decisions, Products
 from evener.server.giving import Given, Giver, OneEach
@@ -18,8 +21,9 @@ from evener.server.kept import Kept
 from evener.server.links import Links, Seat
 from evener.server.scripts import UNUSED, Scripts
 from evener.server.shard import Shard
+from evener.server.sharing import Sharing
 from evener.state import rules
-from evener.wire.messages import Draw, Drawn, Key, Push, Release
+from evener.wire.messages import Draw, Drawn, Key, Push, Release, TooBig
 
 #: What an update of finite gradients that is not finite itself ends with.
 Exploded = Callable[[NonFinite, Sequence[Push]], Exception]
@@ -28,7 +32,7 @@ Exploded = Callable[[NonFinite, Sequence[Push]], Exception]
 class Rounds:
     """The policy and its hands. It knows seats and handles; who may have a seat is the leader's affair."""
 
-    def __init__(self, links: Links, shard: Shard, course: Course, leases: Leases) -> None:
+    def __init__(self, links: Links, shard: Shard, course: Course, leases: Leases | Stretches) -> None:
         self.links, self.shard, self.course, self.leases = links, shard, course, leases
         self.ledger = course.setup.ledger
         settings = course.settings
@@ -37,17 +41,23 @@ class Rounds:
             elastic=settings.elastic, staleness=settings.ahead, version=course.first_step,
             workers=settings.workers if settings.script else None,
         )  # fmt: skip
-        self.final_chief: int | None = None  # who evaluates at the end; -1: nobody
-        self.vacant = False  # that one was lost, and nobody came yet who can do it
+        if settings.by_samples and settings.mode == "sync":
+            self.policy = Filling(settings.plan.total, version=course.first_step)
+        self.chief = Chief(links, course, validates=not settings.script)
         self._outcome: dict[tuple[int, int], tuple[str, int]] = {}  # life -> (why dropped, staleness) of its last push
         self._decided = Decisions()
         self.products = Products()
         self.lives = Lives(settings.stall_timeout)
         clock = course.setup.clock
         self.scripts: Scripts | None = None
-        if settings.script:
-            self.scripts = Scripts(links, shard, leases, lives=self.lives, clock=clock, settings=settings)
-        self.giver: Giver = self.scripts or OneEach(links, shard, leases, self.lives, clock)
+        self.sharing: Sharing | None = None
+        self.giver: Giver
+        if isinstance(leases, Stretches):
+            self.giver = self.sharing = Sharing(links, leases, self.lives, course, lambda: shard.state.step)
+        elif settings.script:
+            self.giver = self.scripts = Scripts(links, shard, leases, lives=self.lives, clock=clock, settings=settings)
+        else:
+            self.giver = OneEach(links, shard, leases, self.lives, clock)
         if settings.batches > 1:
             self.deal_ahead()
         self.kept = Kept(course.setup.restored[0].script if course.setup.restored else "")
@@ -55,6 +65,7 @@ class Rounds:
     def deal_ahead(self) -> None:
         """Workers may have several batches in hand. Before any of them has one."""
         clock, settings = self.course.setup.clock, self.course.settings
+        assert isinstance(self.leases, Leases)
         self.giver = Ahead(self.links, self.shard, self.leases, lives=self.lives, clock=clock, settings=settings)
 
     def forget(self, seat: Seat, partial: Sequence[Key]) -> None:
@@ -69,26 +80,6 @@ class Rounds:
         self._decided.gone.append((seat.worker, seat.epoch))
         self.ledger.returned(seat.worker, seat.epoch, self.leases.leave((seat.worker, seat.epoch)))
 
-    def lost(self, seat: Seat) -> None:
-        """A worker is gone without a goodbye. If it was to evaluate at the end, whoever comes next does it."""
-        if seat.worker == self.final_chief:
-            self.final_chief, self.vacant = None, True
-            self.course.wait_anew()
-
-    @property
-    def evaluating(self) -> bool:
-        """Whether the chief is about the final evaluation."""
-        return self.final_chief in self.links.seats
-
-    def waiting_at_end(self) -> str:
-        """For whom a run that is over waits still; empty: for nobody."""
-        if self.evaluating:
-            return f"worker:{self.final_chief} to evaluate the final parameters"
-        if self.vacant:
-            return "a worker to evaluate the final parameters, since the chief died before it had"
-        seats = sorted(seat.name for seat in self.links.seats.values())
-        return f"{', '.join(seats)} to say goodbye" if seats else ""
-
     def decide(self, event: Event, exploded: Exploded) -> None:
         """Ask the policy and do what it says. `exploded`: what to raise for an update that is not finite."""
         self._do(self.policy.on(event), exploded)
@@ -99,7 +90,7 @@ class Rounds:
         if self.scripts is None:
             return
         self.send_on([])
-        while not self.course.stopping and not self.course.over(self.shard.state.step):
+        while not self.course.stopping and not self.over():
             idle = self.giver.drained()
             decisions = self.policy.on(Drained(idle)) if idle is not None else []
             if not decisions:
@@ -144,13 +135,17 @@ class Rounds:
             self.course.report(self.shard.state.step, "")
         if self.course.settings.mode == "sync":
             self.giver.recall()
+        if self.sharing is not None:
+            self.sharing.applied(pushes)
 
     def _factor(self, handles: Sequence[int]) -> float | None:
         """What clipping by norm makes of the mean of these, where it lies on several shards."""
         limit = self.shard.state.recipe.clip_norm
         if limit is None or self.course.settings.ps == 1:
             return None
-        return rules.clip_factor(self.products.norm([self.shard.held[handle].key for handle in handles]), limit)
+        held = [self.shard.held[handle] for handle in handles]
+        weights = rules.weights([gradient.push.count for gradient in held])
+        return rules.clip_factor(self.products.norm([gradient.key for gradient in held], weights), limit)
 
     def judge(self, figures: Mapping[str, float]) -> None:
         """A validation was made: all shards take the schedule's step between the same two updates."""
@@ -162,8 +157,8 @@ class Rounds:
         push = self.shard.drop(handle)
         worker, epoch = push.identity.worker, push.identity.epoch
         self.products.forget((worker, epoch, push.seq))
-        for entry in entries(push):
-            self.ledger.drop(entry, reason, back=self.leases.give_back(entry[0], (worker, epoch)))
+        for entry, lease in zip(entries(push), named(push) or [-1], strict=True):
+            self.ledger.drop(entry, reason, back=self.leases.give_back(lease, (worker, epoch)))
         self.course.tally.dropped += 1
         self._outcome[worker, epoch] = (reason, self.shard.state.step - push.version)
         self._decided.drop.append((worker, epoch, push.seq))
@@ -172,11 +167,34 @@ class Rounds:
         """This gradient must not become an update; its batch goes back to the pool, or is given up for good."""
         push = self.shard.held[handle].push
         owner = (push.identity.worker, push.identity.epoch)
-        for lease in named(push) if close else []:
+        for lease, name in zip(named(push), written(push), strict=True) if close else []:
             if self.leases.close(lease, owner):
-                self.ledger.skip(lease, self.shard.state.step, reason)
+                self.ledger.skip(name, self.shard.state.step, reason)
         self.drop(handle, reason)
         self.send_on([owner[0]])
+
+    def too_big(self, seat: Seat, told: TooBig) -> None:
+        """A worker cannot compute what it was given. It goes back, and the worker gets less. Raises ProtocolError."""
+        if self.sharing is None or not self.sharing.too_big(seat, told):
+            raise ProtocolError(f"{seat.name} gives back samples {told.lease} + {told.count}, which it does not have.")
+        if self.course.stopping:
+            self.answer(seat)
+        else:
+            self.policy.on(Refreshed(seat.worker))
+            self.send_on([seat.worker])
+        self.tell_followers()
+
+    def over(self) -> str:
+        """Why the run has come to its end; empty if it has not."""
+        if self.course.over(self.shard.state.step):
+            return f"reached step {self.course.train_steps}"
+        ended = self.sharing is not None and self.sharing.over
+        return f"reached {self.course.settings.epochs:g} epochs" if ended else ""
+
+    def waiting_for(self) -> str:
+        """What the policy waits for."""
+        waits = self.policy.waiting_for()
+        return waits if self.sharing is None else self.sharing.waiting_for(waits)
 
     def outdated(self, version: int) -> bool:
         """Whether the policy drops what was computed on these parameters, whatever it is."""
@@ -184,7 +202,7 @@ class Rounds:
 
     def send_on(self, workers: Sequence[int]) -> None:
         """These go on, and whoever waited for a batch that there is now."""
-        if self.course.over(self.shard.state.step):
+        if self.over():
             return  # the run is over: `stop` answers them
         for given in self.giver.give(workers):
             self.course.gave_lease()
@@ -223,7 +241,7 @@ class Rounds:
             self._say_drawn(seat, [])
 
     def _say_drawn(self, seat: Seat, leases: list[int]) -> None:
-        chief = seat.worker == self.chief()
+        chief = seat.worker == self.chief.now()
         self.links.answer(seat.link, Drawn(
             leases, seat.version, stop=self.course.stopping, chief=chief, failed=self.course.failed,
             script=self.kept.owed(seat.worker, first=False, chief=chief),
@@ -237,11 +255,12 @@ class Rounds:
     def leave_out(self, leases: Iterable[int]) -> None:
         """A roll-back came of these: they are not given out."""
         for lease in leases:
+            assert isinstance(self.leases, Leases), "samples cannot be left out by a number"
             self.leases.avoid(lease)
         self._note_skipped()
 
     def _note_skipped(self) -> None:
-        for lease in self.leases.passed():
+        for lease in self.leases.passed() if isinstance(self.leases, Leases) else ():
             self.ledger.skip(lease, self.shard.state.step, "left out by a roll-back")
 
     def answer(self, seat: Seat, given: Given | None = None) -> None:
@@ -249,13 +268,14 @@ class Rounds:
         rejected, staleness = self._outcome.pop((seat.worker, seat.epoch), ("", 0))
         self.shard.detach(seat.worker)
         lease = given.lease if given is not None else -1
-        chief = seat.worker == self.chief()
+        chief = seat.worker == self.chief.now()
         answer = Release(
             seq=seat.awaits or 0, version=self.shard.state.step, lease=lease, stop=self.course.stopping,
             chief=chief, rejected=rejected, staleness=staleness,
             dropped=self.course.tally.dropped, learning_rate=self.shard.state.learning_rate,
             failed=self.course.failed, leases=given.leases if given is not None else [],
             script=self.kept.owed(seat.worker, first=seat.awaits == 0, chief=chief),
+            count=given.count if given is not None else 0,
         )  # fmt: skip
         seat.awaits, seat.whole = None, False
         stage = Stage.LEAVING if self.course.stopping else Stage.COMPUTING
@@ -265,17 +285,6 @@ class Rounds:
 
     def _now(self) -> float:
         return self.course.setup.clock()
-
-    def chief(self) -> int:
-        """The live worker of lowest index; at the end the lowest that is here to evaluate, not one that hangs."""
-        if not self.course.stopping:
-            return min(self.links.seats)
-        if self.final_chief is None:
-            here = [seat.worker for seat in self.links.seats.values() if seat.whole]
-            validates = self.course.complete and self.scripts is None  # a script does so in its own loop
-            self.final_chief = min(here) if validates else -1
-            self.vacant = False
-        return self.final_chief
 
     def tell_followers(self) -> None:
         """Everything decided since the last call, as one message."""

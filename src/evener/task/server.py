@@ -47,6 +47,11 @@ def schedule_of(settings: Settings) -> Schedule:
     )
 
 
+def usual_batch(settings: Settings) -> float | None:
+    """What the step of one gradient is measured by, where each is an update of its own; None: all steps are alike."""
+    return float(settings.mean_batch) if settings.by_samples and settings.mode != "sync" else None
+
+
 def run_server(  # noqa: PLR0913 - what a task is told, each once
     index: int,
     built: Built,
@@ -118,7 +123,9 @@ class _Lives:
             TaskFailed: the run has failed.
         """
         state = State(built.model, built.recipe, built.layout, shard=self.index)
-        shard = Shard(state, measure=self.settings.refuse_norm is not None)
+        shard = Shard(state, measure=self.settings.refuse_norm is not None, usual=usual_batch(self.settings))
+        if self.index == 0 and self.settings.by_samples and self.settings.mode != "sync" and state.steps.note:
+            tell_and_log("ps:0", self.report, state.steps.note)
         links = Links(self.listeners, built.layout, self.index, _expected(built, self.settings, self.run))
         try:
             (self._follow if self.index else self._lead)(links, shard)

@@ -20,6 +20,7 @@ from evener.settings import Settings
 from evener.state import rules
 from evener.state.checkpoint import Manifest
 from evener.state.contents import Contents
+from evener.state.manifest import in_unit
 from evener.state.saver import NoSaver, Saver, begin, manifest_of
 from evener.state.state import State
 from evener.state.tensors import Slot
@@ -186,7 +187,7 @@ class Local:
                 f"{error.what.rstrip('.')}; there is no checkpoint yet to go back to.",
                 why=error.why, fix="save earlier (--save-checkpoint-steps), or use --on-nan skip.",
             )  # fmt: skip
-        manifest, contents = restored
+        manifest, contents = in_unit(restored[0], self._settings.batch_size, by_samples=False), restored[1]
         self._tell(f"{error.what.rstrip('.')}; back to step {manifest.step}, and on without it")
         self._state.back(contents)
         self._book.back_to(manifest)

@@ -171,7 +171,7 @@ class Session:
         except (MemoryError, RuntimeError) as error:
             if now.count <= self.settings.batch_quantum or not is_out_of_memory(error):
                 raise
-            log.warning("%d samples are too many for this worker: %s", now.count, error)
+            log.warning("%d samples are too many for this worker: %s", now.count, str(error))  # a log may keep errors
             return None, 0.0
 
     def _shrink(self) -> None:

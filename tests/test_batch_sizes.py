@@ -34,6 +34,7 @@ def test_where_one_batch_size_is_asked_for_it_is_the_mean():
         ({**SIZES, "mode": "async"}, 48),
         ({**SIZES, "mode": "bounded", "batch_sizes": (3, 3, 4)}, Fraction(10, 3)),
         ({**SPEED, "mode": "sync"}, 24),
+        ({"towers": 3, "batch_sizes": (12, 6, 3)}, 21),
         ({**SPEED, "mode": "async"}, 8),
     ],
 )
@@ -63,8 +64,7 @@ def test_one_worker_alone_can_go_on_with_a_round():
         ({"mode": "sync", "elastic": True}, "does not go with elastic=True."),
         ({"on_nan": "rollback"}, "does not go with on_nan=rollback so far."),
         ({"script": "train.py"}, "does not go with a program that has a loop of its own so far."),
-        ({"ps": 0, "workers": 1, "batch_sizes": (64,)}, "needs ps tasks so far."),
-        ({"ps": 0, "workers": 1, "towers": 3}, "needs ps tasks so far."),
+        ({"ps": 0, "workers": 1, "batch_sizes": (64,)}, "means nothing in one process."),
         ({"ps": 0, "workers": 1, "pipeline_stages": 2}, "does not go with a pipeline."),
     ],
 )
@@ -79,6 +79,9 @@ def test_what_it_does_not_go_with_is_refused_by_name(given, others, what):
     ("options", "what"),
     [
         ({**SIZES, "workers": 2}, "--batch-sizes names 3 sizes for 2 workers."),
+        ({"towers": 2, "batch_sizes": (64, 64, 16)}, "--batch-sizes names 3 sizes for 2 towers."),
+        ({"towers": 3, "batch_by_speed": True}, "--batch-by-speed needs ps tasks so far."),
+        ({"towers": 2, "batch_sizes": (4, 2), "batch_caps": (4, 4)}, "--batch-caps needs ps tasks so far."),
         ({**SPEED, "batch_caps": (4, 4)}, "--batch-caps names 2 sizes for 3 workers."),
         ({**SIZES, "batch_by_speed": True}, "both --batch-sizes and --batch-by-speed say how large batches are."),
         ({**SIZES, "batch_size": 7}, "both --batch-sizes and --batch-size 7 say how large batches are."),

@@ -66,8 +66,13 @@ def check_batch_sizes(settings: Settings, usual: int) -> None:
 
 def plan_of(settings: Settings) -> Plan:
     """How the samples of a round are shared out. Raises ConfigError where they cannot be."""
-    sizes = settings.batch_sizes or (settings.batch_size,) * settings.workers
+    sizes = settings.batch_sizes or (settings.batch_size,) * members(settings)
     return Plan(sizes=sizes, by_speed=settings.batch_by_speed, quantum=settings.batch_quantum, caps=settings.batch_caps)
+
+
+def members(settings: Settings) -> int:
+    """Who has a batch size: the workers of ps tasks, or the towers."""
+    return settings.workers if settings.ps else settings.towers
 
 
 def _check_numbers(name: str, sizes: object) -> None:
@@ -90,13 +95,18 @@ def _check_ways(settings: Settings, option: str) -> None:
             f"{option} does not go with a program that has a loop of its own so far.",
             why="its own DataLoader says what is in a batch.", fix="leave it out, or write a recipe.",
         )  # fmt: skip
-    if settings.ps == 0:
+    if settings.ps == 0 and settings.towers < 2:
         raise ConfigError(
-            f"{option} needs ps tasks so far.",
-            why="they share out the samples; towers and one process have batches of one size.",
-            fix="add --ps 1 --workers W, or use --batch-size.",
+            f"{option} means nothing in one process.", why="it says how much each of several workers computes.",
+            fix="add --ps 1 --workers W, or --towers T; or use --batch-size.",
+        )  # fmt: skip
+    if settings.ps == 0 and (settings.batch_by_speed or settings.batch_caps):
+        raise ConfigError(
+            f"{'--batch-by-speed' if settings.batch_by_speed else '--batch-caps'} needs ps tasks so far.",
+            why="they measure workers and share out samples anew; towers have fixed sizes.",
+            fix="add --ps 1 --workers W, or say --batch-sizes alone.",
         )
-    if settings.mode not in MODES:
+    if settings.ps and settings.mode not in MODES:
         raise ConfigError(
             f"{option} does not go with mode {settings.mode} so far.", fix=f"use one of: {', '.join(MODES)}."
         )
@@ -117,12 +127,12 @@ def _check_ways(settings: Settings, option: str) -> None:
 def _check_counts(settings: Settings) -> None:
     for name in ("batch_sizes", "batch_caps"):
         sizes = getattr(settings, name)
-        if sizes and len(sizes) != settings.workers:
-            option = "--" + name.replace("_", "-")
+        if sizes and len(sizes) != (count := members(settings)):
+            option, who = "--" + name.replace("_", "-"), "workers" if settings.ps else "towers"
             raise ConfigError(
-                f"{option} names {len(sizes)} sizes for {settings.workers} workers.",
-                why="worker i has the i-th.",
-                fix=f"name {settings.workers}, or start {len(sizes)} workers.",
+                f"{option} names {len(sizes)} sizes for {count} {who}.",
+                why=f"{who.removesuffix('s')} i has the i-th.",
+                fix=f"name {count}, or start {len(sizes)} {who}.",
             )
 
 

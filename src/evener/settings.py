@@ -199,7 +199,7 @@ class Settings:
     @property
     def ends_by_samples(self) -> bool:
         """Whether the end of the run is no number of updates, since these are of unequal batches."""
-        return self.by_samples and self.mode != "sync" and self.epochs is not None
+        return self.by_samples and bool(self.ps) and self.mode != "sync" and self.epochs is not None
 
     @property
     def plan(self) -> Plan:
@@ -209,12 +209,12 @@ class Settings:
     @property
     def mean_batch(self) -> Fraction:
         """Samples of a batch, of a mean worker."""
-        return Fraction(self.plan.total, self.workers) if self.by_samples else Fraction(self.batch_size)
+        return Fraction(self.plan.total, len(self.plan.sizes)) if self.by_samples else Fraction(self.batch_size)
 
     @property
     def per_step(self) -> Fraction:
         """Samples of one update; in the mean, where workers have batches of their own and each is an update."""
-        if self.by_samples and self.mode == "sync":
+        if self.by_samples and (self.mode == "sync" or not self.ps):
             return Fraction(self.plan.total)
         return self.mean_batch * self.batches_of_update
 

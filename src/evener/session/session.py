@@ -169,7 +169,8 @@ class Session:
         try:
             return self._computed(now)
         except (MemoryError, RuntimeError) as error:
-            if now.count <= self.settings.batch_quantum or not is_out_of_memory(error):
+            fewer = self.settings.ps and now.count > self.settings.batch_quantum
+            if not fewer or not is_out_of_memory(error):
                 raise
             log.warning("%d samples are too many for this worker: %s", now.count, str(error))  # a log may keep errors
             return None, 0.0

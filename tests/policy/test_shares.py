@@ -101,7 +101,7 @@ def test_a_worker_that_becomes_slow_gets_less_within_ten_rounds():
 
 
 def test_one_slow_round_is_no_slow_worker():
-    _, told = balanced(lambda number: [1, 9 if number == 18 else 1], 40)
+    _, told = balanced(lambda number: [1, 9 if number == 19 else 1], 40)
     assert not any(told)
 
 

@@ -115,6 +115,7 @@ def test_in_lockstep_round_r_is_of_the_same_leases_however_many_are_in_hand(clus
         ({"leases": [7]}, "names leases"),
         ({"leases": [0, 0]}, "names leases"),
         ({"version": 1}, "out of turn"),
+        ({"count": 10}, "out of turn"),
     ],
 )
 def test_what_is_not_in_hand_cannot_be_named(cluster, changes, complaint):

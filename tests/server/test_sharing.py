@@ -16,6 +16,7 @@ from evener import errors
 from evener.commands.account import account
 from evener.data.dataset import Data, Tensors
 from evener.ledger import path_of
+from evener.policy.events import Refreshed
 from evener.recipes.recipe import Recipe
 from evener.report import Line
 from evener.wire.messages import TooBig
@@ -327,6 +328,22 @@ def test_without_rounds_no_more_is_computed_than_there_are_updates_left(tmp_path
         assert a.listen().stop and run.step == 2
 
 
+def test_in_place_of_samples_that_were_given_up_others_come_also_when_the_run_goes_on(tmp_path):
+    options = {"mode": "async", "batch_sizes": (5,), "workers": 1, "train_steps": None, "epochs": 1, "on_nan": "skip"}
+    with by_hand(tmp_path, save_checkpoint_steps=2, **options) as first:
+        (a,) = first.started(0)
+        a.push(float("nan")), a.push(float("nan")), a.push(1.0), a.push(1.0)
+        first.tick()
+    with by_hand(tmp_path, before=first, **options) as second:
+        (a,) = second.started(0)
+        while not a.turn.stop:
+            a.push(1.0)
+        a.leave()
+        second.finish()
+    judged = account(tmp_path)
+    assert judged.clean and (judged.examples, judged.skipped) == (50, ((0, 5),)), str(judged)
+
+
 def test_a_crash_in_async_loses_no_sample(tmp_path):
     with cluster_of(recipe_of(), tmp_path, mode="async", train_steps=None, epochs=3) as cluster:
         workers = trained(cluster, chance=Random(2), until=20)
@@ -392,6 +409,17 @@ def test_too_big_a_batch_goes_back_and_its_worker_gets_half_from_then_on(tmp_pat
         assert run.step == 1 and float(run.parameters()["row"][0]) == -1.0
     judged = account(tmp_path)
     assert not judged.wrong and judged.returned == 1, str(judged)
+
+
+def test_a_policy_hears_that_such_a_worker_has_the_newest_parameters(tmp_path):
+    with by_hand(tmp_path, mode="async") as run:
+        a, b, _ = run.started(0, 1, 2)
+        b.push(1.0)
+        policy, heard = run.leader.rounds.policy, []
+        answer = policy.on
+        policy.on = lambda event: heard.append(event) or answer(event)
+        a.say(0, TooBig(a.identity, 0, 12))
+        assert a.listen().version == 1 and heard == [Refreshed(0)]
 
 
 def test_only_what_was_given_can_be_too_big(tmp_path):

@@ -16,10 +16,9 @@ def written(push: Push) -> list[Lease]:
     return [(push.lease, push.lease + push.count)] if push.count else list(named(push))
 
 
-def only_of_scripts(push: Push, *, several: bool = False, counted: bool = False) -> bool:
-    """Whether it says what a recipe's worker has no reason to say. `several`: one that has several batches in hand;
-    `counted`: one whose batches are so many samples."""
-    said = push.group or push.settings or push.script or push.spread or bool(push.count) is not counted
+def only_of_scripts(push: Push, *, several: bool = False) -> bool:
+    """Whether it says what a recipe's worker has no reason to say. `several`: one that has several batches in hand."""
+    said = push.group or push.settings or push.script or push.spread
     return push.loss is None or bool(said or (push.more and not several))
 
 

@@ -61,7 +61,7 @@ class Sharing:
             self._tell(self.shares.left(seat.worker))
 
     def refuses(self, seat: Seat, push: Push) -> str:
-        if only_of_scripts(push, counted=True):
+        if only_of_scripts(push):
             return "pushed what only the workers of a script push"
         if not seat.may_push(push):
             return f"pushed out of turn: version {push.version}, seq {push.seq}, samples {push.lease} + {push.count}"

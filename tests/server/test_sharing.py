@@ -190,6 +190,13 @@ def by_hand(directory, **options):
     return Cluster(row_recipe(samples=50), directory, **everything)
 
 
+def test_workers_of_other_sizes_are_refused_as_those_of_another_batch_size_are(tmp_path):
+    with by_hand(tmp_path / "a") as run, by_hand(tmp_path / "b", batch_sizes=(12, 3, 6)) as other:
+        worker = run.worker(0)
+        hello = worker.hello(recipe=other.built.fingerprint)
+        assert isinstance(worker.refused(hello), errors.ModelMismatch)
+
+
 def given(worker):
     return (worker.turn.lease, worker.turn.count) if worker.turn is not None else None
 

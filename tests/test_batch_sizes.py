@@ -5,7 +5,7 @@ from fractions import Fraction
 import pytest
 
 from evener.errors import ConfigError
-from evener.settings import Settings, make
+from evener.settings import make
 
 SIZES = {"ps": 1, "workers": 3, "batch_sizes": (64, 64, 16)}
 SPEED = {"ps": 1, "workers": 3, "batch_by_speed": True, "batch_size": 8}
@@ -13,18 +13,18 @@ SPEED = {"ps": 1, "workers": 3, "batch_by_speed": True, "batch_size": 8}
 
 def refused(**options):
     with pytest.raises(ConfigError) as error:
-        Settings(**options)
+        make(options)
     assert error.value.fix
     return error.value
 
 
 def test_a_list_is_as_good_as_a_tuple():
-    assert make({**SIZES, "batch_sizes": [64, 64, 16]}) == Settings(**SIZES)
+    assert make({**SIZES, "batch_sizes": [64, 64, 16]}) == make(SIZES)
 
 
 def test_where_one_batch_size_is_asked_for_it_is_the_mean():
-    assert Settings(**SIZES).batch_size == 48
-    assert Settings(**SIZES | {"batch_sizes": (1, 1, 2)}).mean_batch == Fraction(4, 3)
+    assert make(SIZES).batch_size == 48
+    assert make(SIZES | {"batch_sizes": (1, 1, 2)}).mean_batch == Fraction(4, 3)
 
 
 @pytest.mark.parametrize(
@@ -39,19 +39,19 @@ def test_where_one_batch_size_is_asked_for_it_is_the_mean():
     ],
 )
 def test_samples_of_an_update_tell_how_many_updates_an_epoch_has(options, per_step):
-    settings = Settings(**options)
+    settings = make(options)
     assert settings.per_step == per_step and settings.steps_per_epoch(1000) == Fraction(1000) / per_step
 
 
 def test_a_lockstep_run_has_so_many_rounds_and_any_other_ends_by_samples():
-    assert Settings(**SIZES, mode="sync", epochs=2).steps(720) == 10
-    assert not Settings(**SIZES, mode="sync", epochs=2).ends_by_samples
-    assert Settings(**SIZES, mode="async", epochs=2).ends_by_samples
-    assert not Settings(**SIZES, mode="async", train_steps=2).ends_by_samples
+    assert make({**SIZES, "mode": "sync", "epochs": 2}).steps(720) == 10
+    assert not make({**SIZES, "mode": "sync", "epochs": 2}).ends_by_samples
+    assert make({**SIZES, "mode": "async", "epochs": 2}).ends_by_samples
+    assert not make({**SIZES, "mode": "async", "train_steps": 2}).ends_by_samples
 
 
 def test_one_worker_alone_can_go_on_with_a_round():
-    assert Settings(**SIZES, mode="sync").aggregate == 1
+    assert make({**SIZES, "mode": "sync"}).terms.fewest == 1 and not make({**SIZES, "mode": "sync"}).terms.needs_all
 
 
 @pytest.mark.parametrize("given", [SIZES, SPEED], ids=["sizes", "by speed"])
@@ -62,6 +62,7 @@ def test_one_worker_alone_can_go_on_with_a_round():
         ({"mode": "sync", "replicas_to_aggregate": 2}, "does not go with replicas_to_aggregate=2."),
         ({"mode": "sync", "accumulate": True}, "does not go with accumulate=True."),
         ({"mode": "sync", "elastic": True}, "does not go with elastic=True."),
+        ({"mode": "rennala"}, "does not go with mode rennala so far."),
         ({"on_nan": "rollback"}, "does not go with on_nan=rollback so far."),
         ({"script": "train.py"}, "does not go with a program that has a loop of its own so far."),
         ({"ps": 0, "workers": 1, "batch_sizes": (64,)}, "means nothing in one process."),
@@ -100,9 +101,9 @@ def test_sizes_that_cannot_be_are_refused(options, what):
 
 
 def test_as_many_gradients_as_workers_is_what_lockstep_is_anyway():
-    assert Settings(**SIZES, mode="sync", replicas_to_aggregate=3).by_samples
+    assert make({**SIZES, "mode": "sync", "replicas_to_aggregate": 3}).by_samples
 
 
 def test_nothing_is_otherwise_where_nobody_says_it():
-    settings = Settings(ps=1, workers=3, mode="sync")
+    settings = make({"ps": 1, "workers": 3, "mode": "sync"})
     assert (settings.by_samples, settings.per_step, settings.aggregate, settings.mean_batch) == (False, 300, 3, 100)

@@ -6,13 +6,16 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from evener.errors import ConfigError
+from evener.policy.asynchronous import Async
+from evener.policy.bounded import Bounded
 from evener.policy.shares import Plan
+from evener.policy.synchronous import Sync
 
 if TYPE_CHECKING:
     from evener.settings import Settings
 
 #: Modes that know gradients of unequal batches.
-MODES = ("sync", "async", "bounded")
+KNOWN = (Sync, Async, Bounded)
 #: Samples of a batch, at most.
 MOST = 1 << 24
 
@@ -106,9 +109,11 @@ def _check_ways(settings: Settings, option: str) -> None:
             why="they measure workers and share out samples anew; towers have fixed sizes.",
             fix="add --ps 1 --workers W, or say --batch-sizes alone.",
         )
-    if settings.ps and settings.mode not in MODES:
+    if settings.ps and not isinstance(settings.mode, KNOWN):
         raise ConfigError(
-            f"{option} does not go with mode {settings.mode} so far.", fix=f"use one of: {', '.join(MODES)}."
+            f"{option} does not go with mode {settings.mode.name} so far.",
+            why="it counts gradients, whatever their size.",
+            fix=f"use one of: {', '.join(mode.name for mode in KNOWN)}.",
         )
     if settings.batches > 1:
         raise ConfigError(
@@ -137,13 +142,14 @@ def _check_counts(settings: Settings) -> None:
 
 
 def _check_sync(settings: Settings, option: str) -> None:
-    if settings.mode != "sync":
+    mode = settings.mode
+    if not isinstance(mode, Sync):
         return
-    backups = settings.replicas_to_aggregate not in (None, settings.workers)
-    wrong = {"replicas_to_aggregate": backups, "accumulate": settings.accumulate, "elastic": settings.elastic}
+    backups = mode.replicas_to_aggregate not in (None, settings.workers)
+    wrong = {"replicas_to_aggregate": backups, "accumulate": mode.accumulate, "elastic": mode.elastic}
     for name in (name for name, given in wrong.items() if given):
         raise ConfigError(
-            f"{option} does not go with {name}={getattr(settings, name)}.",
+            f"{option} does not go with {name}={getattr(mode, name)}.",
             why="a round is so many samples, whoever computes them: of a slow worker nothing is dropped, and the part "
             "of one who has died is computed by the others.",
             fix=f"leave --{name.replace('_', '-')} out.",

@@ -17,7 +17,7 @@ INTEGERS: dict[str, tuple[int, int]] = {
     "towers": (0, 1024), "pipeline_stages": (1, 256), "batch_quantum": (1, 1 << 20),
 }  # fmt: skip
 OPTIONAL_INTEGERS: dict[str, tuple[int, int]] = {
-    "replicas_to_aggregate": (1, 1 << 20), "staleness": (0, 10**9), "train_steps": (0, 10**15),
+    "train_steps": (0, 10**15),
     "save_checkpoint_steps": (1, 10**15), "eval_every": (1, 10**15), "eval_batch_size": (1, 1 << 24),
     "microbatches": (1, 1 << 24), "resume_step": (0, 10**15), "batches_per_step": (1, 1024),
 }  # fmt: skip

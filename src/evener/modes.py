@@ -3,57 +3,104 @@
 from __future__ import annotations
 
 import difflib
-from typing import TYPE_CHECKING
+from collections.abc import Mapping
+from dataclasses import dataclass, fields
+from typing import Any
 
 from evener.errors import ConfigError
+from evener.policy import MODES
+from evener.policy.asynchronous import Async
+from evener.policy.bounded import Bounded
+from evener.policy.collecting import Rennala, Ringmaster, Softsync
+from evener.policy.gathering import Quorum
+from evener.policy.mode import Mode, Terms
+from evener.policy.synchronous import Sync
 
-if TYPE_CHECKING:
-    from evener.settings import Settings
-
-MODES = ("async", "sync", "bounded")
-
-#: Local steps that a worker may be ahead of the slowest in mode bounded, where nobody says it.
-STALENESS = 4
-
-#: Options that one mode alone reads, and what they say there.
-_BELONG = {
-    "replicas_to_aggregate": ("sync", "it counts the gradients that ps tasks average in one update"),
-    "accumulate": ("sync", "it lets a worker give several of the gradients that ps tasks average in one update"),
-    "elastic": ("sync", "with fewer live workers it lets ps tasks average fewer gradients"),
-    "staleness": ("bounded", "it bounds how far a worker may be ahead of the slowest"),
-}
+__all__ = [
+    "MODES", "Async", "Bounded", "Mode", "Quorum", "Rennala", "Ringmaster", "Softsync", "Sync", "Terms", "mode_of",
+    "options_of_mode",
+]  # fmt: skip
 
 
-def check_mode(settings: Settings) -> None:
-    """Refuse a mode that there is not, and options of a mode that is not chosen: they would change nothing.
+@dataclass(frozen=True, slots=True)
+class Known:
+    """An option, and what each mode that has it says of it."""
+
+    kind: type
+    metavar: str
+    texts: Mapping[str, str]  # by the mode's name
+
+
+def options_of_modes() -> dict[str, Known]:
+    """All options of all modes, by name."""
+    known: dict[str, Known] = {}
+    for name, mode in MODES.items():
+        for entry in fields(mode):  # type: ignore[arg-type]  # a Protocol cannot say that it is a dataclass
+            about = entry.metadata
+            texts = {**known[entry.name].texts} if entry.name in known else {}
+            known[entry.name] = Known(about["kind"], about["metavar"], texts | {name: about["text"]})
+    return known
+
+
+OPTIONS = options_of_modes()
+
+
+def mode_of(mode: Any, given: Mapping[str, Any], *, ps: bool = True) -> Mode:
+    """The mode that options name.
+
+    Args:
+        mode: its name, or the object itself.
+        given: values of `OPTIONS`; None and False say nothing.
+        ps: there are ps tasks, without which no option of a mode means anything.
+
+    Raises:
+        ConfigError: no such mode, an option of another mode, or a value that cannot work.
+    """
+    said = {name: value for name, value in given.items() if value is not None and value is not False}
+    made = type(mode) in MODES.values()
+    name = mode.name if made else mode
+    if not isinstance(name, str) or name not in MODES:
+        near = difflib.get_close_matches(str(name), MODES, n=1)
+        hint = f"did you mean {near[0]!r}?" if near else f"the modes are: {', '.join(MODES)}."
+        raise ConfigError(f"unknown mode {name!r}.", fix=hint)
+    if made and said:
+        option = next(iter(said))
+        raise ConfigError(f"{option} stands beside mode={mode!r}.", fix=f"say it there: {type(mode).__name__}(...).")
+    mine = {entry.name for entry in fields(MODES[name])}  # type: ignore[arg-type]  # as above
+    for option, value in said.items():
+        if not ps:
+            raise _foreign(option, value, "without ps tasks", "--ps P --workers W ")
+        if option not in mine:
+            raise _foreign(option, value, f"in mode {name}", "")
+    return mode if made else MODES[name](**said)
+
+
+def options_of_mode(mode: Mode) -> dict[str, Any]:
+    """What was said of it: values that are not the defaults."""
+    return {
+        entry.name: value
+        for entry in fields(mode)  # type: ignore[arg-type]  # as above
+        if (value := getattr(mode, entry.name)) != entry.default
+    }
+
+
+def check_mode(mode: Mode, *, ps: int, workers: int) -> None:
+    """Refuse a mode that could never take a step, and options that would change nothing.
 
     Raises:
         ConfigError: naming the option, and the mode that it belongs to.
     """
-    if settings.mode not in MODES:
-        near = difflib.get_close_matches(str(settings.mode), MODES, n=1)
-        hint = f"did you mean {near[0]!r}?" if near else f"the modes are: {', '.join(MODES)}."
-        raise ConfigError(f"unknown mode {settings.mode!r}.", fix=hint)
-    for name, (mode, meaning) in _BELONG.items():
-        value = getattr(settings, name)
-        if value is None or value is False or (settings.ps and settings.mode == mode):
-            continue
-        where = f"in mode {settings.mode}" if settings.ps else "without ps tasks"
-        missing = "" if settings.ps else "--ps P --workers W "
-        raise ConfigError(
-            f"{name}={value} means nothing {where}.",
-            why=f"{meaning}: an option of mode {mode}.",
-            fix=f"add {missing}--mode {mode}, or leave --{name.replace('_', '-')} out.",
-        )
-    _check_aggregate(settings)
+    if ps:
+        mode.check(workers)
+        return
+    for option, value in options_of_mode(mode).items():
+        raise _foreign(option, value, "without ps tasks", "--ps P --workers W ")
 
 
-def _check_aggregate(settings: Settings) -> None:
-    aggregate = settings.replicas_to_aggregate
-    if aggregate is not None and aggregate > settings.workers and not settings.accumulate:
-        raise ConfigError(
-            f"sync with replicas_to_aggregate={aggregate} can never take a step with {settings.workers} workers.",
-            why=f"each step averages {aggregate} gradients and each worker gives one.",
-            fix=f"start {aggregate - settings.workers} more, use --replicas-to-aggregate {settings.workers}, "
-            "or let each worker give several gradients with --accumulate.",
-        )
+def _foreign(option: str, value: Any, where: str, missing: str) -> ConfigError:
+    modes, texts = list(OPTIONS[option].texts), list(OPTIONS[option].texts.values())
+    return ConfigError(
+        f"{option}={value} means nothing {where}.",
+        why=f"{texts[0].split(';')[0]}: an option of mode {' and '.join(modes)}.",
+        fix=f"add {missing}--mode {modes[0]}, or leave --{option.replace('_', '-')} out.",
+    )

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from evener.errors import CheckpointError
+from evener.modes import Sync
 from evener.report import AnyReport, Evaluated, Failed, Finished
 from evener.settings import Settings
 
@@ -111,8 +112,7 @@ class Outcome:
         return Result(
             recipe=settings.recipe, mode=settings.way, ps=settings.ps,
             workers=settings.processes,
-            replicas_to_aggregate=settings.aggregate
-            if settings.mode == "sync" and settings.ps and not settings.by_samples else None,
+            replicas_to_aggregate=settings.aggregate if settings.ps and isinstance(settings.mode, Sync) else None,
             global_step=finished.global_step, examples=finished.examples, seconds=seconds,
             steps_per_second=steps / seconds if seconds > 0 else 0.0,
             examples_per_second=finished.examples / seconds if seconds > 0 else 0.0,

@@ -5,7 +5,7 @@ from __future__ import annotations
 import difflib
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field, fields, replace
 from fractions import Fraction
 from typing import Any
 
@@ -21,8 +21,11 @@ from evener.choices import (
 from evener.clipping import check_clipping
 from evener.devices.plan import parse
 from evener.errors import ConfigError
-from evener.modes import STALENESS, check_mode
+from evener.modes import OPTIONS, Async, Mode, Sync, Terms, check_mode, mode_of, options_of_mode
+from evener.policy.events import Policy
+from evener.policy.filling import Filling
 from evener.policy.shares import Plan
+from evener.slow import check_slow
 
 #: Steps of a run whose end a script decides.
 ENDLESS = 2**53 - 1
@@ -46,14 +49,10 @@ class Settings:
     script_args: tuple[str, ...] = ()
 
     # who trains
-    mode: str = "async"
+    mode: Mode = field(default_factory=Async)  # when gradients become an update; see `evener.modes`
     ps: int = 0  # 0: one process, no cluster
     workers: int = 1
     towers: int = 0  # without ps: processes that average the gradients of their whole models; 0, 1: one process
-    replicas_to_aggregate: int | None = None  # sync: gradients averaged in one update; None: as many as workers
-    accumulate: bool = False  # sync: a worker may give several gradients to one update
-    elastic: bool = False  # sync: with fewer live workers, average fewer gradients
-    staleness: int | None = None  # bounded: local steps that a worker may be ahead of the slowest; None: 4
     clip_norm: float | None = None  # of the mean gradient, over the whole model; None: as the recipe says
     clip_value: float | None = None  # of each number of it
     placement: str = "even"
@@ -89,6 +88,7 @@ class Settings:
     eval_batch_size: int | None = None  # samples validated at once; None: as many as are trained on
     seed: int = 0
     typed_recipes: bool = False  # call only what is marked or typed as a recipe: somebody else named it
+    slow: str = ""  # workers to be slower than they are, to try a mode: "worker:1=3x,worker:2=80ms"
     allow_difference: bool = False  # tasks may run other code, or see other data
     threads: int = 1  # PyTorch threads of each task
 
@@ -122,9 +122,10 @@ class Settings:
             if isinstance(getattr(self, name), list):  # as it is written in Python, and as it travels
                 object.__setattr__(self, name, tuple(getattr(self, name)))
         check_numbers(self)
+        object.__setattr__(self, "mode", mode_of(self.mode, {}))
         object.__setattr__(self, "transport", FORMER_TRANSPORTS.get(self.transport, self.transport))
         check_cluster(self)
-        check_mode(self)
+        check_mode(self.mode, ps=self.ps, workers=self.workers)
         check_pipeline(self)
         check_devices(self)
         check_length(self)
@@ -133,25 +134,28 @@ class Settings:
         check_batch_sizes(self, BATCH_SIZE)
         if self.batch_sizes:
             object.__setattr__(self, "batch_size", mean_of(self.batch_sizes))
+        check_slow(self.slow, self.processes)
 
     @property
     def aggregate(self) -> int:
-        """Gradients averaged in one update."""
+        """Gradients averaged in one update; where that differs from update to update, as many as there are workers."""
         if self.ps == 0:
             return max(1, self.towers)
-        if self.mode != "sync" or self.by_samples:  # one worker alone could give all samples of an update
-            return 1
-        return self.replicas_to_aggregate or self.workers
+        return self.terms.gradients or self.workers
+
+    def start(self, version: int) -> Policy:
+        """The policy of a run with ps tasks that goes on from this version."""
+        if self.by_samples and isinstance(self.mode, Sync):
+            return Filling(self.plan.total, version=version)
+        return self.mode.start(version, self.workers, ending=bool(self.script))
 
     @property
-    def recalls(self) -> bool:
-        """Whether rounds end without some workers, so that what those have in hand goes to others."""
-        return self.mode == "sync" and (self.aggregate < self.workers or self.accumulate or self.elastic)
-
-    @property
-    def ahead(self) -> int:
-        """Local steps that a worker may be ahead of the slowest, in mode bounded."""
-        return STALENESS if self.staleness is None else self.staleness
+    def terms(self) -> Terms:
+        """What the mode asks of the workers."""
+        terms = self.mode.terms(self.workers)
+        if self.by_samples and isinstance(self.mode, Sync):  # a round is so many samples, whoever computes them
+            return replace(terms, fewest=1, needs_all=False)
+        return terms
 
     @property
     def processes(self) -> int:
@@ -168,7 +172,7 @@ class Settings:
     def way(self) -> str:
         """How gradients become updates: a mode of ps tasks, or "single", "towers" or "pipeline" without them."""
         if self.ps:
-            return self.mode
+            return self.mode.name
         return "pipeline" if self.pipeline_stages > 1 else "towers" if self.towers > 1 else "single"
 
     def steps(self, samples: int) -> int:
@@ -176,11 +180,24 @@ class Settings:
         if self.script and self.train_steps is None:
             return ENDLESS
         if self.epochs is not None:
+            if self.ends_by_samples:  # an update has at least one gradient, which may be of a single sample
+                return ENDLESS if self.by_samples else self.epochs_in_gradients(samples)
             steps = self.epochs * samples / self.per_step
             return max(
                 1, math.ceil(round(steps, 6))
             )  # 2.2 epochs of 1500 in hundreds are 33 steps, not 33.000000000000004
         return 2000 if self.train_steps is None else self.train_steps
+
+    @property
+    def ends_by_samples(self) -> bool:
+        """Whether no number of updates says when the epochs are over."""
+        unequal = self.terms.gradients is None or (self.by_samples and not isinstance(self.mode, Sync))
+        return self.epochs is not None and bool(self.ps) and unequal
+
+    def epochs_in_gradients(self, samples: int) -> int:
+        """Gradients of the whole run."""
+        assert self.epochs is not None
+        return max(1, math.ceil(round(self.epochs * samples / (self.batch_size * self.batches), 6)))
 
     def steps_per_epoch(self, samples: int) -> Fraction:
         """Updates in one pass over the data, exactly."""
@@ -197,11 +214,6 @@ class Settings:
         return bool(self.batch_sizes) or self.batch_by_speed
 
     @property
-    def ends_by_samples(self) -> bool:
-        """Whether the end of the run is no number of updates, since these are of unequal batches."""
-        return self.by_samples and bool(self.ps) and self.mode != "sync" and self.epochs is not None
-
-    @property
     def plan(self) -> Plan:
         """How samples are shared out, where they are."""
         return plan_of(self)
@@ -214,7 +226,7 @@ class Settings:
     @property
     def per_step(self) -> Fraction:
         """Samples of one update; in the mean, where workers have batches of their own and each is an update."""
-        if self.by_samples and (self.mode == "sync" or not self.ps):
+        if self.by_samples and (isinstance(self.mode, Sync) or not self.ps):
             return Fraction(self.plan.total)
         return self.mean_batch * self.batches_of_update
 
@@ -225,8 +237,11 @@ class Settings:
 
 
 def make(options: Mapping[str, Any]) -> Settings:
-    """Settings from names and values. Raises ConfigError for an unknown name, with the nearest known one."""
-    known = [entry.name for entry in fields(Settings)]
+    """Settings from names and values. Raises ConfigError for an unknown name, with the nearest known one.
+
+    Options of a mode stand beside its name, as on a command line.
+    """
+    known = [*(entry.name for entry in fields(Settings)), *OPTIONS]
     for name in options:
         if name not in known:
             near = difflib.get_close_matches(name, known, n=1)
@@ -234,7 +249,16 @@ def make(options: Mapping[str, Any]) -> Settings:
             raise ConfigError(f"unknown option {name!r}.", fix=hint)
     if isinstance(options.get("place"), str):
         options = {**options, "place": parse(options["place"])}
-    return Settings(**options)
+    own = {name: value for name, value in options.items() if name not in OPTIONS}
+    said = {name: options[name] for name in OPTIONS if name in options}
+    own["mode"] = mode_of(options.get("mode", Async.name), said, ps=bool(options.get("ps")))
+    return Settings(**own)
+
+
+def as_options(settings: Settings) -> dict[str, Any]:
+    """The names and values that `make` makes these settings of, in another process too."""
+    own = {entry.name: getattr(settings, entry.name) for entry in fields(Settings)}
+    return {**own, "mode": settings.mode.name, **options_of_mode(settings.mode)}
 
 
 def check_gpus(settings: Settings, local_workers: int) -> None:

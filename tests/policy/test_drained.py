@@ -6,8 +6,8 @@ import pytest
 from hypothesis import given, settings, strategies as st
 
 from evener.policy.asynchronous import Asynchronous
-from evener.policy.bounded import Bounded
-from evener.policy.events import Apply, Drained, Drop, Joined, Left, Pushed, Refreshed, Release
+from evener.policy.bounded import StaleSynchronous
+from evener.policy.events import Apply, Drained, Drop, Joined, Left, Pushed, Recall, Refreshed, Release
 from evener.policy.synchronous import Synchronous
 
 APART = "its script is at another optimizer than the others"
@@ -35,7 +35,7 @@ def test_sync_who_was_idle_in_a_round_is_fresh_once_it_has_the_newest_parameters
     policy.on(Pushed(0, 0, 1))
     assert "worker 1 is still busy with an older version" in policy.waiting_for()
     assert policy.on(Refreshed(1)) == []
-    assert policy.on(Pushed(1, 1, 2)) == [Apply((2,)), Release(1)]
+    assert policy.on(Pushed(1, 1, 2)) == [Apply((2,)), Recall(0), Release(1)]
 
 
 def test_sync_does_not_wait_for_a_loop_that_has_ended():
@@ -64,7 +64,7 @@ def test_sync_the_few_go_on_to_where_the_others_are():
 
 
 def test_bounded_who_has_no_batch_holds_nobody_back():
-    policy = join(Bounded(0), 0, 1, 2)
+    policy = join(StaleSynchronous(0), 0, 1, 2)
     policy.on(Pushed(0, 0, 1))
     policy.on(Pushed(1, 0, 2))
     assert policy.on(Drained(frozenset({2}))) == [Release(0), Release(1)]

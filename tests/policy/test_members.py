@@ -2,12 +2,8 @@
 
 import pytest
 
-from evener.errors import ConfigError, DuplicateTask, Fenced, ProtocolError
-from evener.policy import policy_for
-from evener.policy.asynchronous import Asynchronous
-from evener.policy.bounded import Bounded
+from evener.errors import DuplicateTask, Fenced, ProtocolError
 from evener.policy.members import Members, Verdict, names
-from evener.policy.synchronous import Synchronous
 
 
 def test_each_life_of_a_worker_gets_the_next_epoch():
@@ -164,28 +160,3 @@ def test_workers_are_named_as_people_do():
     assert names([2, 0]) == "workers 0 and 2"
     assert names(range(8)) == "workers 0, 1, 2, 3, 4, 5, 6 and 7"
     assert names(range(100)) == "workers 0, 1, 2, 3, 4, 5, 6 and 93 more"
-
-
-def settings_of(**changed):
-    return {"replicas_to_aggregate": 3, "accumulate": False, "elastic": True, "staleness": 2, "version": 7} | changed
-
-
-def test_each_mode_makes_its_policy_and_reads_only_its_own_settings():
-    asynchronous = policy_for("async", **settings_of(replicas_to_aggregate=0, staleness=-1))
-    synchronous = policy_for("sync", **settings_of(staleness=-1))
-    bounded = policy_for("bounded", **settings_of(replicas_to_aggregate=0))
-
-    assert isinstance(asynchronous, Asynchronous)
-    assert isinstance(synchronous, Synchronous)
-    assert isinstance(bounded, Bounded)
-    assert [asynchronous.version, synchronous.version, bounded.version] == [7, 7, 7]
-    assert (synchronous.replicas_to_aggregate, synchronous.accumulate, synchronous.elastic) == (3, False, True)
-    assert bounded.staleness == 2
-
-
-def test_an_unknown_mode_is_named_with_the_one_that_was_meant():
-    with pytest.raises(ConfigError, match=r"unknown mode 'asinc'; did you mean 'async'\?"):
-        policy_for("asinc", **settings_of())
-    with pytest.raises(ConfigError, match="unknown mode 'fast'") as refused:
-        policy_for("fast", **settings_of())
-    assert refused.value.fix == "use one of: async, sync, bounded."

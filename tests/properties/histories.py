@@ -11,8 +11,23 @@ from collections import Counter
 from collections.abc import Iterable
 
 from evener.policy.asynchronous import Asynchronous
-from evener.policy.bounded import Bounded
-from evener.policy.events import Apply, Decision, Drop, Event, Joined, Left, Policy, Pushed, Release
+from evener.policy.bounded import StaleSynchronous
+from evener.policy.collecting import Collecting
+from evener.policy.events import (
+    Apply,
+    Decision,
+    Drop,
+    Event,
+    Expired,
+    Joined,
+    Left,
+    Policy,
+    Pushed,
+    Recall,
+    Release,
+    Wait,
+)  # fmt: skip
+from evener.policy.gathering import Gathering
 from evener.policy.synchronous import Synchronous
 
 
@@ -32,6 +47,8 @@ class Game:
         self.waiting: set[int] = set()
         self.clock: dict[int, int] = {}  # live worker -> its pushes, as bounded counts them
         self.undecided: dict[int, tuple[int, int]] = {}  # handle -> (worker, version)
+        self.recalled: set[int] = set()  # workers that compute, and were told that it will be dropped
+        self.timers: list[int] = []  # tokens, the newest last
         self.seen: Counter[str] = Counter()  # what happened how often
         self.most_alive = 0
 
@@ -52,6 +69,7 @@ class Game:
             if worker in self.computing:
                 moves += [self._push(worker)] * 5
             moves += [Left(worker)] if worker in self.live else [Joined(worker)] * 2
+        moves += [Expired(token) for token in self.timers[-2:]]  # an old one may come late
         return moves
 
     def _push(self, worker: int) -> Pushed:
@@ -67,15 +85,26 @@ class Game:
                     self._applied(handles)
                 case Drop(handle, reason):
                     self._dropped(handle, reason)
+                case Recall(worker):
+                    assert self.policy.dooms(self.computing[worker]), f"worker {worker} recalled, and not too late"
+                    assert worker not in self.recalled, f"worker {worker} was recalled twice"
+                    self.recalled.add(worker)
+                    self.seen["recalled"] += 1
                 case Release(worker):
                     self._released(worker)
+                case Wait(token, seconds):
+                    assert seconds > 0, "a wait of no time"
+                    self.timers.append(token)
         self._check_answer(event, decisions, updated=self.version > before)
         self._check_books()
         self._check_waits()
         return decisions
 
     def _note(self, event: Event) -> None:
+        if isinstance(event, Expired):
+            return
         worker = event.worker
+        self.recalled.discard(worker)
         match event:
             case Joined():
                 self.clock[worker] = min(self.clock.values(), default=0)
@@ -104,20 +133,36 @@ class Game:
             assert self.policy.accumulate or len(set(givers)) == len(givers), "two gradients of one worker in an update"
             assert set(givers) <= self.live, "an update with the gradient of a worker that left"
             assert list(handles) == sorted(handles), "handles not in order of arrival"
+        elif isinstance(self.policy, Collecting | Gathering):
+            self._collected(handles)
         else:
-            assert len(handles) == 1, "an update of several gradients outside sync"
+            assert len(handles) == 1, "an update of several gradients where each is one"
         for handle in handles:
             del self.undecided[handle]
         self.seen["applied"] += len(handles)
         self.version += 1
 
+    def _collected(self, handles: tuple[int, ...]) -> None:
+        origins = [self.undecided[handle] for handle in handles]
+        givers = {worker for worker, _ in origins}
+        assert list(handles) == sorted(handles), "handles not in order of arrival"
+        assert givers <= self.live, "an update with the gradient of a worker that left"
+        delays = [self.version - version for _, version in origins]
+        assert max(delays) < self.policy.delay, f"applied {max(delays)} updates late, the limit is {self.policy.delay}"
+        if isinstance(self.policy, Gathering):
+            assert self._needed() <= len(handles) <= len(self.live), f"an update of {len(handles)} gradients"
+            assert len(givers) == len(handles), "two gradients of one worker in an update"
+        else:
+            assert len(handles) == self._needed(), f"an update of {len(handles)} gradients, {self._needed()} are needed"
+
     def _dropped(self, handle: int, reason: str) -> None:
-        assert isinstance(self.policy, Synchronous), "only sync drops gradients"
+        assert isinstance(self.policy, Synchronous | Collecting | Gathering), "this mode drops no gradients"
         assert handle in self.undecided, f"gradient {handle} was decided before, or never pushed"
         assert reason, "a drop without a reason"
         worker, version = self.undecided.pop(handle)
-        kind = "stale" if version < self.version else "orphan"
-        assert kind == "stale" or worker not in self.live, "a fresh gradient of a live worker was dropped"
+        kind = "orphan" if worker not in self.live else "stale"
+        allowed = getattr(self.policy, "delay", 1)
+        assert kind == "orphan" or self.version - version >= allowed, "a young gradient of a live worker was dropped"
         self.seen[kind] += 1
 
     def _released(self, worker: int) -> None:
@@ -125,7 +170,7 @@ class Game:
         self.waiting.remove(worker)
         self.computing[worker] = self.version
         self.seen["released"] += 1
-        if isinstance(self.policy, Bounded):
+        if isinstance(self.policy, StaleSynchronous):
             ahead = self.clock[worker] - min(self.clock.values())
             assert ahead <= self.policy.staleness, f"released {ahead} ahead, the bound is {self.policy.staleness}"
 
@@ -137,7 +182,16 @@ class Game:
             assert self.computing[worker] == self.version, "a release before the update of the same answer"
         if isinstance(event, Pushed) and isinstance(self.policy, Asynchronous):
             assert decisions == [Apply((event.handle,)), Release(event.worker)], "async did not apply and release"
-        if updated and isinstance(self.policy, Synchronous):
+        kinds = [type(decision) for decision in decisions]
+        assert kinds.count(Apply) <= 1, "one event gave two updates"
+        ranks = [(Drop, Apply, Recall, Release, Wait).index(kind) for kind in kinds]
+        assert ranks == sorted(ranks), f"decisions out of order: {kinds}"
+        recalled = [decision.worker for decision in decisions if isinstance(decision, Recall)]
+        assert recalled == sorted(recalled), "recalls not in order of worker index"
+        for worker, version in self.computing.items():
+            doomed = worker in self.recalled
+            assert doomed == self.policy.dooms(version), f"worker {worker} is too late, and was not recalled"
+        if updated and isinstance(self.policy, Synchronous | Gathering):
             assert not self.waiting, "an update left a worker waiting"
         elif isinstance(self.policy, Synchronous) and self.policy.accumulate and released and not dropped:
             assert self._leases() <= self.policy.replicas_to_aggregate, "a release for a gradient that nobody needs"
@@ -150,22 +204,22 @@ class Game:
         assert self.policy.version == self.version, "version is not the number of updates"
         decided = self.seen["applied"] + self.seen["stale"] + self.seen["orphan"]
         assert decided + len(self.undecided) == self.seen["push"], "a gradient is in no book"
-        if not isinstance(self.policy, Synchronous):
+        if isinstance(self.policy, Asynchronous | StaleSynchronous):
             assert not self.undecided, "a push was neither applied nor dropped"
         for worker, version in self.undecided.values():
-            assert version == self.version, "a stale gradient is still held"
+            assert self.version - version < getattr(self.policy, "delay", 1), "a stale gradient is still held"
             assert worker in self.live, "a gradient of a worker that left is still held"
 
     def _check_waits(self) -> None:
         """A worker waits only for a reason, and the reason is told."""
         match self.policy:
-            case Asynchronous():
-                assert not self.waiting, "async lets a worker wait"
-            case Bounded(staleness=staleness):
+            case Asynchronous() | Collecting():
+                assert not self.waiting, "a worker waits where nobody has to"
+            case StaleSynchronous(staleness=staleness):
                 for worker in self.waiting:
                     ahead = self.clock[worker] - min(self.clock.values())
                     assert ahead > staleness, f"worker {worker} waits within the bound"
-            case Synchronous(accumulate=False):
+            case Synchronous(accumulate=False) | Gathering():
                 givers = {worker for worker, _ in self.undecided.values()}
                 assert self.waiting == givers, "a worker waits whose gradient is not held"
             case Synchronous(replicas_to_aggregate=aggregate):
@@ -183,7 +237,12 @@ class Game:
         for _ in range(limit if self._enough() else 0):
             if self.version > start:
                 return
+            if not self.computing:
+                self.tell(Expired(self.timers[-1]))  # all others have left since
+                continue
             self.tell(self._push(next(iter(self.computing))))
+            if self.version == start and self.timers and isinstance(self.policy, Gathering):
+                self.tell(Expired(self.timers[-1]))
         assert self.version > start or not self._enough(), f"no update within {limit} pushes"
 
     def _needed(self) -> int:
@@ -192,8 +251,15 @@ class Game:
                 return max(1, min(aggregate, len(self.live)))
             case Synchronous(replicas_to_aggregate=aggregate):
                 return aggregate
+            case Collecting(gradients=gradients):
+                return gradients
+            case Gathering(quorum=quorum, elastic=elastic):
+                return max(1, min(quorum, len(self.live))) if elastic else quorum
         return 1
 
     def _enough(self) -> bool:
-        needs = 1 if isinstance(self.policy, Synchronous) and self.policy.accumulate else self._needed()
+        several = isinstance(self.policy, Collecting) or (
+            isinstance(self.policy, Synchronous) and self.policy.accumulate
+        )
+        needs = 1 if several else self._needed()
         return len(self.live) >= needs

@@ -8,7 +8,7 @@ import histories
 import pytest
 
 from evener.policy.asynchronous import Asynchronous
-from evener.policy.bounded import Bounded
+from evener.policy.bounded import StaleSynchronous
 from evener.policy.events import Drop, Joined, Left, Pushed, Release
 from evener.policy.synchronous import Synchronous
 
@@ -118,7 +118,7 @@ class ShrinksTooLate(Synchronous):
         return decisions
 
 
-class IgnoresALeft(Bounded):
+class IgnoresALeft(StaleSynchronous):
     """Waits for ever for a worker that left."""
 
     def on(self, event):
@@ -129,7 +129,7 @@ class IgnoresALeft(Bounded):
         return super().on(event)
 
 
-class OneStepTooFar(Bounded):
+class OneStepTooFar(StaleSynchronous):
     """Releases at staleness + 1."""
 
     def _release(self, candidates):
@@ -137,7 +137,7 @@ class OneStepTooFar(Bounded):
         return [Release(worker) for worker in sorted(candidates)]
 
 
-class JoinsAtZero(Bounded):
+class JoinsAtZero(StaleSynchronous):
     """Starts the clock of a late joiner at zero, so that all others stop until it has caught up."""
 
     def on(self, event):
@@ -149,7 +149,7 @@ class JoinsAtZero(Bounded):
         return decisions
 
 
-class ForgetsTheSlowest(Bounded):
+class ForgetsTheSlowest(StaleSynchronous):
     """Compares with the crowd, not with the slowest."""
 
     def _find_slowest(self):

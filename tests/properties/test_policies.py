@@ -1,5 +1,6 @@
 """One contract for all policies: thousands of legal histories, the promises of `histories` after every answer."""
 
+import math
 import os
 from random import Random
 
@@ -8,7 +9,10 @@ from histories import Game, play
 from hypothesis import given, settings, strategies as st
 
 from evener.policy.asynchronous import Asynchronous
-from evener.policy.bounded import Bounded
+from evener.policy.bounded import StaleSynchronous
+from evener.policy.collecting import Collecting
+from evener.policy.events import Drop
+from evener.policy.gathering import Gathering
 from evener.policy.synchronous import Synchronous
 
 # Derandomized: a failure belongs to the change that made it, never to the day. `make check` sets QUICK.
@@ -27,7 +31,7 @@ def test_async_keeps_its_promises(history, workers):
 @contract
 @given(choices, crowds, st.integers(0, 4))
 def test_bounded_keeps_its_promises(history, workers, staleness):
-    play(Bounded(staleness), history, workers=workers)
+    play(StaleSynchronous(staleness), history, workers=workers)
 
 
 @pytest.mark.parametrize("elastic", [False, True])
@@ -38,10 +42,68 @@ def test_sync_keeps_its_promises(history, workers, aggregate, accumulate, elasti
     play(Synchronous(aggregate, accumulate=accumulate, elastic=elastic), history, workers=workers)
 
 
+@contract
+@given(choices, crowds, st.integers(1, 8), st.one_of(st.integers(1, 9), st.just(math.inf)))
+def test_collecting_keeps_its_promises(history, workers, gradients, delay):
+    play(Collecting(gradients, delay), history, workers=workers)
+
+
+@pytest.mark.parametrize("elastic", [False, True])
+@contract
+@given(choices, crowds, st.integers(1, 6), st.sampled_from([0.0, 0.5]), st.integers(1, 4))
+def test_quorum_keeps_its_promises(elastic, history, workers, needed, grace, delay):
+    play(Gathering(needed, grace, delay, elastic=elastic), history, workers=workers)
+
+
+@contract
+@given(choices, crowds)
+def test_one_gradient_however_old_is_async(history, workers):
+    """The same events, the same decisions."""
+    game = Game(Asynchronous(), workers)
+    other = Collecting(1, math.inf)
+    answer = game.policy.on
+
+    def both(event):
+        decisions = answer(event)
+        assert other.on(event) == decisions
+        return decisions
+
+    game.policy.on = both
+    game.play(history)
+
+
+@contract
+@given(choices, crowds, st.integers(1, 6))
+def test_a_quorum_without_grace_that_takes_nothing_late_is_sync_with_backups(history, workers, needed):
+    game = Game(Synchronous(needed), workers)
+    other = Gathering(needed, 0.0, 1)
+    answer = game.policy.on
+
+    def both(event):
+        decisions = answer(event)
+        theirs = other.on(event)
+        assert [one for one in theirs if not isinstance(one, Drop)] == [
+            one for one in decisions if not isinstance(one, Drop)
+        ]
+        assert [one.handle for one in theirs if isinstance(one, Drop)] == [
+            one.handle for one in decisions if isinstance(one, Drop)
+        ]
+        return decisions
+
+    game.policy.on = both
+    game.play(history)
+
+
 @pytest.mark.parametrize(
     "make",
-    [lambda: Asynchronous(7), lambda: Bounded(1, version=7), lambda: Synchronous(2, version=7)],
-    ids=["async", "bounded", "sync"],
+    [
+        lambda: Asynchronous(7),
+        lambda: StaleSynchronous(1, version=7),
+        lambda: Synchronous(2, version=7),
+        lambda: Collecting(3, 2, version=7),
+        lambda: Gathering(2, 0.5, 2, version=7),
+    ],
+    ids=["async", "bounded", "sync", "collecting", "quorum"],
 )
 def test_a_resumed_policy_counts_on_from_its_version(make):
     for seed in range(20):
@@ -52,8 +114,15 @@ def test_a_resumed_policy_counts_on_from_its_version(make):
 
 @pytest.mark.parametrize(
     "make",
-    [Asynchronous, lambda: Bounded(2), lambda: Synchronous(2), lambda: Synchronous(3, accumulate=True, elastic=True)],
-    ids=["async", "bounded", "sync", "sync accumulating"],
+    [
+        Asynchronous,
+        lambda: StaleSynchronous(2),
+        lambda: Synchronous(2),
+        lambda: Synchronous(3, accumulate=True, elastic=True),
+        lambda: Collecting(3, 2),
+        lambda: Gathering(2, 0.5, 2),
+    ],
+    ids=["async", "bounded", "sync", "sync accumulating", "collecting", "quorum"],
 )
 def test_the_same_events_give_the_same_decisions(make):
     told = []

@@ -36,7 +36,7 @@ from evener.server.serve import once
 from evener.server.shard import Shard
 from evener.session.hooks import Hook
 from evener.session.session import Session
-from evener.settings import Settings
+from evener.settings import Settings, make
 from evener.state.checkpoint import Store, load
 from evener.state.manifest import in_unit
 from evener.state.saver import Saver, Schedule
@@ -157,7 +157,7 @@ class Cluster:
         **options: object,
     ) -> None:
         everything: dict = {"ps": 1, "workers": 2, "save_checkpoint_secs": None, "logdir": str(directory)} | options
-        settings = Settings(**everything)
+        settings = make(everything)
         self.recipe, self.settings = recipe, settings if settings.script else settled(settings, recipe)
         self.clock, self.disk = Clock(), Disk()
         self.reports: list[AnyReport] = []
@@ -197,7 +197,7 @@ class Cluster:
             saver.resumed(restored[0].step, str(store.path(restored[0].step)))
             manifest = in_unit(restored[0], settings.batch_size, by_samples=settings.by_samples)
             restored = (manifest, restored[1])
-        mode = settings.mode + (SEVERAL if settings.batches > 1 else "")
+        mode = settings.mode.name + (SEVERAL if settings.batches > 1 else "")
         about = Begin(generation=self.generation, mode=mode, batch_size=settings.batch_size)
         ledger = Ledger(path_of(Path(settings.logdir)), about)
         setup = Setup(
@@ -584,7 +584,7 @@ def one_process(
 ) -> tuple[Session, Clock, list[AnyReport]]:
     """A session that trains alone, put together as `evener train` does, with virtual time."""
     everything: dict = {"save_checkpoint_secs": None, "logdir": str(directory)} | options
-    settings, clock, reports = Settings(**everything), clock or Clock(), []
+    settings, clock, reports = make(everything), clock or Clock(), []
     built = build(settings, recipe)
     recipe = built.recipe
     settings, data, batches = data_of(recipe, settings)

@@ -100,6 +100,11 @@ MODES = [
     {"mode": "sync", "elastic": True},
     {"mode": "sync", "backup": True},
     {"mode": "sync", "accumulate": True},
+    {"mode": "rennala", "gradients_per_update": 3},
+    {"mode": "ringmaster", "max_delay": 2},
+    {"mode": "softsync", "gradients_per_update": 2},
+    {"mode": "quorum"},
+    {"mode": "quorum", "max_delay": 1, "linger": 0.5},
 ]
 
 
@@ -118,6 +123,7 @@ def test_every_batch_of_every_epoch_is_applied_once_or_closed(
         options["replicas_to_aggregate"] = max(1, workers - 1)
     if options.get("accumulate"):
         options["replicas_to_aggregate"] = workers + 1
+    if options.get("accumulate") or options["mode"] in ("rennala", "softsync", "quorum"):
         script["optimizers"] = 1
     directory = tmp_path / str(next(directories))
     with Cluster(

@@ -321,7 +321,7 @@ def test_in_async_every_sample_counts_alike(tmp_path):
 def test_without_rounds_an_epoch_ends_by_samples(tmp_path, mode, ps):
     with cluster_of(recipe_of(), tmp_path, mode=mode, ps=ps, train_steps=None, epochs=2) as cluster:
         workers = trained(cluster, chance=Random(1))
-        assert {worker.turn.stop for worker in workers} == {"reached 2 epochs"}
+        assert {worker.turn.stop for worker in workers} == {"all batches of 2 epochs are applied"}
         finished(workers)
     judged = account(tmp_path)
     assert judged.clean and judged.examples == 200 and judged.epochs == 2 and not judged.unapplied, str(judged)

@@ -16,6 +16,7 @@ from torch import nn
 from evener.data.batches import Batches
 from evener.data.dataset import Tensors
 from evener.errors import SessionError
+from evener.modes import Bounded, Sync
 from evener.recipes.recipe import Recipe
 from evener.report import Evaluated, Line
 from evener.session.hooks import Hook
@@ -233,7 +234,7 @@ def test_rates_begin_with_the_first_step(tmp_path):
 
 
 def test_an_update_of_several_gradients_counts_the_examples_of_all(tmp_path):
-    train(tmp_path, settings=Settings(mode="sync", ps=1, workers=4, batch_size=8, replicas_to_aggregate=3))
+    train(tmp_path, settings=Settings(mode=Sync(replicas_to_aggregate=3), ps=1, workers=4, batch_size=8))
     assert {event.value for event in read(tmp_path).Scalars("examples_per_second")} == {96 * 3}
 
 
@@ -356,7 +357,7 @@ def test_hyperparameters_are_numbers_and_texts_beside_the_metrics_of_the_end(tmp
 
 
 def test_the_recipes_defaults_are_hyperparameters_too(tmp_path):
-    settings = Settings(recipe="mnist", mode="bounded", ps=1, workers=2, staleness=7, recipe_options={"hidden": 20})
+    settings = Settings(recipe="mnist", mode=Bounded(staleness=7), ps=1, workers=2, recipe_options={"hidden": 20})
     train(tmp_path, steps=1, settings=settings)
     values, _, _ = hyperparameters(read(tmp_path))
     assert (values["hidden"], values["decay"], values["optimizer"]) == (20, 0.99, "sgd")

@@ -149,7 +149,11 @@ def test_without_rounds_an_epoch_ends_by_samples(mode, recipe, tmp_path, capfd):
                    plan="worker:1/worker.computing@9=kill")  # fmt: skip
 
     account = clean(capfd, tmp_path / "ps")
-    assert (account["examples"], account["epochs"], account["ended"]) == (700, 7, "reached 7 epochs"), done.text
+    assert (account["examples"], account["epochs"], account["ended"]) == (
+        700,
+        7,
+        "all batches of 7 epochs are applied",
+    ), done.text
 
 
 @pytest.mark.parametrize(

@@ -19,7 +19,7 @@ from evener.ledger import Ledger
 from evener.recipes.recipe import Recipe
 from evener.session.hooks import Hook
 from evener.session.session import Session
-from evener.settings import Settings
+from evener.settings import make
 from evener.state.checkpoint import Store
 from evener.state.saver import NoSaver, Saver, Schedule
 from evener.state.state import State
@@ -111,7 +111,7 @@ def towers(
 ) -> list[Session]:
     """The sessions of so many towers, put together as `evener train --towers` does; `run` lets them train."""
     everything: dict = {"save_checkpoint_secs": None, "logdir": str(directory), "towers": count} | options
-    settings, meeting, reports = Settings(**everything), Meeting(count), [] if reports is None else reports
+    settings, meeting, reports = make(everything), Meeting(count), [] if reports is None else reports
     store = Store(Path(settings.logdir) / "checkpoints")
     restored = store.newest()
     found = []

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from evener import errors
+from evener.modes import OPTIONS
 from evener.settings import Settings
 
 if TYPE_CHECKING:
@@ -28,7 +29,7 @@ def recipe_options(args: argparse.Namespace) -> dict[str, Any]:
 
 def settings_options(args: argparse.Namespace, *, recipe: bool = True) -> dict[str, Any]:
     """What the command line says of the run; `recipe`: it trains one, which has options of its own."""
-    known = Settings.__dataclass_fields__.keys() - {"recipe", "script", "script_args"}
+    known = Settings.__dataclass_fields__.keys() - {"recipe", "script", "script_args"} | OPTIONS.keys()
     options = {name: value for name, value in vars(args).items() if name in known and value is not None}
     return {**options, "recipe_options": recipe_options(args)} if recipe else options
 

@@ -7,7 +7,7 @@ import difflib
 
 from evener import errors
 from evener.choices import ON_NAN, PIPELINE_SCHEDULES, TRANSPORTS
-from evener.modes import MODES
+from evener.modes import MODES, OPTIONS
 from evener.wire.layout import PLACEMENTS
 
 
@@ -66,18 +66,21 @@ def add_training_options(train: argparse.ArgumentParser) -> None:
 
 def add_mode_options(train: argparse.ArgumentParser) -> None:
     add = train.add_argument_group("when gradients become an update").add_argument
-    add("--mode", metavar="|".join(MODES), help="when gradients become an update; default async")
-    add(
-        "--replicas-to-aggregate",
-        type=int,
-        metavar="R",
-        help="sync: gradients averaged in one update; default: workers",
-    )
-    add("--accumulate", action="store_true", default=None, help="sync: let a worker give several of the R gradients")
-    add("--elastic", action="store_true", default=None, help="sync: with fewer live workers, average fewer gradients")
-    add("--staleness", type=int, metavar="S", help="bounded: local steps ahead of the slowest worker; default 4")
+    modes = "; ".join(f"{name}: {mode.about}" for name, mode in MODES.items())
+    add("--mode", metavar="|".join(MODES), help=f"default async. {modes}")
+    for name, known in OPTIONS.items():
+        said = "; ".join(f"{mode}: {text}" for mode, text in known.texts.items())
+        flag = "--" + name.replace("_", "-")
+        if known.kind is bool:
+            add(flag, action="store_true", default=None, help=said)
+        else:
+            add(flag, type=known.kind, metavar=known.metavar, help=said)
     add("--clip-norm", type=float, metavar="X", help="scale the mean gradient of the whole model down to this 2-norm")
     add("--clip-value", type=float, metavar="X", help="keep each number of the mean gradient between -X and X")
+    text = (
+        "to try a mode: let workers sleep after each batch, as worker:1=3x,worker:2=80ms,worker:3=lognormal(80ms,0.5)"
+    )
+    add("--slow", metavar="WORKER=HOW,...", help=text)
     add("--placement", metavar="|".join(PLACEMENTS), help="of parameters on several ps tasks; default even")
 
 

@@ -46,7 +46,7 @@ def be_task(  # noqa: PLR0913 - what a command line can say
     made = script_settings(program[0], program[1:], asked) if program else settings_of(recipe, asked)[0]
     settings = keyed(made, found.cluster.ps)
     make_logdir(Path(settings.logdir), settings.resume_step if str(found.task) == "ps:0" else None)
-    title = f"{settings.recipe}: {found.task}, {settings.mode}, logs in {seen_from(start, settings.logdir)}"
+    title = f"{settings.recipe}: {found.task}, {settings.mode.name}, logs in {seen_from(start, settings.logdir)}"
     outcome = Outcome()
     with shown(stream, tasks=[str(found.task)], title=title) as view:
 

@@ -10,7 +10,7 @@ from __future__ import annotations
 import secrets
 import signal
 from collections.abc import Callable
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 
 from evener.control.control import Addresses, Assignment, Stop
 from evener.control.interrupts import Interrupts, collected
@@ -20,7 +20,7 @@ from evener.errors import Preempted, RunFailed
 from evener.launch.fate import Again, Budget, Ended, Fails, Standing, Without, fate
 from evener.launch.starters.process import Processes, Running, Starter
 from evener.report import AnyReport, Failed, Leaves, Line, Progress, Published
-from evener.settings import Settings
+from evener.settings import Settings, as_options
 from evener.transport.channel import wait
 from evener.view.texts import failure_block
 
@@ -140,7 +140,7 @@ class LocalRun:
     def _start(self, task: Task) -> None:
         task.lives += 1
         task.born, task.reached = self._clock(), self._reached
-        assignment = Assignment(task.job, task.index, asdict(self._settings), self._run, task.lives)
+        assignment = Assignment(task.job, task.index, as_options(self._settings), self._run, task.lives)
         if task.running is not None:
             task.running.close()
         task.running = self._starter.start(assignment)
@@ -260,8 +260,7 @@ class LocalRun:
         if not settings.ps:
             return False
         alive = sum(task.job == "worker" and not task.over for task in self.tasks if task is not dead)
-        needed = settings.aggregate if settings.mode == "sync" and not settings.elastic else 1
-        return alive >= (1 if settings.accumulate else needed)
+        return alive >= settings.terms.fewest
 
     # --- ending
 

@@ -30,6 +30,7 @@ from evener.loop.schedulers import Schedulers
 from evener.loop.serving import serve
 from evener.loop.sinks import Sink, Sinks
 from evener.report import Line, Status
+from evener.slow import slowed
 from evener.task.build import Built
 from evener.task.script import Joining, Over
 from evener.weights import write
@@ -161,8 +162,9 @@ class Loop:
         supply = Supply(length_of(loader), loader.batch_size or 1) if loader is not None else Supply()
         owner = self._owner = self._owned(parts, built, supply)
         passes = self._passes = self._keeper.passes = Passes(
-            owner, supply, heard=self._keeper.hear, begun=self._begin_pass, unused=self._forget_gradients
-        )
+            owner, supply, heard=self._keeper.hear, begun=self._begin_pass, unused=self._forget_gradients,
+            slow=slowed(settings.slow, self.worker, settings.seed),
+        )  # fmt: skip
         self._frozen = None if isinstance(owner, Alone) else Frozen(parts, built.layout)
         shared = self._shared(loader, passes) if loader is not None else None
         passes.first()

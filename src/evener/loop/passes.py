@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
@@ -10,6 +11,7 @@ from evener.errors import TaskFailed
 from evener.loop.hand import Hand
 from evener.loop.here import Here
 from evener.loop.owner import Owner, Step, Supply
+from evener.slow import Slowed
 from evener.task.script import Over
 from evener.worker.exchange.exchange import Turn
 
@@ -25,9 +27,10 @@ class Passes:
         heard: gets what the chief's program keeps, where a turn brings it.
         begun: called when a pass begins; `anew`: those before it were left out.
         unused: called before batches are named that no step has used.
+        slow: `--slow` of this worker, which sleeps before its steps.
     """
 
-    def __init__(
+    def __init__(  # noqa: PLR0913 - what it asks and whom it tells, each once
         self,
         owner: Owner,
         supply: Supply,
@@ -35,8 +38,11 @@ class Passes:
         heard: Callable[[bytes], None],
         begun: Callable[[bool], None],
         unused: Callable[[], None],
+        slow: Slowed | None = None,
+        sleep: Callable[[float], None] = time.sleep,
     ) -> None:
         self._owner, self.supply = owner, supply
+        self._slow, self._sleep = slow or Slowed(None, 0), sleep
         self._heard, self._begun, self._unused = heard, begun, unused
         self.hand = Hand()
         self.ahead = 1
@@ -74,6 +80,9 @@ class Passes:
         self.counted = self.turn.version
 
     def step(self, step: Step) -> Any:
+        if extra := self._slow.longer(step.seconds, max(1, len(step.leases))):
+            self._sleep(extra)
+            step = replace(step, seconds=step.seconds + extra)
         result, turn = self._owner.step(step)
         self._hear(turn)
         self.moved = max(0, turn.version - self.counted)  # also those made while this worker waited for a batch

@@ -2,7 +2,31 @@
 
 from __future__ import annotations
 
-from evener.policy.events import Apply, Decision, Drained, Event, Joined, Left, Pushed, Refreshed, Release
+from dataclasses import dataclass
+from typing import ClassVar
+
+from evener.policy.events import Apply, Decision, Drained, Event, Expired, Joined, Left, Pushed, Refreshed, Release
+from evener.policy.mode import Terms
+
+
+@dataclass(frozen=True, slots=True)
+class Async:
+    """Every gradient is an update, and nobody waits."""
+
+    name: ClassVar[str] = "async"
+    about: ClassVar[str] = "every gradient is applied as it comes; nobody waits"
+
+    def check(self, workers: int) -> None:
+        """Any number of workers will do."""
+
+    def terms(self, workers: int) -> Terms:
+        return Terms()
+
+    def start(self, version: int, workers: int, *, ending: bool = False) -> Asynchronous:
+        return Asynchronous(version)
+
+    def told(self, workers: int, batch_size: int) -> list[str]:
+        return []
 
 
 class Asynchronous:
@@ -38,8 +62,12 @@ class Asynchronous:
                 assert worker in self._live, f"worker {worker} left but was not here"
                 self._live.remove(worker)
                 return []
-            case Refreshed() | Drained():
+            case Refreshed() | Drained() | Expired():
                 return []
+
+    def dooms(self, version: int) -> bool:
+        """No gradient is too old."""
+        return False
 
     def waiting_for(self) -> str:
         """Nothing is ever awaited: the next push is the next update."""

@@ -3,13 +3,44 @@
 from __future__ import annotations
 
 from collections import Counter
+from dataclasses import dataclass
+from typing import ClassVar
 
-from evener.errors import ConfigError
-from evener.policy.events import Apply, Decision, Drained, Event, Joined, Left, Pushed, Refreshed, Release
+from evener.policy.events import Apply, Decision, Drained, Event, Expired, Joined, Left, Pushed, Refreshed, Release
 from evener.policy.members import names
+from evener.policy.mode import Terms, check_options, option
 
 
+@dataclass(frozen=True, slots=True)
 class Bounded:
+    """Async in which nobody runs too far ahead: it evens out jitter, and is no cure for workers that differ for good.
+
+    Raises:
+        ConfigError: an option that cannot work.
+    """
+
+    name: ClassVar[str] = "bounded"
+    about: ClassVar[str] = "async, but nobody runs more than --staleness local steps ahead of the slowest"
+
+    staleness: int = option(4, "local steps ahead of the slowest worker; default 4", metavar="S")
+
+    def __post_init__(self) -> None:
+        check_options(self)
+
+    def check(self, workers: int) -> None:
+        """Any number of workers will do."""
+
+    def terms(self, workers: int) -> Terms:
+        return Terms()
+
+    def start(self, version: int, workers: int, *, ending: bool = False) -> StaleSynchronous:
+        return StaleSynchronous(self.staleness, version=version)
+
+    def told(self, workers: int, batch_size: int) -> list[str]:
+        return []
+
+
+class StaleSynchronous:
     """Apply every push at once; let no worker run more than `staleness` local steps ahead of the slowest live one.
 
     Each worker has a clock, the count of its pushes. Between `Asynchronous` (no bound) and lockstep (staleness 0) this
@@ -19,18 +50,9 @@ class Bounded:
     Args:
         staleness: local steps that a worker may be ahead, at least 0.
         version: updates decided before this run began, as a checkpoint tells.
-
-    Raises:
-        ConfigError: staleness is not an integer, or below 0.
     """
 
     def __init__(self, staleness: int, *, version: int = 0) -> None:
-        if type(staleness) is not int or staleness < 0:  # True is an int to isinstance, and a slip of the pen here
-            raise ConfigError(
-                f"staleness must be an integer >= 0, got {staleness!r}.",
-                why="it counts the local steps that a worker may be ahead of the slowest one.",
-                fix="use 0 for lockstep, about 3 to even out jitter, or mode async for no bound.",
-            )
         self.staleness = staleness
         self.version = version
         self._clock: dict[int, int] = {}  # of live workers
@@ -57,10 +79,14 @@ class Bounded:
                 self._remove_clock(worker)
                 self._waiting.discard(worker)
                 return self._release(self._waiting) if self._find_slowest() else []
-            case Refreshed():
+            case Refreshed() | Expired():
                 return []
             case Drained(idle):
                 return self._overtake(idle)
+
+    def dooms(self, version: int) -> bool:
+        """No gradient is too old: its worker waited before it could be."""
+        return False
 
     def waiting_for(self) -> str:
         """Name the blocked workers and the slowest ones that they wait for; empty while nobody is blocked."""

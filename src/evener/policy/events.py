@@ -26,7 +26,7 @@ class Pushed:
     version: int
     handle: int
     group: int = 0  # which of several optimizers it is for: an update is of one of them
-    samples: int = 0  # of the gradient
+    samples: int = 0  # that it is of
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,6 +52,13 @@ class Drained:
 
 
 @dataclass(frozen=True, slots=True)
+class Expired:
+    """The time that a `Wait` asked for is over."""
+
+    token: int
+
+
+@dataclass(frozen=True, slots=True)
 class Apply:
     """Average these gradients and take one optimizer step; the version moves by one."""
 
@@ -73,18 +80,41 @@ class Release:
     worker: int
 
 
-Event = Joined | Pushed | Left | Refreshed | Drained
-Decision = Apply | Drop | Release
+@dataclass(frozen=True, slots=True)
+class Recall:
+    """What this worker computes now will be dropped for certain: its batches go to others at once."""
+
+    worker: int
+
+
+@dataclass(frozen=True, slots=True)
+class Wait:
+    """Tell me by `Expired` when so much time is over. Only the newest token counts."""
+
+    token: int
+    seconds: float
+
+
+Event = Joined | Pushed | Left | Refreshed | Drained | Expired
+Decision = Apply | Drop | Release | Recall | Wait
 
 
 class Policy(Protocol):
-    """The object that decides a mode."""
+    """The object that decides a mode.
+
+    One event never gives two `Apply`. Order of decisions: `Drop`, `Apply`, `Drop` of what the update made worthless,
+    `Recall` and `Release`, ascending by worker, `Wait`.
+    """
 
     #: Updates decided so far; a gradient's staleness is this number at its `Apply` minus its own version.
     version: int
 
     def on(self, event: Event) -> list[Decision]:
         """Answer one event. Decisions are to be carried out in the order given."""
+        ...
+
+    def dooms(self, version: int) -> bool:
+        """Whether a gradient computed on the parameters of this version will be dropped for its age."""
         ...
 
     def waiting_for(self) -> str:

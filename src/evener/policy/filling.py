@@ -3,7 +3,19 @@
 from __future__ import annotations
 
 from evener.errors import ConfigError
-from evener.policy.events import Apply, Decision, Drained, Drop, Event, Joined, Left, Pushed, Refreshed, Release
+from evener.policy.events import (
+    Apply,
+    Decision,
+    Drained,
+    Drop,
+    Event,
+    Expired,
+    Joined,
+    Left,
+    Pushed,
+    Refreshed,
+    Release,
+)
 from evener.policy.members import names
 
 
@@ -57,8 +69,12 @@ class Filling:
                 return [*self._update(), Release(worker)]
             case Left(worker):
                 return self._leave(worker)
-            case Refreshed() | Drained():
+            case Refreshed() | Drained() | Expired():
                 return []
+
+    def dooms(self, version: int) -> bool:
+        """Whether the round of this version is over."""
+        return version < self.version
 
     def waiting_for(self) -> str:
         """Say how many samples the next update lacks, and who is here to compute them."""

@@ -144,6 +144,15 @@ class Lives:
     def stage(self, worker: int) -> Stage:
         return self._lives[worker].stage if worker in self._lives else Stage.GONE
 
+    def times(self) -> dict[int, list[float]]:
+        """Seconds of the last leases of each worker that lives."""
+        return {worker: list(self._took.get(worker, ())) for worker in self._lives}
+
+    def lease(self, worker: int) -> int:
+        """What it computes; -1: nothing."""
+        life = self._lives[worker]
+        return life.lease if life.stage is Stage.COMPUTING else -1
+
     def story(self, worker: int) -> str:
         """How this life came to where it is, newest last."""
         return f"worker:{worker}: {', '.join(self._lives[worker].story)}"

@@ -4,10 +4,76 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import ClassVar
 
 from evener.errors import ConfigError
-from evener.policy.events import Apply, Decision, Drained, Drop, Event, Joined, Left, Pushed, Refreshed, Release
+from evener.policy.events import (
+    Apply,
+    Decision,
+    Drained,
+    Drop,
+    Event,
+    Expired,
+    Joined,
+    Left,
+    Pushed,
+    Recall,
+    Refreshed,
+    Release,
+)  # fmt: skip
 from evener.policy.members import names
+from evener.policy.mode import Terms, check_options, option
+
+
+@dataclass(frozen=True, slots=True)
+class Sync:
+    """All together: each update is the mean of R gradients of one version.
+
+    Raises:
+        ConfigError: an option that cannot work.
+    """
+
+    name: ClassVar[str] = "sync"
+    about: ClassVar[str] = "all together: each update averages one gradient of each worker, or --replicas-to-aggregate"
+
+    replicas_to_aggregate: int | None = option(
+        None, "gradients averaged in one update; default: workers", metavar="R", least=1
+    )
+    accumulate: bool = option(False, "let a worker give several of the R gradients", kind=bool)
+    elastic: bool = option(False, "with fewer live workers, average fewer gradients", kind=bool)
+
+    def __post_init__(self) -> None:
+        check_options(self)
+
+    def check(self, workers: int) -> None:
+        """Raises ConfigError if one gradient a worker is fewer than an update needs."""
+        aggregate = self.replicas_to_aggregate
+        if aggregate is not None and aggregate > workers and not self.accumulate:
+            raise ConfigError(
+                f"sync with replicas_to_aggregate={aggregate} can never take a step with {workers} workers.",
+                why=f"each step averages {aggregate} gradients and each worker gives one.",
+                fix=f"start {aggregate - workers} more, use --replicas-to-aggregate {workers}, "
+                "or let each worker give several gradients with --accumulate.",
+            )
+
+    def terms(self, workers: int) -> Terms:
+        aggregate = self.replicas_to_aggregate or workers
+        drops = aggregate < workers or self.accumulate or self.elastic
+        return Terms(
+            gradients=aggregate, held=aggregate, fewest=1 if self.accumulate or self.elastic else aggregate,
+            drops=drops, exact=not drops, together=True, needs_all=not self.elastic,
+            several_optimizers=not self.accumulate,
+        )  # fmt: skip
+
+    def start(self, version: int, workers: int, *, ending: bool = False) -> Synchronous:
+        return Synchronous(
+            self.replicas_to_aggregate or workers, accumulate=self.accumulate, elastic=self.elastic, version=version,
+            workers=workers if ending else None,
+        )  # fmt: skip
+
+    def told(self, workers: int, batch_size: int) -> list[str]:
+        return []
 
 
 class Synchronous:
@@ -27,9 +93,6 @@ class Synchronous:
             Nothing to do with accumulate, where few workers give as many gradients as many.
         version: updates decided before this run began, as a checkpoint tells.
         workers: how many there are; of these, those whose loops have ended are not waited for. None: all are.
-
-    Raises:
-        ConfigError: replicas_to_aggregate is not an integer, or below 1.
     """
 
     def __init__(
@@ -41,12 +104,6 @@ class Synchronous:
         version: int = 0,
         workers: int | None = None,
     ) -> None:
-        if type(replicas_to_aggregate) is not int or replicas_to_aggregate < 1:  # True would pass isinstance
-            raise ConfigError(
-                f"replicas_to_aggregate must be an integer >= 1, got {replicas_to_aggregate!r}.",
-                why="each step averages that many gradients.",
-                fix="use the number of workers for lockstep, or fewer to leave the others as backups.",
-            )
         self.replicas_to_aggregate = replicas_to_aggregate
         self.accumulate = accumulate
         self.elastic = elastic
@@ -88,9 +145,15 @@ class Synchronous:
                 assert worker in self._fresh or worker in self._late, f"worker {worker} was not idle"
                 self._late.discard(worker)
                 self._fresh.add(worker)
-                return []
             case Drained(idle):
                 return self._drain(idle)
+            case Expired():
+                pass  # it waits for nothing but gradients
+        return []
+
+    def dooms(self, version: int) -> bool:
+        """Only gradients of the newest version are averaged."""
+        return version < self.version
 
     def waiting_for(self) -> str:
         """Say how many gradients the next update lacks, who computes them, and whether enough workers are here."""
@@ -187,9 +250,10 @@ class Synchronous:
         self._held.clear()
         self._group.clear()
         self.version += 1
-        self._late |= self._fresh - idle
+        late = sorted(self._fresh - idle)
+        self._late.update(late)
         self._fresh &= idle
-        return [Apply(handles), *drops, *self._release(sorted(self._waiting))]
+        return [Apply(handles), *drops, *map(Recall, late), *self._release(sorted(self._waiting))]
 
     def _release(self, workers: Iterable[int]) -> list[Decision]:
         ready = list(workers)

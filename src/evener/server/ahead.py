@@ -32,13 +32,13 @@ class Ahead:
         settings: Settings,
     ) -> None:
         self._links, self._shard, self._lives, self._clock = links, shard, lives, clock
-        self._size, self._sync = settings.batches, settings.mode == "sync"
-        self._hands = Hands(leases, ahead=not settings.recalls)
+        self._size, self._together = settings.batches, settings.terms.together
+        self._hands = Hands(leases, ahead=not settings.terms.drops)
         self._parked: list[int] = []  # released, but too few leases are left unless some come back
 
     def joins(self, seat: Seat, want: int) -> None:
         """In lockstep all begin with those of one gradient: what is ahead is shared out when all go on together."""
-        self._hands.enter(_life(seat), self._size if self._sync else want)
+        self._hands.enter(_life(seat), self._size if self._together else want)
 
     def forget(self, seat: Seat) -> None:
         self._parked = [worker for worker in self._parked if worker != seat.worker]
@@ -74,11 +74,8 @@ class Ahead:
                 self._lives.move(seat.worker, Stage.PARKED, self._clock())
         return given
 
-    def recall(self) -> None:
-        """Who still computes on the old version will be dropped, so all that it has in hand goes back at once."""
-        for seat in self._links.seats.values():
-            if seat.its_turn() and seat.version < self._shard.state.step:
-                self._hands.revoke(_life(seat))
+    def recall(self, seat: Seat) -> None:
+        self._hands.revoke(_life(seat))
 
     def drained(self) -> frozenset[int] | None:
         return None

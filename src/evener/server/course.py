@@ -76,7 +76,7 @@ class Course:
         self._samples, self._batch, self._batches = hello.samples, hello.batch, hello.batches
         if hello.batches:
             self.settings = replace(self.settings, batch_size=1)
-        self.train_steps = ENDLESS if self.settings.ends_by_samples else self.settings.steps(hello.samples)
+        self.train_steps = self.settings.steps(hello.samples)
         self._last_move = self.setup.clock()
         return True
 
@@ -137,7 +137,8 @@ class Course:
     @property
     def length(self) -> int:
         """Global steps of the run as far as that is known; else 0."""
-        return 0 if self.train_steps in (None, ENDLESS) else self.train_steps or 0
+        unknown = self.train_steps in (None, ENDLESS) or self.settings.ends_by_samples
+        return 0 if unknown else self.train_steps or 0
 
     def applied(self, push: Push, staleness: int) -> None:
         """A gradient went into an update."""

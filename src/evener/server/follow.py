@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable
+import math
+from collections.abc import Callable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import replace
 
@@ -18,7 +19,7 @@ from evener.settings import Settings
 from evener.state.atomic import Record
 from evener.state.checkpoint import Store
 from evener.state.contents import Contents
-from evener.transport.channel import Channel
+from evener.transport.channel import Channel, Source
 from evener.wire import codec
 from evener.wire.messages import (
     AnyMessage,
@@ -73,6 +74,18 @@ class Follower:
         self._keys: dict[Key, int] = {}  # pushes that the leader has not decided over -> handle
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="saver")
         self._saving: tuple[Contents, Future[dict[str, Record]]] | None = None
+
+    @property
+    def sources(self) -> Sequence[Source]:
+        """The leader."""
+        return [self.leader]
+
+    def pause(self) -> float:
+        """It waits for others only."""
+        return math.inf
+
+    def rescue(self) -> None:
+        """The leader saves, if that can be."""
 
     # --- from workers
 

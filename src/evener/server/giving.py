@@ -52,8 +52,9 @@ class Giver(Protocol):
         """These go on, and those who waited for a batch: who is to be answered now."""
         ...
 
-    def recall(self) -> None:
-        """A round is over: batches of those who still compute on its parameters go back."""
+    def recall(self, seat: Seat) -> None:
+        """What this one computes now will be dropped: what it has in hand goes back at once, so that a straggler
+        cannot hold it until the end of the run."""
         ...
 
     def drained(self) -> frozenset[int] | None:
@@ -106,13 +107,13 @@ class OneEach:
                 self._lives.move(worker, Stage.PARKED, self._clock())
         return given
 
-    def recall(self) -> None:
-        """Who still computes on the old version will be dropped: its batches go back at once, so that a straggler
-        cannot hold them until the end of the run."""
-        held = {gradient.push.lease for gradient in self._shard.held.values()}
-        for lease, owner in self._leases.outstanding().items():
-            if lease not in held:
-                self._leases.give_back(lease, owner)
-
     def drained(self) -> frozenset[int] | None:
-        return None
+        """Where the run ends with its batches: those who are parked, if all others have given their gradients."""
+        if self._leases.limit is None or self._leases.left:
+            return None
+        live = [seat for seat in self._links.seats.values() if seat.joined]
+        parked = frozenset(self._parked)
+        return parked if live and all(seat.whole or seat.worker in parked for seat in live) else None
+
+    def recall(self, seat: Seat) -> None:
+        self._leases.give_back(self._lives.lease(seat.worker), (seat.worker, seat.epoch))

@@ -9,8 +9,8 @@ from evener.policy.events import Left
 from evener.policy.leases import Leases
 from evener.policy.lives import Stage
 from evener.policy.members import Members
-from evener.policy.stretches import Stretches
 from evener.report import Line
+from evener.server.books import book_of, set_limit
 from evener.server.course import Course, Setup
 from evener.server.kept import Kept
 from evener.server.links import Link, Links, Seat
@@ -60,12 +60,7 @@ class Leader:
         manifest = setup.restored[0] if setup.restored else None
         seqs = {int(worker): seq for worker, seq in manifest.seqs.items()} if manifest else {}
         self.members = Members(generation=setup.generation, epochs=setup.epochs, holders=setup.holders, seqs=seqs)
-        self.leases: Leases | Stretches = Leases()
-        if self.settings.by_samples:
-            book = manifest.stretches if manifest else Stretches().state()
-            self.leases = Stretches(next_sample=book.next_lease, returned=book.unapplied, skipped=book.skipped)
-        elif manifest:
-            self.leases = Leases(next_lease=manifest.next_lease, returned=manifest.unapplied, skipped=manifest.skipped)
+        self.leases = book_of(manifest, self.settings)
         self.rounds = Rounds(links, shard, self.course, self.leases)
         self.lives = self.rounds.lives
         self.saves = Saves(links, shard, self.rounds, self.members)
@@ -75,6 +70,16 @@ class Leader:
     @property
     def done(self) -> bool:
         return self.ending.done
+
+    #: All that it hears comes from links.
+    sources = ()
+
+    def hear(self) -> None:
+        """Nothing comes in elsewhere."""
+
+    def pause(self) -> float:
+        """Until the policy is to be asked again."""
+        return self.rounds.timer.left()
 
     # --- messages
 
@@ -135,24 +140,16 @@ class Leader:
         self.setup.ledger.begin(first, samples, self.leases.state(), script=script, loader=hello.batches)
         if hello.batches:
             self.rounds.deal_ahead()
-        several = hello.batches or self.settings.batches > 1
-        if isinstance(self.leases, Stretches):
-            assert self.rounds.sharing is not None
+        if isinstance(self.leases, Leases):
+            set_limit(self.leases, self.settings, samples, last - first)
+        elif self.rounds.sharing is not None:
             self.rounds.sharing.begin(samples)
-        elif self.settings.script:
-            self.leases.fence(samples)
-        elif self.settings.mode != "sync" or (several and not self.settings.recalls):
-            # Every update uses as many leases: exactly those that are left.
-            unapplied = len(self.leases.state().unapplied)
-            needed = max(0, last - first) * self.settings.batches_of_update
-            self.leases.limit = self.leases.next_lease - unapplied + needed
+        self.rounds.counsel.begin()
         self.rounds.leave_out(self.setup.without)
         for difference in begin(self.shard.state, self.setup.restored, self.settings, samples):
             self._tell(f"warning: {difference}")
-        if self.course.over(first):
+        if self.course.over(first) or (self.settings.ends_by_samples and self.leases.exhausted):
             self.stop(f"already at step {first} of {last}: nothing to do")
-        elif reason := self.rounds.over():
-            self.stop(f"it has {reason} at step {first}: nothing to do")
 
     def _from_worker(self, seat: Seat, message: Join | Push | Draw | TooBig | Pull | Goodbye | Halt | Judged) -> None:
         match message:
@@ -249,8 +246,7 @@ class Leader:
 
     def _recall(self) -> None:
         """A lease that takes too long goes to somebody else; what its worker says later is of a life that has ended."""
-        settings = self.settings
-        if self.course.stopping or (settings.mode == "sync" and not settings.elastic and not settings.by_samples):
+        if self.course.stopping or self.settings.terms.needs_all:
             return  # lockstep needs that very worker: it waits, aloud
         now = self.setup.clock()
         for life in self.lives.overdue(now):
@@ -266,6 +262,9 @@ class Leader:
     def tick(self) -> None:
         """Called between messages, at least every 0.2 s."""
         self.saves.poll()
+        self.rounds.counsel.tick()
+        if (expired := self.rounds.timer.expired()) and not self.course.stopping:
+            self.pushes.decide(expired)
         if not self.ending.leaving:
             self._recall()
             self.saves.begin_if_due()

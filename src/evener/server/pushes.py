@@ -122,7 +122,11 @@ class Pushes:
             self.rounds.look(self.guard.exploded)
         if self.shard.state.step > before:
             self.guard.applied()
-        if (reason := self.rounds.over()) and not self.course.stopping:
+        if self.course.over(self.shard.state.step) and not self.course.stopping:
+            self.ending.stop(f"reached step {self.course.train_steps}", complete=True, failed=False)
+        elif self.course.settings.ends_by_samples and self.rounds.leases.exhausted and not self.course.stopping:
+            epochs = self.course.settings.epochs or 0
+            reason = f"all batches of {epochs:g} epoch{'' if epochs == 1 else 's'} are applied"
             self.ending.stop(reason, complete=True, failed=False)
         self.rounds.tell_followers()
         self.saves.begin_if_due()

@@ -5,15 +5,24 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Mapping, Sequence
 
 from evener.errors import NonFinite, ProtocolError
-from evener.policy import policy_for
-from evener.policy.events import Apply, Decision, Drained, Drop, Event, Refreshed, Release as ReleaseDecision
-from evener.policy.filling import Filling
+from evener.policy.events import (
+    Apply,
+    Decision,
+    Drained,
+    Drop,
+    Event,
+    Recall,
+    Refreshed,
+    Release as ReleaseDecision,
+    Wait,
+)  # fmt: skip
 from evener.policy.leases import Leases
 from evener.policy.lives import Lives, Stage
 from evener.policy.stretches import Stretches
 from evener.server.ahead import Ahead
 from evener.server.batches import entries, named, written
 from evener.server.chief import Chief
+from evener.server.counsel import Counsel
 from evener.server.course import Course
 from evener.server.decided import Decisions, Products
 from evener.server.giving import Given, Giver, OneEach
@@ -22,6 +31,7 @@ from evener.server.links import Links, Seat
 from evener.server.scripts import UNUSED, Scripts
 from evener.server.shard import Shard
 from evener.server.sharing import Sharing
+from evener.server.timer import Timer
 from evener.state import rules
 from evener.wire.messages import Draw, Drawn, Key, Push, Release, TooBig
 
@@ -36,18 +46,14 @@ class Rounds:
         self.links, self.shard, self.course, self.leases = links, shard, course, leases
         self.ledger = course.setup.ledger
         settings = course.settings
-        self.policy = policy_for(
-            settings.mode, replicas_to_aggregate=settings.aggregate, accumulate=settings.accumulate,
-            elastic=settings.elastic, staleness=settings.ahead, version=course.first_step,
-            workers=settings.workers if settings.script else None,
-        )  # fmt: skip
-        if settings.by_samples and settings.mode == "sync":
-            self.policy = Filling(settings.plan.total, version=course.first_step)
+        self.policy = settings.start(course.first_step)
+        self.timer = Timer(course.setup.clock)
         self.chief = Chief(links, course, validates=not settings.script)
         self._outcome: dict[tuple[int, int], tuple[str, int]] = {}  # life -> (why dropped, staleness) of its last push
         self._decided = Decisions()
         self.products = Products()
         self.lives = Lives(settings.stall_timeout)
+        self.counsel = Counsel(course, self.lives, self.policy)
         clock = course.setup.clock
         self.scripts: Scripts | None = None
         self.sharing: Sharing | None = None
@@ -87,10 +93,9 @@ class Rounds:
 
     def look(self, exploded: Exploded) -> None:
         """Batches may have come back or run out: who waits for one, or for others who have none, goes on."""
-        if self.scripts is None:
-            return
-        self.send_on([])
-        while not self.course.stopping and not self.over():
+        if self.scripts is not None:
+            self.send_on([])
+        while not self.course.stopping and not self.course.over(self.shard.state.step):
             idle = self.giver.drained()
             decisions = self.policy.on(Drained(idle)) if idle is not None else []
             if not decisions:
@@ -108,9 +113,16 @@ class Rounds:
                     except NonFinite as error:
                         raise exploded(error, pushes) from error
                 case Drop(handle, reason):
+                    push = self.shard.held[handle].push
                     self.drop(handle, reason)
+                    if delay := self.shard.state.step - push.version:
+                        self.counsel.late(push.identity.worker, delay)
+                case Recall(worker):
+                    self.giver.recall(self.links.seats[worker])
                 case ReleaseDecision(worker):
                     released.append(worker)
+                case Wait():
+                    self.timer.set(decision)
         self.send_on(released)
 
     def _apply(self, handles: tuple[int, ...]) -> None:
@@ -127,14 +139,13 @@ class Rounds:
                 self.leases.finish(lease, (worker, epoch))
             staleness = version - push.version
             self.course.applied(push, staleness)
+            self.counsel.applied(worker)
             self.products.forget((worker, epoch, push.seq))
             self._outcome[worker, epoch] = ("", staleness)
             self._decided.apply.append((worker, epoch, push.seq))
         self.course.moved(pushes[0].group)
         if self.course.tally.updates == 1:
             self.course.report(self.shard.state.step, "")
-        if self.course.settings.mode == "sync":
-            self.giver.recall()
         if self.sharing is not None:
             self.sharing.applied(pushes)
 
@@ -176,33 +187,25 @@ class Rounds:
     def too_big(self, seat: Seat, told: TooBig) -> None:
         """A worker cannot compute what it was given. It goes back, and the worker gets less. Raises ProtocolError."""
         if self.sharing is None or not self.sharing.too_big(seat, told):
-            raise ProtocolError(f"{seat.name} gives back samples {told.lease} + {told.count}, which it does not have.")
+            raise ProtocolError(f"{seat.name} gives back samples that it does not have.")
         if self.course.stopping:
             self.answer(seat)
         else:
-            self.policy.on(Refreshed(seat.worker))
+            self.policy.on(Refreshed(seat.worker))  # it has the newest parameters
             self.send_on([seat.worker])
         self.tell_followers()
 
-    def over(self) -> str:
-        """Why the run has come to its end; empty if it has not."""
-        if self.course.over(self.shard.state.step):
-            return f"reached step {self.course.train_steps}"
-        ended = self.sharing is not None and self.sharing.over
-        return f"reached {self.course.settings.epochs:g} epochs" if ended else ""
-
     def waiting_for(self) -> str:
-        """What the policy waits for."""
         waits = self.policy.waiting_for()
         return waits if self.sharing is None else self.sharing.waiting_for(waits)
 
     def outdated(self, version: int) -> bool:
         """Whether the policy drops what was computed on these parameters, whatever it is."""
-        return self.course.settings.mode == "sync" and version < self.policy.version
+        return self.policy.dooms(version)
 
     def send_on(self, workers: Sequence[int]) -> None:
         """These go on, and whoever waited for a batch that there is now."""
-        if self.over():
+        if self.course.over(self.shard.state.step):
             return  # the run is over: `stop` answers them
         for given in self.giver.give(workers):
             self.course.gave_lease()

@@ -33,10 +33,8 @@ class Scripts:
         settings: Settings,
     ) -> None:
         self._links, self._shard, self._leases, self._lives, self._clock = links, shard, leases, lives, clock
-        self._sync = settings.mode == "sync"
-        self._accumulates = self._sync and settings.accumulate
-        self._recalls = settings.recalls
-        self.hands = Hands(leases, ahead=not self._recalls)
+        self._terms, self._mode = settings.terms, settings.mode.name
+        self.hands = Hands(leases, ahead=not self._terms.drops)
         self._idle: set[int] = set()  # wait in a Draw
         self._closed: list[int] = []
 
@@ -47,7 +45,7 @@ class Scripts:
 
     def joins(self, seat: Seat, want: int) -> None:
         """In lockstep all have as many in hand: one, until they push."""
-        self.hands.enter(_life(seat), min(want, 1) if self._sync else want)
+        self.hands.enter(_life(seat), min(want, 1) if self._terms.together else want)
 
     def forget(self, seat: Seat) -> None:
         self._idle.discard(seat.worker)
@@ -58,8 +56,11 @@ class Scripts:
             return f"pushed out of turn: version {push.version}, seq {push.seq}"
         if not self.hands.has(_life(seat), named(push)):
             return f"names leases {named(push)}, and has {self.hands.of(_life(seat))} in hand"
-        if push.group and self._accumulates:  # a worker alone would fill no update: its gradients are of each in turn
-            return "has several optimizers, which does not go with --accumulate so far: accumulate in the script"
+        if push.group and not self._terms.several_optimizers:  # gradients of each in turn would fill no update
+            return (
+                f"has several optimizers, which does not go with --mode {self._mode} and these options so far: "
+                "accumulate in the script, or use --mode async"
+            )
         return ""
 
     def pushed(self, seat: Seat, push: Push) -> None:
@@ -127,12 +128,8 @@ class Scripts:
         self._idle.clear()
         return seats
 
-    def recall(self) -> None:
-        if not self._recalls:
-            return
-        for seat in self._links.seats.values():
-            if seat.its_turn() and seat.worker not in self._idle and seat.version < self._shard.state.step:
-                self.hands.revoke(_life(seat))
+    def recall(self, seat: Seat) -> None:
+        self.hands.revoke(_life(seat))
 
     def drained(self) -> frozenset[int] | None:
         if not self._leases.epoch or self._leases.left:

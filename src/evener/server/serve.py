@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from typing import Protocol
 
 from evener import errors
-from evener.server.follow import Follower
-from evener.server.lead import Leader
-from evener.server.links import Link
+from evener.server.links import Link, Links
+from evener.server.shard import Shard
 from evener.transport.channel import Source
 from evener.wire.messages import AnyMessage
 from evener.wire.standing import Ping
@@ -20,9 +20,60 @@ def never() -> str:
     return ""
 
 
-def serve(
-    server: Leader | Follower, stop_asked: Callable[[], str] = never, leave_asked: Callable[[], str] = never
-) -> None:
+class Server(Protocol):
+    """A ps task's hands: shard 0, which decides, or another one, which follows. Called by the loop, never at once."""
+
+    links: Links
+    shard: Shard
+
+    @property
+    def done(self) -> bool:
+        """Whether the run is over."""
+        ...
+
+    @property
+    def sources(self) -> Sequence[Source]:
+        """Where more comes in than workers' requests."""
+        ...
+
+    def hear(self) -> None:
+        """Something came in there."""
+        ...
+
+    def handle(self, link: Link, message: AnyMessage) -> None:
+        """One message. Raises WireError to refuse it; any other error ends the run."""
+        ...
+
+    def gone(self, link: Link) -> None:
+        """A link broke."""
+        ...
+
+    def pause(self) -> float:
+        """Seconds for which it may be left alone, if nothing comes in."""
+        ...
+
+    def tick(self) -> None:
+        """Called between messages."""
+        ...
+
+    def stop(self, reason: str, *, complete: bool = True) -> None:
+        """This task was told to end the run."""
+        ...
+
+    def leave(self, reason: str) -> None:
+        """This task was told to leave."""
+        ...
+
+    def rescue(self) -> None:
+        """The run fails: save what was reached, if that can be."""
+        ...
+
+    def close(self) -> None:
+        """Nothing comes after this."""
+        ...
+
+
+def serve(server: Server, stop_asked: Callable[[], str] = never, leave_asked: Callable[[], str] = never) -> None:
     """Serve until the run is over, until `stop_asked` gives a reason to end it early, or `leave_asked` one to leave it.
 
     An error that a peer caused is told to that peer and forgotten here; any other error ends the run, after every
@@ -34,7 +85,7 @@ def serve(
     """
     try:
         while not server.done:
-            once(server, TICK)
+            once(server, max(0.0, min(TICK, server.pause())))
             if reason := stop_asked():
                 server.stop(reason, complete=False)
             elif reason := leave_asked():
@@ -45,7 +96,7 @@ def serve(
         raise
     except Exception as error:
         _tell_peers(server, errors.TaskFailed(f"the run ended because a ps task failed: {error}".splitlines()[0]))
-        if isinstance(server, Leader) and isinstance(error, errors.EvenerError):
+        if isinstance(error, errors.EvenerError):
             server.rescue()  # our own errors are raised before anything is changed
         raise
     finally:
@@ -53,19 +104,17 @@ def serve(
         server.close()
 
 
-def once(server: Leader | Follower, timeout: float) -> None:
+def once(server: Server, timeout: float) -> None:
     """Do what has come in; wait up to `timeout` seconds for the first of it."""
-    sources: list[Source] = [server.leader] if isinstance(server, Follower) else []
-    for _, link, message in server.links.poll(sources, timeout):
+    for _, link, message in server.links.poll(list(server.sources), timeout):
         if link is not None:
             _guarded(server, link, message)
-            server.shard.state.settle()
-        elif isinstance(server, Follower):
+        else:
             server.hear()
-            server.shard.state.settle()
+        server.shard.state.settle()
 
 
-def _guarded(server: Leader | Follower, link: Link, message: AnyMessage | None) -> None:
+def _guarded(server: Server, link: Link, message: AnyMessage | None) -> None:
     try:
         if message is None:
             server.gone(link)
@@ -79,7 +128,7 @@ def _guarded(server: Leader | Follower, link: Link, message: AnyMessage | None) 
         server.links.refuse(link, error)
 
 
-def _tell_peers(server: Leader | Follower, error: errors.EvenerError) -> None:
+def _tell_peers(server: Server, error: errors.EvenerError) -> None:
     links = [seat.link for seat in server.links.seats.values()] + list(server.links.followers.values())
     for link in links:
         server.links.tell(link, error)

@@ -9,6 +9,7 @@ from collections.abc import Callable, Iterable, Sequence
 from evener.policy.lives import Lives, Stage
 from evener.policy.shares import Shares
 from evener.policy.stretches import Stretch, Stretches
+from evener.policy.synchronous import Sync
 from evener.report import Line
 from evener.server.batches import only_of_scripts
 from evener.server.course import Course
@@ -36,21 +37,16 @@ class Sharing:
         self._finished, self._clock = finished, course.setup.clock
         settings = course.settings
         self.shares = Shares(settings.plan)
-        self._total, self._rounds = settings.plan.total, settings.mode == "sync"
+        self._total, self._rounds = settings.plan.total, isinstance(settings.mode, Sync)
         self._parked: list[int] = []  # released, but no sample is left unless some come back, or a round begins
         self._applied = 0  # samples since the last round that was counted
 
     def begin(self, samples: int) -> None:
         """So many are in an epoch. A run whose updates are of unequal batches ends by samples."""
         settings, book = self._course.settings, self._book.state()
-        if not self._rounds and settings.epochs is not None:
+        if settings.ends_by_samples and settings.epochs is not None:
             skipped = sum(stop - start for start, stop in book.skipped)
             self._book.limit = math.ceil(round(settings.epochs * samples, 6)) + skipped
-
-    @property
-    def over(self) -> bool:
-        """Whether all samples of the run are applied."""
-        return self._book.exhausted
 
     def joins(self, seat: Seat, want: int) -> None:
         self._tell(self.shares.joined(seat.worker))
@@ -97,7 +93,7 @@ class Sharing:
                 self._lives.move(worker, Stage.PARKED, self._clock())
         return given
 
-    def recall(self) -> None:
+    def recall(self, seat: Seat) -> None:
         """Nobody computes when a round ends: it had no more samples to give out."""
 
     def drained(self) -> frozenset[int] | None:

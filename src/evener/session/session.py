@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import time
 from collections.abc import Callable, Sequence
 from contextlib import suppress
 from typing import Self
@@ -16,6 +17,7 @@ from evener.report import Evaluated, Line, Reporter
 from evener.session.hooks import Hook, StepResult
 from evener.session.watch import Watch
 from evener.settings import Settings
+from evener.slow import slowed
 from evener.worker.compute.memory import is_out_of_memory, relieve
 from evener.worker.exchange.exchange import ONLY, Computed, Computes, Exchange, OneOf, Shrinks, Turn
 
@@ -50,6 +52,7 @@ class Session:
         report: Reporter,
         clock: Callable[[], float],
         feed: Feed | None = None,
+        sleep: Callable[[float], None] = time.sleep,
     ) -> None:
         self.task = task
         self.exchange = exchange
@@ -64,6 +67,7 @@ class Session:
         self._hooks = list(hooks)
         self._prefetch = Prefetch(batches, clock, feed=feed)
         self._clock = clock
+        self._slowed, self._sleep = slowed(settings.slow, int(task.partition(":")[2] or 0), settings.seed), sleep
         self._watch = Watch(task, report, clock)
         self._closed = False
         self._started = False
@@ -148,7 +152,7 @@ class Session:
         self._each("before_update", loss)
         unused = self.towers.collect(arrival)
         self._tell_notes()
-        seconds = self._clock() - since
+        seconds = self._slow_down(self._clock() - since, data_seconds)
         examples = now.count or self.batches.batch_size * len(now.batches)
         self._watch.idle()
         turn = self.exchange.update(Computed(loss=loss, examples=examples, seconds=seconds, unused=unused))
@@ -198,6 +202,16 @@ class Session:
             chaos.point("worker.computing")
             losses += self.towers.begin(batch, lease, ONLY if len(leases) == 1 else OneOf(number, len(leases)))
         return losses / len(leases), waited
+
+    def _slow_down(self, seconds: float, waited: float) -> float:
+        """Sleep, as `--slow` says of this worker. Returns what the batch has taken with it."""
+        turn = self.turn
+        batches = turn.count / float(self.settings.mean_batch) if turn.count else len(turn.batches)
+        extra = self._slowed.longer(seconds - waited, batches)
+        if extra:
+            self._watch.busy("the end of its sleep (--slow)", LONG_GRADIENT + extra)
+            self._sleep(extra)
+        return seconds + extra
 
     def _arrived(self) -> None:
         self._arrival = self.exchange.arrivals

@@ -7,6 +7,7 @@ import os
 import warnings
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
+from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -221,8 +222,8 @@ def _hyperparameters(settings: Settings, recipe: Recipe) -> list[Any]:
     values |= settings.recipe_options
     compared = ("batch_size", "seed", "train_steps", "epochs", "ps", "workers")
     values |= {name: getattr(settings, name) for name in compared} | {"replicas_to_aggregate": settings.aggregate}
-    values |= {"recipe": recipe.name, "mode": settings.mode if settings.ps else "one process"}
-    values |= {"staleness": settings.ahead} if settings.mode == "bounded" else {}
+    values |= {"recipe": recipe.name, "mode": settings.mode.name if settings.ps else "one process"}
+    values |= asdict(settings.mode) if settings.ps else {}  # type: ignore[call-overload]  # see policy/mode.py
     values = {name: flat for name, value in values.items() if (flat := _flat(value)) not in ("None", "")}
     metrics = [f"validation_{name}" for name in ("loss", *(recipe.metrics if recipe.step is None else ()))]
     metrics += [f"{name}_ema" for name in metrics if recipe.ema_decay is not None]

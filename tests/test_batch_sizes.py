@@ -87,6 +87,7 @@ def test_what_it_does_not_go_with_is_refused_by_name(given, others, what):
         ({**SIZES, "batch_by_speed": True}, "both --batch-sizes and --batch-by-speed say how large batches are."),
         ({**SIZES, "batch_size": 7}, "both --batch-sizes and --batch-size 7 say how large batches are."),
         ({**SIZES, "batch_quantum": 8}, "batch_quantum=8 means nothing beside --batch-sizes."),
+        ({**SPEED, "batch_quantum": 4, "batch_caps": (8, 8, 3)}, "--batch-caps with 3 is below --batch-quantum 4."),
         ({**SPEED, "batch_quantum": 16}, "24 samples cannot be shared out among 3 workers by 16."),
         ({"batch_quantum": 8}, "batch_quantum=8 means nothing where all batches are of one size."),
         ({"batch_caps": (8,)}, "batch_caps=(8,) means nothing where all batches are of one size."),

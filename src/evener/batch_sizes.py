@@ -61,6 +61,11 @@ def check_batch_sizes(settings: Settings, usual: int) -> None:
             f"batch_quantum={settings.batch_quantum} means nothing beside --batch-sizes.",
             fix="leave it out, or let speeds decide: --batch-by-speed.",
         )
+    if too_low := [cap for cap in settings.batch_caps if cap < settings.batch_quantum]:
+        raise ConfigError(
+            f"--batch-caps with {too_low[0]} is below --batch-quantum {settings.batch_quantum}.",
+            why="everybody gets at least one quantum.", fix="raise it, or lower --batch-quantum.",
+        )  # fmt: skip
     _check_ways(settings, option)
     _check_counts(settings)
     _check_sync(settings, option)

@@ -327,6 +327,29 @@ def test_without_rounds_an_epoch_ends_by_samples(tmp_path, mode, ps):
     assert judged.clean and judged.examples == 200 and judged.epochs == 2 and not judged.unapplied, str(judged)
 
 
+def test_a_run_that_has_had_its_epochs_says_so_when_it_is_begun_again(tmp_path):
+    options = {"mode": "async", "batch_sizes": (30,), "workers": 1, "train_steps": None, "epochs": 1}
+    with by_hand(tmp_path, **options) as first:
+        (a,) = first.started(0)
+        while not a.turn.stop:
+            a.push(1.0)
+        a.leave()
+        first.finish()
+    with by_hand(tmp_path, before=first, **options) as second:
+        assert second.worker(0).start().stop == "already at step 2: nothing to do"
+
+
+def test_no_batch_has_a_sample_twice(tmp_path):
+    with by_hand(tmp_path, batch_sizes=(), batch_by_speed=True, batch_size=40, workers=2) as run:
+        a, b = run.started(0, 1)
+        a.die()
+        run.settle()
+        b.push(1.0)
+        assert b.turn.count == 40 and run.leader.rounds.sharing.shares.size(1) == 80, "what is left of the round"
+        b.push(1.0)
+        assert given(b) == (80, 50), "an epoch, though its share is larger"
+
+
 def test_without_rounds_no_more_is_computed_than_there_are_updates_left(tmp_path):
     with by_hand(tmp_path, mode="async", batch_sizes=(12, 4), workers=2, train_steps=2) as run:
         a, b = run.started(0, 1)

@@ -149,7 +149,8 @@ class Leader:
         for difference in begin(self.shard.state, self.setup.restored, self.settings, samples):
             self._tell(f"warning: {difference}")
         if self.course.over(first) or (self.settings.ends_by_samples and self.leases.exhausted):
-            self.stop(f"already at step {first} of {last}: nothing to do")
+            end = f" of {self.course.length}" if self.course.length else ""
+            self.stop(f"already at step {first}{end}: nothing to do")
 
     def _from_worker(self, seat: Seat, message: Join | Push | Draw | TooBig | Pull | Goodbye | Halt | Judged) -> None:
         match message:

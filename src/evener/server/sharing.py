@@ -39,11 +39,13 @@ class Sharing:
         self.shares = Shares(settings.plan)
         self._total, self._rounds = settings.plan.total, isinstance(settings.mode, Sync)
         self._parked: list[int] = []  # released, but no sample is left unless some come back, or a round begins
+        self._epoch = 0  # samples in one: a batch has no sample twice
         self._applied = 0  # samples since the last round that was counted
 
     def begin(self, samples: int) -> None:
         """So many are in an epoch. A run whose updates are of unequal batches ends by samples."""
         settings, book = self._course.settings, self._book.state()
+        self._epoch = samples
         if settings.ends_by_samples and settings.epochs is not None:
             skipped = sum(stop - start for start, stop in book.skipped)
             self._book.limit = math.ceil(round(settings.epochs * samples, 6)) + skipped
@@ -127,7 +129,7 @@ class Sharing:
         return ", ".join([waits, *shared[:4], *more]) if waits else ""
 
     def _take(self, seat: Seat) -> Stretch | None:
-        want = self.shares.size(seat.worker)
+        want = min(self.shares.size(seat.worker), self._epoch)
         if self._rounds:
             want = min(want, self._total - self._book.out)
         elif self._course.length and len(self._book.outstanding()) >= self._course.length - self._finished():

@@ -25,11 +25,23 @@ def greedy(total, rates, quantum, caps):
 
 @pytest.mark.parametrize(
     ("times", "shares", "seconds"),
-    [([1, 2, 3, 4], [192, 96, 64, 48], 192), ([1, 1, 1, 10], [130, 129, 129, 12], 130)],
+    [
+        ([1, 2, 3, 4], [192, 96, 64, 48], 192),
+        ([1, 1, 1, 10], [130, 129, 129, 12], 130),
+    ],
 )
 def test_the_examples_of_the_document(times, shares, seconds):
     assert allot(400, [1 / time for time in times]) == shares
     assert max(size * time for size, time in zip(shares, times, strict=True)) == seconds
+
+
+@pytest.mark.parametrize(
+    ("times", "rate"), [([1, 2, 3, 4], 2.083), ([1, 1, 1, 10], 3.077), ([n**0.5 for n in range(1, 9)], 4.351)]
+)
+def test_the_rates_of_the_document_in_batches_of_100_a_second(times, rate):
+    total = 100 * len(times)
+    shares = allot(total, [1 / time for time in times])
+    assert total / max(size * time for size, time in zip(shares, times, strict=True)) == pytest.approx(rate, abs=5e-4)
 
 
 def test_by_eights_for_gpus():

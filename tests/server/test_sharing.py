@@ -19,6 +19,7 @@ from evener.ledger import path_of
 from evener.policy.events import Refreshed
 from evener.recipes.recipe import Recipe
 from evener.report import Line
+from evener.state.manifest import in_unit
 from evener.wire.messages import TooBig
 
 sys.path.append(str(Path(__file__).parents[1]))
@@ -165,11 +166,12 @@ def test_a_run_that_was_cut_in_a_round_gives_out_what_was_not_applied(tmp_path):
 
 
 def test_batches_that_would_come_in_part_are_refused(tmp_path):
-    recipe = recipe_of()
-    with cluster_of(recipe, tmp_path, train_steps=1) as first:
+    with cluster_of(recipe_of(), tmp_path, train_steps=1) as first:
         finished(trained(first))
+        manifest = first.leader.setup.saver.read_newest()[0]
+    assert in_unit(manifest, 7, by_samples=False).next_lease == 3
     with pytest.raises(errors.CheckpointError, match="21 samples, which are no whole batches of 10"):
-        cluster_of(recipe, tmp_path, before=first, batch_sizes=(), batch_size=10)
+        in_unit(manifest, 10, by_samples=False)
 
 
 def test_one_process_goes_on_where_workers_with_sizes_were(tmp_path):

@@ -36,6 +36,7 @@ chaos: $(STAMP)  ## 200 random schedules of faults over short runs: about half a
 bench: $(STAMP)  ## speed, as ratios within one run
 	$(BIN)/python benchmarks/steps.py
 	$(BIN)/python benchmarks/own_loop.py
+	$(BIN)/python benchmarks/policies.py
 
 bench-tcp: $(STAMP)  ## speed between two network namespaces (root), beside TensorFlow if TENSORFLOW=PYTHON has it
 	$(BIN)/python benchmarks/tcp.py $(if $(TENSORFLOW),--tensorflow $(TENSORFLOW))

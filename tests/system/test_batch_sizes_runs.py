@@ -156,6 +156,15 @@ def test_without_rounds_an_epoch_ends_by_samples(mode, recipe, tmp_path, capfd):
     ), done.text
 
 
+def test_towers_of_12_6_and_3_are_one_process_at_21(recipe, tmp_path, capfd):
+    trained(tmp_path, recipe, "one", *ONE)
+    trained(tmp_path, recipe, "towers", "--towers", 3, *SIZES, "--train-steps", STEPS)
+
+    assert apart(recipe, tmp_path / "towers", tmp_path / "one") < 1e-12
+    account = clean(capfd, tmp_path / "towers")
+    assert (account["examples"], account["by_samples"]) == (STEPS * 21, True)
+
+
 @pytest.mark.parametrize(
     ("options", "says"),
     [

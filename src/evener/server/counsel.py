@@ -43,8 +43,8 @@ class Counsel:
 
     def tick(self) -> None:
         """Now and then: how much of its workers the mode uses."""
-        if self._course.tally.updates < self._next or self._course.stopping:
-            return
+        if self._course.tally.updates < self._next or self._course.stopping or self._course.settings.by_samples:
+            return  # of batches of other sizes other times are no news
         times = self._lives.times()
         if any(len(seconds) < KNOWN for seconds in times.values()):
             return

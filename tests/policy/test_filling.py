@@ -42,6 +42,7 @@ def test_the_gradient_of_one_who_left_is_dropped_and_its_samples_are_awaited_aga
 
 def test_it_goes_on_from_a_version_and_drops_what_is_older():
     policy = joined(4, 1, version=7)
+    assert policy.dooms(6) and not policy.dooms(7)
     assert policy.on(Pushed(0, 6, 1, samples=4)) == [Drop(1, "computed at version 6, now 7"), Release(0)]
     assert policy.on(Pushed(0, 7, 2, samples=4)) == [Apply((2,)), Release(0)]
     assert policy.version == 8

@@ -4,8 +4,8 @@
     python benchmarks/unequal.py --unit 100 --seconds 12
     python benchmarks/unequal.py --json
 
-Workers sleep (`--slow`), so two cores are enough. One server, a small network: what is measured is waiting. Modes run in
-turns, the figure is the median of --rounds runs; 1.00 is the rate of `evener.simulate`, whose links take no time.
+Workers sleep (`--slow`), so two cores are enough. One server, a small network: waiting is what is measured. Modes run
+in turns, the figure is the median of --rounds runs; 1.00 is the rate of `evener.simulate`, whose links take no time.
 """
 
 from __future__ import annotations

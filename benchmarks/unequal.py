@@ -34,20 +34,26 @@ MODES: dict[str, Mode] = {
     "softsync 4": Softsync(),
     "quorum 3": Quorum(),
 }
-BY_SPEED = "sync, batches by speed"
+BY_SPEED, DDP = "sync, batches by speed", "DistributedDataParallel"
+PEER = Path(__file__).parent / "peers" / "ddp_unequal.py"
 
 
 def theory(name: str, times: list[float]) -> float:
     """Gradients used in the time that the fastest takes for one."""
     if name == BY_SPEED:
         return sum(1 / time for time in times)
-    mode = MODES[name]
+    mode = Sync() if name == DDP else MODES[name]
     return Crew(mode.start(0, len(times)), len(times), constant(times)).play(1200, 13200).rate
 
 
 def measured(name: str, times: list[float], unit: float, seconds: float) -> float:
     """The same of real processes, as their own figures tell it."""
     rate = theory(name, times) / unit  # gradients a second
+    if name == DDP:
+        words = [",".join(f"{1000 * unit * time:g}" for time in times), str(max(20, round(rate * seconds / 4)))]
+        torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "4", str(PEER)]
+        done = subprocess.run([*torchrun, *words], capture_output=True, text=True, check=True, timeout=600)
+        return float(done.stdout.splitlines()[-1]) / 100 * unit
     slow = ",".join(f"worker:{worker}={1000 * unit * time:g}ms" for worker, time in enumerate(times))
     if name == BY_SPEED:
         options, gradients = ["--mode", "sync", "--batch-by-speed"], 4
@@ -76,7 +82,7 @@ def main() -> None:
     parser.add_argument("--only", help="modes whose names begin so")
     parser.add_argument("--json", action="store_true")
     args = parser.parse_args()
-    names = [name for name in [*MODES, BY_SPEED] if name.startswith(args.only or "")]
+    names = [name for name in [DDP, *MODES, BY_SPEED] if name.startswith(args.only or "")]
     found: dict[str, dict[str, list[float]]] = {speeds: {name: [] for name in names} for speeds in SPEEDS}
     for _ in range(args.rounds):
         for speeds, times in SPEEDS.items():
@@ -86,7 +92,13 @@ def main() -> None:
         for name in names:
             right, seen = theory(name, times), statistics.median(found[speeds][name])
             spread = f"{min(found[speeds][name]):.2f} to {max(found[speeds][name]):.2f}"
-            print(f"{speeds:9s} {name:24s} {seen:5.2f} of {right:5.2f}: {seen / right:.3f}  ({spread})", flush=True)
+            beside = ""
+            if names[0] == DDP:
+                beside = f", {seen / statistics.median(found[speeds][DDP]):.2f} x DDP"
+            print(
+                f"{speeds:9s} {name:24s} {seen:5.2f} of {right:5.2f}: {seen / right:.3f}  ({spread}){beside}",
+                flush=True,
+            )
     if args.json:
         json.dump(found, sys.stdout)
 

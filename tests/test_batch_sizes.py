@@ -64,7 +64,10 @@ def test_one_worker_alone_can_go_on_with_a_round():
         ({"mode": "sync", "elastic": True}, "does not go with elastic=True."),
         ({"mode": "rennala"}, "does not go with mode rennala so far."),
         ({"on_nan": "rollback"}, "does not go with on_nan=rollback so far."),
-        ({"script": "train.py"}, "does not go with a program that has a loop of its own so far."),
+        (
+            {"script": "train.py", "ps": 0, "workers": 1, "batch_sizes": (64,)},
+            "needs ps tasks, where a program has a loop of its own.",
+        ),
         ({"ps": 0, "workers": 1, "batch_sizes": (64,)}, "means nothing in one process."),
         ({"ps": 0, "workers": 1, "pipeline_stages": 2}, "does not go with a pipeline."),
     ],
@@ -103,6 +106,12 @@ def test_sizes_that_cannot_be_are_refused(options, what):
 
 def test_as_many_gradients_as_workers_is_what_lockstep_is_anyway():
     assert make({**SIZES, "mode": "sync", "replicas_to_aggregate": 3}).by_samples
+
+
+def test_by_speed_a_program_with_its_own_loop_has_to_be_told_how_large_batches_are():
+    made = {"ps": 1, "workers": 3, "mode": "sync", "script": "train.py", "batch_by_speed": True}
+    assert refused(**made, batch_size=1).fix == "say --batch-size B."
+    assert make({**made, "batch_size": 20}).plan.total == 60
 
 
 def test_nothing_is_otherwise_where_nobody_says_it():

@@ -98,10 +98,15 @@ def _check_ways(settings: Settings, option: str) -> None:
             f"{option} does not go with a pipeline.", why="its stages compute parts of the same batch.",
             fix="leave it out, and say --batch-size and --microbatches.",
         )  # fmt: skip
-    if settings.script:
+    if settings.script and not settings.ps:
         raise ConfigError(
-            f"{option} does not go with a program that has a loop of its own so far.",
-            why="its own DataLoader says what is in a batch.", fix="leave it out, or write a recipe.",
+            f"{option} needs ps tasks, where a program has a loop of its own.",
+            why="they share out the samples of its loader.", fix="add --ps 1 --workers W.",
+        )  # fmt: skip
+    if settings.script and settings.batch_by_speed and settings.batch_size == 1:
+        raise ConfigError(
+            "--batch-by-speed shares out workers x --batch-size samples, and --batch-size is not given.",
+            why="evener sets the size of the batches of the program's loader.", fix="say --batch-size B.",
         )  # fmt: skip
     if settings.ps == 0 and settings.towers < 2:
         raise ConfigError(

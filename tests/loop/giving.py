@@ -18,6 +18,7 @@ class Pool:
         self.hand.add(list(first))
         self.wants, self.given_up, self.passes, self.ended = [], [], 0, []
         self.left_out = 0
+        self.size = 0  # samples of a lease that is a stretch of them
 
     @property
     def number(self):
@@ -31,7 +32,7 @@ class Pool:
     def wait(self):
         self.given_up.append(self.hand.take())
         leases = self.waits.pop(0) if self.waits else []
-        self.hand.add(leases)
+        self.hand.add(leases, self.size)
         self.stopped = self.stopped or not leases
 
     def passing(self):

@@ -9,7 +9,8 @@ import torch
 from giving import Epochs, Pool
 from torch.utils.data import DataLoader, Dataset
 
-from evener.loop.leased import Leased
+from evener.errors import ConfigError
+from evener.loop.leased import Leased, supply_of
 
 
 class Squares(Dataset):
@@ -226,3 +227,51 @@ def test_batches_of_single_samples():
     assert len(leased) == 20
     assert [index for index, _ in leased] == [0, 1]
     assert [index for index, _ in leased] == [1]
+
+
+# --- a batch size for each worker
+
+
+def test_by_samples_a_batch_is_the_stretch_that_was_given_in_the_samplers_order():
+    pool = Pool(waits=[[3], [10], [17], [21]])
+    pool.size = 3
+    leased = Leased(loader(), 0, pool, by_samples=True)
+    assert len(leased) == 4, "as many batches as the program would have without evener"
+    seen = []
+    for numbers, _ in leased:
+        seen.append(numbers.tolist())
+        pool.hand.take()
+    assert seen == [[3, 4, 5], [10, 11, 12], [17, 18, 19]]
+    assert next(iter(leased))[0].tolist() == [1, 2, 3], "sample 21 is the second of the next epoch"
+
+
+def test_by_samples_all_workers_draw_the_same_order():
+    def drawn(start, size):
+        pool = Pool(waits=[[start]])
+        pool.size = size
+        return next(iter(Leased(loader(shuffle=True), 7, pool, by_samples=True)))[0].tolist()
+
+    whole = drawn(0, 20)
+    assert sorted(whole) == list(range(20))
+    assert drawn(0, 6) + drawn(6, 14) == whole
+    assert drawn(0, 6) != sorted(drawn(0, 6))
+
+
+@pytest.mark.parametrize(
+    "given",
+    [
+        DataLoader(Squares(), batch_size=None),
+        DataLoader(Squares(), batch_sampler=[[0, 1], [2]]),
+        None,
+    ],
+    ids=["no batches", "a batch sampler", "no loader"],
+)
+def test_by_samples_a_loader_that_says_itself_how_large_batches_are_is_refused(given):
+    with pytest.raises(ConfigError, match="--batch-sizes and --batch-by-speed"):
+        supply_of(given, by_samples=True)
+
+
+def test_what_a_loader_gives_is_counted_in_batches_or_in_samples():
+    assert (supply_of(loader(), by_samples=False).length, supply_of(loader(), by_samples=False).size) == (4, 5)
+    assert (supply_of(loader(), by_samples=True).length, supply_of(loader(), by_samples=True).size) == (20, 1)
+    assert supply_of(None, by_samples=False).length == 0

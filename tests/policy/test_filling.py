@@ -4,7 +4,7 @@ import pytest
 from hypothesis import given, settings, strategies as st
 
 from evener.errors import ConfigError
-from evener.policy.events import Apply, Drop, Joined, Left, Pushed, Release
+from evener.policy.events import Apply, Drained, Drop, Joined, Left, Pushed, Release
 from evener.policy.filling import Filling
 from evener.policy.stretches import Stretches
 
@@ -122,3 +122,13 @@ def test_round_k_is_the_samples_kG_to_k1G_whoever_comes_and_goes(choices, sizes)
         for number, stretches in enumerate(rounds):
             samples = [sample for stretch in stretches for sample in range(*stretch)]
             assert samples == list(range(number * total, (number + 1) * total))
+
+
+def test_the_rest_of_an_epoch_is_an_update_of_what_there_is():
+    policy = Filling(5)
+    policy.on(Joined(0))
+    policy.on(Pushed(0, 0, 1, samples=2))
+
+    assert policy.on(Drained(frozenset())) == [Apply((1,))]
+    assert policy.on(Drained(frozenset())) == []
+    assert policy.on(Pushed(0, 1, 2, samples=5)) == [Apply((2,)), Release(0)]

@@ -163,5 +163,32 @@ class Book(RuleBasedStateMachine):
         assert rest == self.free | self.held()
 
 
+def test_a_fence_lets_no_sample_of_the_next_epoch_out_before_all_of_this_one_are_closed():
+    book = Stretches()
+    book.fence(10)
+    assert (book.take("a", 7), book.take("b", 7), book.take("b", 1)) == ((0, 7), (7, 10), None)
+    assert (book.left, book.turn()) == (0, False)
+    assert book.give_back(0, "a")
+    assert (book.left, book.turn(), book.take("b", 9)) == (7, False, (0, 7))
+    assert (book.close(0, "b"), book.finish(7, "b")) == (True, True)
+    assert (book.turn(), book.take("a", 99)) == (True, (10, 20)), "an epoch does not grow for samples given up"
+    assert (book.epoch_of(9), book.epoch_of(10), book.epoch_of(-1)) == (0, 1, -1)
+
+
+def test_an_epoch_that_was_only_looked_at_was_never_begun():
+    book = Stretches(next_sample=10)
+    book.fence(10)
+    book.take("a", 4)
+    book.leave("a")
+    book.unbegin()
+    assert book.state().next_lease == 10
+
+
+def test_a_restored_book_is_fenced_where_its_lowest_sample_is():
+    book = Stretches(next_sample=23, returned=[(8, 10)])
+    book.fence(10)
+    assert book.take("a", 5) == (8, 10)
+
+
 TestBook = Book.TestCase
 TestBook.settings = settings(derandomize=True, database=None, deadline=None, max_examples=60, stateful_step_count=30)

@@ -71,7 +71,8 @@ def play(cluster, random, workers, deaths, *, moves=3000, **script):
     loops = {index: Loop(cluster, index, **script) for index in range(workers)}
     left = set()
     for _ in range(moves):
-        cluster.leader.rounds.scripts.hands.check()
+        if not cluster.settings.by_samples:
+            cluster.leader.rounds.scripts.hands.check()
         ready = [index for index, loop in loops.items() if loop.hears()]
         left |= {index for index, loop in loops.items() if loop.left}
         if len(left) == workers:
@@ -103,9 +104,17 @@ MODES = [
     {"mode": "rennala", "gradients_per_update": 3},
     {"mode": "ringmaster", "max_delay": 2},
     {"mode": "softsync", "gradients_per_update": 2},
+    {"mode": "sync", "sizes": True},
+    {"mode": "async", "sizes": True},
+    {"mode": "bounded", "staleness": 1, "sizes": True},
     {"mode": "quorum"},
     {"mode": "quorum", "max_delay": 1, "linger": 0.5},
 ]
+
+
+def each(lease):
+    """A lease is the number of a batch, or -1, or a stretch of samples."""
+    return range(*lease) if isinstance(lease, tuple) else [lease] * (lease >= 0)
 
 
 @pytest.mark.parametrize("mode", MODES, ids=lambda mode: "-".join(map(str, mode.values())))
@@ -125,9 +134,13 @@ def test_every_batch_of_every_epoch_is_applied_once_or_closed(
         options["replicas_to_aggregate"] = workers + 1
     if options.get("accumulate") or options["mode"] in ("rennala", "softsync", "quorum"):
         script["optimizers"] = 1
+    sized = {"batch_size": 1}
+    if options.pop("sizes", False):
+        sized = {"batch_sizes": tuple(1 + index % 3 for index in range(workers))}
+        script |= {"optimizers": 1, "every": 1}
     directory = tmp_path / str(next(directories))
     with Cluster(
-        row_recipe(), directory, ps=ps, workers=workers, batches=batches, script="loop.py", batch_size=1, **options
+        row_recipe(), directory, ps=ps, workers=workers, batches=batches, script="loop.py", **sized, **options
     ) as cluster:
         play(cluster, Random(seed), workers, deaths, **script)
         cluster.finish()
@@ -136,11 +149,9 @@ def test_every_batch_of_every_epoch_is_applied_once_or_closed(
     found = account(directory)
     assert found.clean, str(found)
     assert found.epochs == EPOCHS and not found.unapplied
-    applied = [
-        entry[0] for _, line in read(path_of(directory)) if isinstance(line, Update) for entry in line.entries
-        if entry[0] >= 0
-    ]  # fmt: skip
-    closed = [line.lease for _, line in read(path_of(directory)) if isinstance(line, Skipped)]
+    lines = [line for _, line in read(path_of(directory))]
+    applied = [one for line in lines if isinstance(line, Update) for entry in line.entries for one in each(entry[0])]
+    closed = [one for line in lines if isinstance(line, Skipped) for one in each(line.lease)]
     assert sorted(lease for lease in applied + closed if lease < EPOCHS * batches) == list(range(EPOCHS * batches))
     assert script["unused"] or not closed
 

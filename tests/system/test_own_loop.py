@@ -130,6 +130,42 @@ def test_modes_that_drop_or_collect_learn_from_each_batch_once_too(options, upda
     assert found.updates == updates or updates is None
 
 
+@pytest.mark.parametrize("ps", [1, 2])
+def test_batches_of_12_8_and_4_are_one_process_at_24_also_where_workers_and_a_ps_task_are_killed(ps, place):
+    """float64: to rounding. The last round of an epoch is of fewer samples, as the last batch is."""
+    one = evener(place, "launch", "--logdir", "one", "train.py", "--batch", 24)
+    assert one.code == 0, one.text
+    alone = torch.load(place / "model.pt")
+    plan = "worker:1/worker.pushing@5=kill; worker:2/worker.pushed@9=kill; ps:0/server.applied@15=kill"
+    launch(
+        place, "--ps", ps, "--workers", 3, "--mode", "sync", "--batch-sizes", "12,8,4", "--save-checkpoint-steps", 6,
+        "train.py", EVENER_CHAOS=plan,
+    )  # fmt: skip
+    found = account(place / "run")
+    assert (found.clean, found.unapplied, found.skipped, found.epochs, found.step) == (True, (), (), 3, 24), str(found)
+    for name, value in torch.load(place / "model.pt").items():
+        assert torch.allclose(value, alone[name], rtol=1e-12, atol=1e-12), name
+
+
+def test_by_speed_the_loader_of_a_slow_worker_gives_fewer_samples(place):
+    done = launch(
+        place, *PS, "--mode", "sync", "--batch-by-speed", "--batch-size", 8, "--slow", "worker:0=10ms,worker:1=30ms",
+        "train.py", "--num_epochs", 4,
+    )  # fmt: skip
+    found = account(place / "run")
+    assert (found.clean, found.epochs, found.skipped) == (True, 4, ()), str(found)
+    assert re.search(r"worker 1 gets [1-6] of 16 samples", done.text), done.text
+
+
+def test_a_program_that_accumulates_is_told_that_sizes_do_not_go_with_it(place):
+    (place / "train.py").write_text(SMALL.replace("optimizer.step()", "counts[-1] % 2 and optimizer.step()"))
+    done = evener(
+        place, "launch", *PS, "--mode", "sync", "--batch-sizes", "2,1", "--logdir", "run", "train.py",
+    )  # fmt: skip
+    assert done.code == 1
+    assert "the program took no step with 16 of its batches" in done.text
+
+
 @pytest.mark.parametrize("kind", ["mnist", "finetune"])
 def test_alone_a_program_computes_what_it_did_without_evener(kind, tmp_path):
     """Dropout and the loader's order too: nothing is seeded, nothing drawn."""

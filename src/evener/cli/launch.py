@@ -16,13 +16,16 @@ from evener.cli.options import (
     add_keeping_options,
     add_link_options,
     add_mode_options,
+    add_size_options,
     dashed,
 )
 from evener.errors import ConfigError
 
 
 def add_launch(commands: Any) -> None:
-    launch = commands.add_parser("launch", help="run a program with a training loop of its own (evener.join)")
+    # Without abbreviations: argparse would look for them among the program's own words too.
+    text = "run a program with a training loop of its own (evener.join)"
+    launch = commands.add_parser("launch", help=text, allow_abbrev=False)
     launch.add_argument("script", help="the program, path/to/train.py")
     launch.add_argument("args", nargs=argparse.REMAINDER, metavar="ARGS", help="its arguments, as they are")
     add = launch.add_argument_group("who trains").add_argument
@@ -35,7 +38,9 @@ def add_launch(commands: Any) -> None:
     add("--threads", type=int, metavar="T", help="PyTorch threads of each task; default 1")
     add("--worker-hosts", "--worker-host", metavar="HOST:PORT,...", help="standing servers: those of the workers")
     add_existing_servers(launch)
+    add("--batch-size", type=int, metavar="B", help="with --batch-by-speed: samples of a batch, in the mean")
     add_mode_options(launch)
+    add_size_options(launch)
     add_link_options(launch)
     add_gpu_options(launch)
     add_keeping_options(launch)

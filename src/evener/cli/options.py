@@ -84,17 +84,22 @@ def add_mode_options(train: argparse.ArgumentParser) -> None:
     add("--placement", metavar="|".join(PLACEMENTS), help="of parameters on several ps tasks; default even")
 
 
-def _add_length_options(train: argparse.ArgumentParser) -> None:
-    add = train.add_argument_group("how long, over what").add_argument
-    add("--train-steps", type=int, metavar="N", help="global steps (updates) of the whole run; default 2000")
-    add("--epochs", type=float, metavar="E", help="instead of --train-steps: passes over the training data")
-    add("--batch-size", type=int, metavar="B", help="samples of one batch; default 100")
+def add_size_options(command: argparse.ArgumentParser) -> None:
+    add = command.add_argument_group("a batch size for each worker").add_argument
     text = "of each worker: 64,64,16; each sample counts alike, however they are shared out"
     add("--batch-sizes", type=sizes, metavar="B,B,...", help=text)
     text = "share out workers x --batch-size samples so that all workers end together"
     add("--batch-by-speed", action="store_true", default=None, help=text)
     add("--batch-quantum", type=int, metavar="Q", help="by speed: each worker gets a multiple of it; default 1")
     add("--batch-caps", type=sizes, metavar="B,B,...", help="the largest batch of each worker, for its memory")
+
+
+def _add_length_options(train: argparse.ArgumentParser) -> None:
+    add = train.add_argument_group("how long, over what").add_argument
+    add("--train-steps", type=int, metavar="N", help="global steps (updates) of the whole run; default 2000")
+    add("--epochs", type=float, metavar="E", help="instead of --train-steps: passes over the training data")
+    add("--batch-size", type=int, metavar="B", help="samples of one batch; default 100")
+    add_size_options(train)
     add("--batches-per-step", type=int, metavar="N", help="batches of one gradient, which is their mean; default 1")
     add("--seed", type=int, help="of parameters and sample order; default 0")
     text = "let tasks join whose recipe files, or first samples, are others; it is told, not refused"

@@ -94,8 +94,11 @@ def script_settings(
         )
     mine = [name for name in ("keys", "init_from", *["logdir"] * here) if options.get(name)]
     named = {name: str(start / options[name]) for name in mine}
-    program = {"recipe": path.name, "script": str(path), "script_args": tuple(args), "batch_size": 1}
-    given = {**options, **named, **program}
+    program = {"recipe": path.name, "script": str(path), "script_args": tuple(args)}
+    if not options.get("batch_by_speed"):
+        options = {name: value for name, value in options.items() if name != "batch_size"}  # its loader's counts
+    sized = {} if options.get("batch_sizes") else {"batch_size": 1}
+    given = {**sized, **options, **named, **program}
     settings = settings_module.make(given)
     return settings if settings.logdir else replace(settings, logdir=new_logdir(path.stem, start))
 

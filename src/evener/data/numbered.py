@@ -49,10 +49,12 @@ class Draws:
         loader: the user's own; its sampler draws.
         length: batches in an epoch.
         seed: of the run.
+        single: what is drawn are samples, whatever its batches are; `length` counts them.
     """
 
-    def __init__(self, loader: DataLoader[Any], length: int, seed: int) -> None:
+    def __init__(self, loader: DataLoader[Any], length: int, seed: int, *, single: bool = False) -> None:
         self._loader, self._length, self._seed = loader, length, seed
+        self._single = single or loader.batch_sampler is None
         #: Of two epochs, because batches around the end of one are asked for in turn.
         self._drawn: dict[int, _Drawing] = {}
         sampler = loader.sampler
@@ -62,6 +64,12 @@ class Draws:
                 why="evener shares out the batches itself, so each worker would leave out the others' samples twice.",
                 fix="leave the sampler out; say shuffle=True.",
             )
+
+    def stretch(self, start: int, count: int) -> Numbers:
+        """Samples of one epoch, where what is drawn are samples: of a loader without batches."""
+        numbers = Numbers(sample for at in range(start, start + count) for sample in self.numbers(at))
+        numbers.lease = start
+        return numbers
 
     def numbers(self, lease: int) -> Numbers:
         """Raises ConfigError when the sampler gives fewer batches than its length says."""
@@ -78,12 +86,12 @@ class Draws:
                 fix="let len() of the batch sampler be the number of its batches.",
             )
         drawn = batches.drawn[index]
-        numbers = Numbers(drawn if self._loader.batch_sampler is not None else [drawn])
+        numbers = Numbers([drawn] if self._single else drawn)
         numbers.lease = lease
         return numbers
 
     def _draw(self, epoch: int) -> _Drawing:
-        sampler: Any = self._loader.batch_sampler
+        sampler: Any = None if self._single else self._loader.batch_sampler
         single: Any = self._loader.sampler
         state = torch.get_rng_state()
         seed_batch(self._seed, -1 - epoch)  # numbers that no lease has

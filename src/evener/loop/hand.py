@@ -22,6 +22,7 @@ class Hand:
         self._loading: deque[int] = deque()
         self._used: list[int] = []
         self._most = 1  # batches of one step
+        self._sizes: dict[int, int] = {}  # samples of those that are stretches of them
 
     @property
     def count(self) -> int:
@@ -42,8 +43,19 @@ class Hand:
     def loading(self) -> bool:
         return bool(self._loading)
 
-    def add(self, leases: Sequence[int]) -> None:
+    def add(self, leases: Sequence[int], size: int = 0) -> None:
+        """`size`: they are stretches of so many samples."""
         self._waiting.extend(leases)
+        if size:
+            self._sizes = dict.fromkeys(leases, size) or self._sizes
+
+    def size(self, lease: int) -> int:
+        """Samples of a lease that is a stretch of them; 0: it is the number of a batch."""
+        return self._sizes.get(lease, 0)
+
+    def sizes(self, leases: Sequence[int]) -> list[int]:
+        """Of several; none where they are numbers of batches."""
+        return [self._sizes[lease] for lease in leases if lease in self._sizes]
 
     def clear(self) -> None:
         """They were taken away: the life to which they were given has ended."""

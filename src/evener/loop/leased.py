@@ -5,11 +5,13 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import Any, Protocol
 
-from torch.utils.data import DataLoader, IterableDataset
+from torch.utils.data import BatchSampler, DataLoader, IterableDataset
 
 from evener.data.chance import seed_batch
 from evener.data.numbered import Draws, Each, Every, Numbers, Seeded, length_of, remade
+from evener.errors import ConfigError
 from evener.loop.hand import Hand
+from evener.loop.owner import Supply
 
 
 class Gives(Protocol):
@@ -51,22 +53,27 @@ class Leased:
         loader: the program's.
         seed: of the run.
         gives: the batches.
+        by_samples: leases are stretches of its samples, and its batches are as large as these.
     """
 
-    def __init__(self, loader: DataLoader[Any], seed: int, gives: Gives) -> None:
+    def __init__(self, loader: DataLoader[Any], seed: int, gives: Gives, *, by_samples: bool = False) -> None:
         self._loader, self._seed, self._gives = loader, seed, gives
-        self._length = length_of(loader)
+        self._batches = length_of(loader)
+        self._length = samples_of(loader) if by_samples else self._batches
         whole = loader.batch_sampler is not None
         # So many batches are prepared ahead by the loader's processes, and one is asked for when one is taken.
         self.ahead = loader.num_workers * (loader.prefetch_factor or 2) + 1 if loader.num_workers else 1
-        self._coming = _Coming(Draws(loader, self._length, seed), self._length, gives, self.ahead)
+        if by_samples:
+            self.ahead = 1
+        draws = Draws(loader, self._length, seed, single=by_samples)
+        self._coming = _Coming(draws, self._length, gives, self.ahead)
         which: dict[str, Any] = {"batch_sampler": self._coming}
         if not whole:
             which = {"batch_size": None, "sampler": self._coming}
         self._inner = remade(loader, Seeded(loader.dataset, seed, single=not whole), **which)
 
     def __len__(self) -> int:
-        return self._length
+        return self._batches
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self._loader, name)
@@ -105,6 +112,33 @@ class Leased:
                 yield batch
 
 
+def supply_of(loader: DataLoader[Any] | None, *, by_samples: bool) -> Supply:
+    """What a program's loader gives. Raises ConfigError where workers cannot have batches of their own size."""
+    if by_samples and loader is None:
+        raise ConfigError(
+            "--batch-sizes and --batch-by-speed need a loader.", why="they say how large its batches are.",
+            fix="pass your DataLoader to ev.prepare, or leave the option out.",
+        )  # fmt: skip
+    if loader is None:
+        return Supply()
+    return Supply(samples_of(loader)) if by_samples else Supply(length_of(loader), loader.batch_size or 1)
+
+
+def samples_of(loader: DataLoader[Any]) -> int:
+    """Samples in an epoch of a loader whose batches evener may cut as it likes.
+
+    Raises:
+        ConfigError: it may not.
+    """
+    if isinstance(loader.dataset, IterableDataset) or type(loader.batch_sampler) is not BatchSampler:
+        raise ConfigError(
+            "--batch-sizes and --batch-by-speed do not go with this loader.",
+            why="evener sets how many samples are in a batch: a batch sampler, batch_size=None or a stream does too.",
+            fix="give the DataLoader a batch_size, and shuffle or a sampler; or leave the option out.",
+        )
+    return len(loader.sampler)  # type: ignore[arg-type]  # PyTorch's own have a length
+
+
 class _Coming:
     """What a DataLoader takes the samples of its batches from. It may run dry, and have more later.
 
@@ -128,7 +162,8 @@ class _Coming:
             raise StopIteration
         lease = hand.load()
         self.issued.append(lease)
-        return self._draws.numbers(lease)
+        count = hand.size(lease)
+        return self._draws.stretch(lease, count) if count else self._draws.numbers(lease)
 
 
 def _part(loader: DataLoader[Any], index: int, workers: int) -> DataLoader[Any]:

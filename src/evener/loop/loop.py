@@ -16,12 +16,11 @@ from torch.optim import Optimizer
 from torch.utils.data import DataLoader
 
 from evener.data.chance import seed_batch
-from evener.data.numbered import length_of
 from evener.errors import ConfigError, SessionError
 from evener.loop.alone import Alone, Counted
 from evener.loop.here import Here
 from evener.loop.keeping import Keeper
-from evener.loop.leased import Leased, Streamed
+from evener.loop.leased import Leased, Streamed, supply_of
 from evener.loop.owner import Owner, Step, Supply
 from evener.loop.parts import Frozen, Parts, bare, build, sorted_out
 from evener.loop.passes import Passes
@@ -159,11 +158,11 @@ class Loop:
             serve(joining, parts, built)
         joining.report(Status(joining.name, "starting"))
         loader = parts.loaders[0] if parts.loaders else None
-        supply = Supply(length_of(loader), loader.batch_size or 1) if loader is not None else Supply()
+        supply = supply_of(loader, by_samples=settings.by_samples)
         owner = self._owner = self._owned(parts, built, supply)
         passes = self._passes = self._keeper.passes = Passes(
             owner, supply, heard=self._keeper.hear, begun=self._begin_pass, unused=self._forget_gradients,
-            slow=slowed(settings.slow, self.worker, settings.seed),
+            slow=slowed(settings.slow, self.worker, settings.seed), usual=float(settings.mean_batch),
         )  # fmt: skip
         self._frozen = None if isinstance(owner, Alone) else Frozen(parts, built.layout)
         shared = self._shared(loader, passes) if loader is not None else None
@@ -199,7 +198,7 @@ class Loop:
             return Streamed(loader, self._joining.index, self.workers, passes)
         if not self._joining.launched and self._joining.tower is None:
             return Counted(loader, passes.supply.length, passes)
-        leased = Leased(loader, self._joining.settings.seed, passes)
+        leased = Leased(loader, self._joining.settings.seed, passes, by_samples=self._joining.settings.by_samples)
         passes.ahead = leased.ahead
         return leased
 
@@ -246,10 +245,11 @@ class Loop:
         if self._frozen is not None:
             self._frozen.check()
         now = self._clock()
+        leases = passes.hand.take()
         step = Step(
-            group=number, really=really, closure=closure, leases=passes.hand.take(), want=passes.want,
-            loss=self._logged, seconds=now - self._answered, script=self._keeper.due(passes, now),
-            spread=self._keeper.spread,
+            group=number, really=really, closure=closure, leases=leases, sizes=passes.hand.sizes(leases),
+            want=passes.want, loss=self._logged, seconds=now - self._answered,
+            script=self._keeper.due(passes, now), spread=self._keeper.spread,
         )  # fmt: skip
         self._logged, self._keeper.spread = math.nan, False
         result = passes.step(step)

@@ -26,6 +26,7 @@ class Step:
     closure: Callable[[], Any] | None
     leases: Sequence[int]  # batches since the last step of any optimizer
     want: int  # leases in hand
+    sizes: Sequence[int] = ()  # samples of each, where leases are stretches of them
     loss: float  # nan: the program has not logged it
     seconds: float  # since the last one was answered
     script: bytes = b""  # what the program keeps, where it is to be told

@@ -7,7 +7,7 @@ from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
 
-from evener.errors import TaskFailed
+from evener.errors import ConfigError, TaskFailed
 from evener.loop.hand import Hand
 from evener.loop.here import Here
 from evener.loop.owner import Owner, Step, Supply
@@ -17,6 +17,8 @@ from evener.worker.exchange.exchange import Turn
 
 #: Why a run ends when a person wants it to.
 INTERRUPTED = "interrupted"
+#: Batches without a step that may be.
+FEW = 16
 
 
 class Passes:
@@ -28,6 +30,7 @@ class Passes:
         begun: called when a pass begins; `anew`: those before it were left out.
         unused: called before batches are named that no step has used.
         slow: `--slow` of this worker, which sleeps before its steps.
+        usual: samples of a batch in the mean, where workers have batches of their own size.
     """
 
     def __init__(  # noqa: PLR0913 - what it asks and whom it tells, each once
@@ -39,10 +42,11 @@ class Passes:
         begun: Callable[[bool], None],
         unused: Callable[[], None],
         slow: Slowed | None = None,
+        usual: float = 1.0,
         sleep: Callable[[float], None] = time.sleep,
     ) -> None:
         self._owner, self.supply = owner, supply
-        self._slow, self._sleep = slow or Slowed(None, 0), sleep
+        self._slow, self._usual, self._sleep = slow or Slowed(None, 0), usual, sleep
         self._heard, self._begun, self._unused = heard, begun, unused
         self.hand = Hand()
         self.ahead = 1
@@ -52,6 +56,7 @@ class Passes:
         self.count = 0  # passes begun
         self.start = 0  # passes that are left out, since they were finished before
         self.inside, self.left_out = False, False
+        self._steps = self._idle = 0  # steps taken; batches of a size of their own without one
 
     @property
     def stopped(self) -> bool:
@@ -80,7 +85,9 @@ class Passes:
         self.counted = self.turn.version
 
     def step(self, step: Step) -> Any:
-        if extra := self._slow.longer(step.seconds, max(1, len(step.leases))):
+        self._steps += 1
+        batches = sum(step.sizes) / self._usual if step.sizes else max(1, len(step.leases))
+        if extra := self._slow.longer(step.seconds, batches):
             self._sleep(extra)
             step = replace(step, seconds=step.seconds + extra)
         result, turn = self._owner.step(step)
@@ -95,7 +102,18 @@ class Passes:
     def wait(self) -> None:
         if unused := self.hand.take():
             self._unused()
+            self._refuse_to_accumulate(len(self.hand.sizes(unused)))
         self._take(self._owner.draw(self.want, unused=unused, wait=True))
+
+    def _refuse_to_accumulate(self, batches: int) -> None:
+        """Now and then a program takes no step, as GradScaler does at the beginning; not with every second batch."""
+        self._idle += batches
+        if self._idle >= FEW and 3 * self._idle > self._steps:
+            raise ConfigError(
+                f"the program took no step with {self._idle} of its batches, and {self._steps} steps.",
+                why="with --batch-sizes and --batch-by-speed each step is of one batch: they say how large it is.",
+                fix="take a step with each batch, and let the sizes be larger; or leave the option out.",
+            )
 
     def epoch(self) -> int:
         """Of the next batch, waited for."""
@@ -118,7 +136,7 @@ class Passes:
     def _hear(self, turn: Turn) -> None:
         if turn.anew:
             self.hand.clear()
-        self.hand.add(turn.leases)
+        self.hand.add(turn.leases, turn.count)
         # Once the run is over nobody is chief for the servers; the program still has to save what it has.
         self.turn = replace(turn, chief=self.turn.chief) if turn.stop else turn
         if turn.failed:

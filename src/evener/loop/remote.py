@@ -99,7 +99,7 @@ class Remote:
         if math.isnan(loss) and isinstance(result, torch.Tensor | float):
             loss = float(result)
         unused = self._towers.collect(self._servers.arrivals, self._parts.names[step.group])
-        examples = len(step.leases) * self._supply.size
+        examples = sum(step.sizes) or len(step.leases) * self._supply.size
         own = Own(
             leases=step.leases, want=step.want, group=step.group, settings=self._settings(),
             script=step.script, spread=step.spread,

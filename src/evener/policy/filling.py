@@ -69,7 +69,9 @@ class Filling:
                 return [*self._update(), Release(worker)]
             case Left(worker):
                 return self._leave(worker)
-            case Refreshed() | Drained() | Expired():
+            case Drained():
+                return self._apply() if self._held else []  # the rest of an epoch is fewer samples than an update
+            case Refreshed() | Expired():
                 return []
 
     def dooms(self, version: int) -> bool:
@@ -87,6 +89,9 @@ class Filling:
         if self.held_samples < self.samples:
             return []
         assert self.held_samples == self.samples, f"{self.held_samples} samples were given out for {self.samples}"
+        return self._apply()
+
+    def _apply(self) -> list[Decision]:
         handles = tuple(self._held)
         self._held.clear()
         self.held_samples = 0

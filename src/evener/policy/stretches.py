@@ -52,6 +52,43 @@ class Stretches:
         assert all(start >= 0 and stop <= next_sample for start, stop in self._free), "returned but never issued"
         self._outstanding: dict[int, tuple[int, Hashable]] = {}  # start -> stop, owner
         self._skipped = list(skipped)
+        self.epoch = 0  # samples of one, where none of the next is issued before all of this one are closed
+
+    def fence(self, epoch: int) -> None:
+        """From now on no sample is issued before the epoch before its own, of so many samples, is over.
+
+        >>> book = Stretches()
+        >>> book.fence(5)
+        >>> book.take("a", 3), book.take("a", 3), book.take("a", 1)
+        ((0, 3), (3, 5), None)
+        >>> book.finish(0, "a"), book.turn(), book.finish(3, "a"), book.turn()
+        (True, False, True, True)
+        """
+        self.epoch = epoch
+        lowest = min([self.next_sample, *(start for start, _ in self._free), *self._outstanding])
+        self.limit = (lowest // epoch + 1) * epoch
+
+    def turn(self) -> bool:
+        """Open the next epoch, if this one is over. False: it is not."""
+        if not self.epoch or self.limit is None or not self.exhausted:
+            return False
+        self.limit += self.epoch
+        return True
+
+    def unbegin(self) -> None:
+        """Of an epoch of which nothing was applied nothing was ever issued: its workers only saw that it was there."""
+        begin = (self.limit or 0) - self.epoch
+        if self.epoch and not self._outstanding and self._free == [(begin, self.next_sample)]:
+            self.next_sample, self._free = begin, []
+
+    def epoch_of(self, start: int) -> int:
+        """Of a fenced book, counted from 0; -1 where there are no epochs."""
+        return start // self.epoch if self.epoch and start >= 0 else -1
+
+    @property
+    def left(self) -> int:
+        """Samples that can be issued now, of a book with a limit."""
+        return self.free + max(0, (self.limit or 0) - self.next_sample)
 
     @property
     def out(self) -> int:
@@ -108,7 +145,7 @@ class Stretches:
             return False
         self.finish(start, owner)
         self._skipped.append(stretch)
-        if self.limit is not None:
+        if self.limit is not None and not self.epoch:  # an epoch does not grow because samples were given up
             self.limit += stretch[1] - start
         return True
 

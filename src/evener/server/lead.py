@@ -233,8 +233,7 @@ class Leader:
         else:
             self.rounds.tell_followers()
         if self.course.left and self.course.came <= self.course.left and not self.links.seats:
-            if isinstance(self.leases, Leases):
-                self.leases.unbegin()
+            self.leases.unbegin()
             self.stop("every worker has left its loop")
 
     def stop(self, reason: str, *, complete: bool = True, failed: bool = False) -> None:
@@ -285,7 +284,7 @@ class Leader:
             return ", ".join(f"worker:{worker}" for worker in absent) + " to join"
         scripts = self.rounds.scripts
         if scripts is not None and scripts.idle:
-            return scripts.waiting_for(self.lives.waiting_for(self.setup.clock()))
+            return scripts.finishing(self.lives.waiting_for(self.setup.clock()))
         waits = self.whole.waiting_for() or self.rounds.waiting_for()
         return waits or (self.lives.waiting_for(self.setup.clock()) if self.course.still() else "")
 

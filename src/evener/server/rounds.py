@@ -30,6 +30,7 @@ from evener.server.kept import Kept
 from evener.server.links import Links, Seat
 from evener.server.scripts import UNUSED, Scripts
 from evener.server.shard import Shard
+from evener.server.shared_scripts import SharedScripts
 from evener.server.sharing import Sharing
 from evener.server.timer import Timer
 from evener.state import rules
@@ -55,11 +56,13 @@ class Rounds:
         self.lives = Lives(settings.stall_timeout)
         self.counsel = Counsel(course, self.lives, self.policy)
         clock = course.setup.clock
-        self.scripts: Scripts | None = None
+        self.scripts: Scripts | SharedScripts | None = None
         self.sharing: Sharing | None = None
         self.giver: Giver
         if isinstance(leases, Stretches):
-            self.giver = self.sharing = Sharing(links, leases, self.lives, course, lambda: shard.state.step)
+            kind = SharedScripts if settings.script else Sharing
+            self.giver = self.sharing = kind(links, leases, self.lives, course, lambda: shard.state.step)
+            self.scripts = self.sharing if isinstance(self.sharing, SharedScripts) else None
         elif settings.script:
             self.giver = self.scripts = Scripts(links, shard, leases, lives=self.lives, clock=clock, settings=settings)
         else:
@@ -213,7 +216,7 @@ class Rounds:
                 self.policy.on(Refreshed(given.seat.worker))
                 given.seat.drawn = self.shard.state.step
                 self.lives.move(given.seat.worker, Stage.COMPUTING, self._now(), given.lease)
-                self._say_drawn(given.seat, given.leases)
+                self._say_drawn(given.seat, given.leases, given.count)
             else:
                 self.answer(given.seat, given)
             if self.scripts is not None and self.scripts.begins(given.seat):
@@ -243,11 +246,11 @@ class Rounds:
             self.lives.move(seat.worker, Stage.LEAVING, self._now())
             self._say_drawn(seat, [])
 
-    def _say_drawn(self, seat: Seat, leases: list[int]) -> None:
+    def _say_drawn(self, seat: Seat, leases: list[int], count: int = 0) -> None:
         chief = seat.worker == self.chief.now()
         self.links.answer(seat.link, Drawn(
             leases, seat.version, stop=self.course.stopping, chief=chief, failed=self.course.failed,
-            script=self.kept.owed(seat.worker, first=False, chief=chief),
+            script=self.kept.owed(seat.worker, first=False, chief=chief), count=count,
         ))  # fmt: skip
 
     def taken(self, push: Push) -> str:

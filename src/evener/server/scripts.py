@@ -139,7 +139,7 @@ class Scripts:
             return None
         return frozenset(self._idle)
 
-    def waiting_for(self, others: str) -> str:
+    def finishing(self, others: str) -> str:
         """Who has finished an epoch, and waits for the rest of it; empty if nobody does."""
         if not self._idle:
             return ""

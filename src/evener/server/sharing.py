@@ -55,8 +55,9 @@ class Sharing:
 
     def forget(self, seat: Seat) -> None:
         self._parked = [worker for worker in self._parked if worker != seat.worker]
-        if not self._course.stopping:
-            self._tell(self.shares.left(seat.worker))
+        told = self.shares.left(seat.worker)
+        if not self._course.stopping and seat.worker not in self._course.left:  # its loop has not just ended
+            self._tell(told)
 
     def refuses(self, seat: Seat, push: Push) -> str:
         if only_of_scripts(push):

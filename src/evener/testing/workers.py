@@ -183,6 +183,7 @@ class Scripted(Worker):
         super().__init__(cluster, index)
         self.want = 1
         self.hand: list[int] = []
+        self.size = 0  # samples of what is in hand, where that is a stretch of them
         self.version = -1
         self.drawn: Drawn | None = None  # the answer to its last draw
         self.script = b""  # the last that it was told
@@ -203,6 +204,7 @@ class Scripted(Worker):
 
     def _given(self, answer: Release | Drawn) -> None:
         self.hand += answer.leases
+        self.size = answer.count or self.size
         self.script = answer.script or self.script
         self.stop = answer.stop or self.stop
 
@@ -210,9 +212,10 @@ class Scripted(Worker):
         """Of the first in hand, unless `leases` says otherwise."""
         leases: list[int] = list(changes.pop("leases", self.hand[:1]))
         self.hand = [lease for lease in self.hand if lease not in leases]
+        count = self.size if leases else 0
         push = Push(
-            self.identity, self.seq + 1, self.version, leases[0] if leases else -1, None, 10,
-            more=leases[1:], want=self.want,
+            self.identity, self.seq + 1, self.version, leases[0] if leases else -1, None, count or 10,
+            more=leases[1:], want=self.want, count=count, seconds=self.pace * count,
         )  # fmt: skip
         return msgspec.structs.replace(push, **changes)
 

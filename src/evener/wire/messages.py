@@ -156,6 +156,7 @@ class Drawn(Message, frozen=True):
     chief: bool = False
     failed: bool = False
     script: bytes = b""  # as in `Release`
+    count: int = 0  # as there
 
 
 class Contents(Message, frozen=True):

@@ -152,11 +152,12 @@ class Servers:
     def _push(self, computed: Computed, own: Own) -> Push:
         self.want = own.want
         loss = None if own.loop and math.isnan(computed.loss) else computed.loss
+        count = self._count if own.leases else 0
         return Push(
             self._identity, self._seq, self._version, own.leases[0] if own.leases else -1, loss,
             computed.examples, self._links.layout.mask(computed.unused), list(own.leases[1:]),
-            own.want, own.group, own.settings, own.script, own.spread, self._count,
-            computed.seconds if self._count else 0.0,
+            own.want, own.group, own.settings, own.script, own.spread, count,
+            computed.seconds if count else 0.0,
         )  # fmt: skip
 
     def too_big(self) -> Turn:
@@ -187,10 +188,10 @@ class Servers:
             raise errors.ProtocolError(f"ps:0 answered a Draw with {type(answer).__name__}.")
         if wait and not answer.stop and (turn := self._newest(answer.version)) is not None:
             return turn
-        self._version = answer.version
+        self._version, self._count = answer.version, answer.count or self._count
         return Turn(
             version=answer.version, lease=-1, stop=answer.stop, chief=answer.chief, failed=answer.failed,
-            leases=answer.leases, script=answer.script,
+            leases=answer.leases, script=answer.script, count=answer.count,
         )  # fmt: skip
 
     def _newest(self, version: int) -> Turn | None:

@@ -131,20 +131,30 @@ def test_modes_that_drop_or_collect_learn_from_each_batch_once_too(options, upda
 
 
 @pytest.mark.parametrize("ps", [1, 2])
-def test_batches_of_12_8_and_4_are_one_process_at_24_also_where_workers_and_a_ps_task_are_killed(ps, place):
-    """float64: to rounding. The last round of an epoch is of fewer samples, as the last batch is."""
+def test_batches_of_12_8_and_4_are_one_process_at_24_also_where_workers_are_killed(ps, place):
+    """float64: to rounding."""
     one = evener(place, "launch", "--logdir", "one", "train.py", "--batch", 24)
     assert one.code == 0, one.text
     alone = torch.load(place / "model.pt")
-    plan = "worker:1/worker.pushing@5=kill; worker:2/worker.pushed@9=kill; ps:0/server.applied@15=kill"
+    plan = "worker:1/worker.pushing@5=kill; worker:2/worker.pushed@9=kill"
     launch(
-        place, "--ps", ps, "--workers", 3, "--mode", "sync", "--batch-sizes", "12,8,4", "--save-checkpoint-steps", 6,
-        "train.py", EVENER_CHAOS=plan,
+        place, "--ps", ps, "--workers", 3, "--mode", "sync", "--batch-sizes", "12,8,4", "train.py", EVENER_CHAOS=plan
     )  # fmt: skip
     found = account(place / "run")
     assert (found.clean, found.unapplied, found.skipped, found.epochs, found.step) == (True, (), (), 3, 24), str(found)
     for name, value in torch.load(place / "model.pt").items():
         assert torch.allclose(value, alone[name], rtol=1e-12, atol=1e-12), name
+
+
+def test_batches_of_a_size_of_their_own_come_once_where_a_ps_task_is_killed(place):
+    """Rounds at the end of an epoch are of fewer samples: 192 are 6 rounds of 28, and 24."""
+    plan = "ps:0/server.applied@12=kill"
+    launch(
+        place, "--ps", 1, "--workers", 3, "--mode", "sync", "--batch-sizes", "16,8,4", "--save-checkpoint-steps", 5,
+        "train.py", EVENER_CHAOS=plan,
+    )  # fmt: skip
+    found = account(place / "run")
+    assert (found.clean, found.unapplied, found.skipped, found.epochs, found.step) == (True, (), (), 3, 21), str(found)
 
 
 def test_by_speed_the_loader_of_a_slow_worker_gives_fewer_samples(place):
@@ -162,7 +172,7 @@ def test_a_program_that_accumulates_is_told_that_sizes_do_not_go_with_it(place):
     done = evener(
         place, "launch", *PS, "--mode", "sync", "--batch-sizes", "2,1", "--logdir", "run", "train.py",
     )  # fmt: skip
-    assert done.code == 1
+    assert done.code == 2
     assert "the program took no step with 16 of its batches" in done.text
 
 

@@ -77,14 +77,14 @@ class SharedScripts(Sharing):
         return given
 
     def _given(self, workers: Sequence[int]) -> list[Given]:
-        given = super().give([*workers, *self._idle])
-        for number, one in enumerate(given):
-            worker = one.seat.worker
-            drawn = worker in self._idle
-            self._idle.discard(worker)
-            self._hands[worker, one.seat.epoch] = one.lease
-            given[number] = Given(one.seat, one.lease, [one.lease], drawn=drawn, count=one.count)
-        self._parked = [worker for worker in self._parked if worker not in self._idle]
+        given = [Given(one.seat, one.lease, [one.lease], count=one.count) for one in super().give(workers)]
+        for seat in self.idle:
+            if (stretch := self._take(seat)) is not None:
+                self._idle.discard(seat.worker)
+                start, stop = stretch
+                given.append(Given(seat, start, [start], drawn=True, count=stop - start))
+        for one in given:
+            self._hands[one.seat.worker, one.seat.epoch] = one.lease
         return given
 
     def draw(self, seat: Seat, draw: Draw) -> Given | None:

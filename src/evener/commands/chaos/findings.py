@@ -28,8 +28,9 @@ class Tried:
 
     def as_dict(self) -> dict[str, Any]:
         played = self.played
+        seed = played.schedule.seed if played.schedule.seed >= 0 else None
         return {
-            "name": self.name, "seed": played.schedule.seed if played.schedule.seed >= 0 else None, "holds": self.holds, "status": played.status,
+            "name": self.name, "seed": seed, "holds": self.holds, "status": played.status,
             "seconds": played.seconds, "ratio": self.ratio, "slow": played.schedule.slow,
             "faults": [_fault(one) for one in played.struck], "missed": [asdict(one) for one in played.missed],
             "lost_updates": lost(played), "checks": [asdict(check) for check in self.checks],

@@ -47,6 +47,15 @@ def test_every_moment_lies_within_the_undisturbed_run_and_stops_have_an_end(seed
         assert (strike.seconds > 0) == (strike.kind == "stop")
 
 
+@given(seeds, crews(), kinds)
+def test_a_worker_that_is_slow_is_struck_at_as_many_times_fewer_steps(seed, tasks, chosen):
+    slow = draw(seed, tasks, [*chosen, "slow"])
+    worker, _, times = slow.slow.partition("=")
+    for strike, plain in zip(slow.strikes, draw(seed, tasks, [one for one in chosen if one != "slow"]).strikes):
+        fewer = float(times.rstrip("x")) if strike.by_steps and strike.task == worker else 1.0
+        assert strike.at == round(plain.at / fewer, 3)
+
+
 def test_another_seed_is_another_schedule():
     assert len({str(draw(seed, ["ps:0", "worker:0", "worker:1"], KINDS)) for seed in range(100)}) > 90
 

@@ -35,11 +35,7 @@ def add_chaos(commands: Any) -> None:
     text = "how much worse than undisturbed the final accuracy, or else loss, may be; default: nobody asks"
     add("--tolerance", type=float, metavar="X", help=text)
     add("--json", action="store_true", help="print one JSON object as the last line of standard output")
-    known = commands.choices
-    command.set_defaults(
-        run=lambda args: run_chaos(args, known["launch" if is_script(args.target) else "train"]),
-        options=command.options(),
-    )
+    command.set_defaults(run=run_chaos, options=command.options(), parsers=commands.choices)
 
 
 def is_script(target: str) -> bool:
@@ -47,7 +43,7 @@ def is_script(target: str) -> bool:
     return target.endswith(".py")
 
 
-def rehearsed(args: argparse.Namespace, parser: argparse.ArgumentParser) -> Rehearsed:
+def rehearsed(args: argparse.Namespace) -> Rehearsed:
     """What is to be played, once `train` or `launch` has understood its options.
 
     Raises:
@@ -57,8 +53,9 @@ def rehearsed(args: argparse.Namespace, parser: argparse.ArgumentParser) -> Rehe
 
     script = is_script(args.target)
     words = [*args.rest, args.target, *args.program] if script else [args.target, *args.rest]
-    run, unknown = parser.parse_known_args(words)
-    run.command, run.options = ("launch" if script else "train"), parser.get_default("options")
+    name = "launch" if script else "train"
+    run, unknown = args.parsers[name].parse_known_args(words)
+    run.command, run.options = name, args.parsers[name].get_default("options")
     wrong = unknown or ([run.script] if script and run.script != args.target else [])
     if wrong and wrong[0].partition("=")[0] in args.options:
         raise ConfigError(f"{wrong[0]} stands after {args.target}.", fix=f"write it before {args.target}.")
@@ -89,10 +86,10 @@ def _check(run: argparse.Namespace, args: argparse.Namespace) -> None:
         raise ConfigError(f"--tolerance {args.tolerance} cannot be.", fix="write 0 or more, as --tolerance 0.02.")
 
 
-def run_chaos(args: argparse.Namespace, parser: argparse.ArgumentParser) -> int:
+def run_chaos(args: argparse.Namespace) -> int:
     from evener.commands.chaos.kit import Wishes, rehearse
 
-    training = rehearsed(args, parser)
+    training = rehearsed(args)
     faults = tuple(dict.fromkeys(kind.strip() for kind in args.faults.split(","))) if args.faults else ()
     wishes = Wishes(args.seed, args.schedules, faults, args.limit, args.tolerance)
     stream = sys.stderr if args.json else sys.stdout

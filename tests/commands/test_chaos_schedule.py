@@ -51,7 +51,8 @@ def test_every_moment_lies_within_the_undisturbed_run_and_stops_have_an_end(seed
 def test_a_worker_that_is_slow_is_struck_at_as_many_times_fewer_steps(seed, tasks, chosen):
     slow = draw(seed, tasks, [*chosen, "slow"])
     worker, _, times = slow.slow.partition("=")
-    for strike, plain in zip(slow.strikes, draw(seed, tasks, [one for one in chosen if one != "slow"]).strikes):
+    sudden = [one for one in chosen if one != "slow"]
+    for strike, plain in zip(slow.strikes, draw(seed, tasks, sudden).strikes, strict=True):
         fewer = float(times.rstrip("x")) if strike.by_steps and strike.task == worker else 1.0
         assert strike.at == round(plain.at / fewer, 3)
 

@@ -33,6 +33,7 @@ FLOORS = [
     {"models", "recipes.*"},
     {"recipes", "cluster"},
     {"settings"},
+    {"batch_sizes"},
     {"simulate"},
     {"choices", "modes"},
     {"control", "data", "devices", "policy", "wire", "transport"},

@@ -265,8 +265,8 @@ def test_a_logdir_without_a_ledger_is_an_error_that_says_so(path):
 
 
 def test_the_ledger_of_a_newer_evener_is_refused(path):
-    path.write_text('["b",2,1000.0,1]\n')
-    with pytest.raises(VersionError, match="format 2, this evener reads up to 1"):
+    path.write_text('["b",3,1000.0,1]\n')
+    with pytest.raises(VersionError, match="format 3, this evener reads up to 2"):
         list(read(path))
 
 

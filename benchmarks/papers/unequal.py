@@ -26,7 +26,7 @@ from evener.modes import Async, Bounded, Mode, Quorum, Rennala, Ringmaster, Soft
 from evener.simulate.crew import constant
 
 SPEEDS = {"1,2,3,4": [1.0, 2.0, 3.0, 4.0], "1,1,1,10": [1.0, 1.0, 1.0, 10.0]}
-RATES = [0.05, 0.1, 0.2, 0.4, 0.8, 1.6]
+RATES = [0.1, 0.2, 0.4, 0.8, 1.6]
 BATCH, TARGET = 100, 0.15
 #: Test samples that are looked at 400 times a run.
 JUDGED = 2000

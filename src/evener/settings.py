@@ -5,10 +5,11 @@ from __future__ import annotations
 import difflib
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field, fields, replace
 from fractions import Fraction
 from typing import Any
 
+from evener.batch_sizes import check_batch_sizes, mean_of, plan_of
 from evener.bounds import check_numbers
 from evener.choices import (
     check_cluster,
@@ -20,7 +21,10 @@ from evener.choices import (
 from evener.clipping import check_clipping
 from evener.devices.plan import parse
 from evener.errors import ConfigError
-from evener.modes import OPTIONS, Async, Mode, Terms, check_mode, mode_of, options_of_mode
+from evener.modes import OPTIONS, Async, Mode, Sync, Terms, check_mode, mode_of, options_of_mode
+from evener.policy.events import Policy
+from evener.policy.filling import Filling
+from evener.policy.shares import Plan
 from evener.slow import check_slow
 
 #: Steps of a run whose end a script decides.
@@ -76,6 +80,10 @@ class Settings:
     train_steps: int | None = None  # None with epochs None: 2000
     epochs: float | None = None
     batch_size: int = BATCH_SIZE  # of a recipe whose data is a DataLoader: that one's counts
+    batch_sizes: tuple[int, ...] = ()  # of each worker, in samples, instead of batch_size; empty: all have the same
+    batch_by_speed: bool = False  # workers x batch_size samples are shared out so that all end together
+    batch_quantum: int = 1  # by speed: each worker gets a multiple of it
+    batch_caps: tuple[int, ...] = ()  # the largest batch of each worker; empty: no bounds
     batches_per_step: int | None = None  # batches of one gradient, which is their mean; None: as the recipe says
     eval_batch_size: int | None = None  # samples validated at once; None: as many as are trained on
     seed: int = 0
@@ -110,6 +118,9 @@ class Settings:
     heartbeat_timeout: float = 10.0  # between hosts: after so much silence a peer counts as gone
 
     def __post_init__(self) -> None:
+        for name in ("batch_sizes", "batch_caps"):
+            if isinstance(getattr(self, name), list):  # as it is written in Python, and as it travels
+                object.__setattr__(self, name, tuple(getattr(self, name)))
         check_numbers(self)
         object.__setattr__(self, "mode", mode_of(self.mode, {}))
         object.__setattr__(self, "transport", FORMER_TRANSPORTS.get(self.transport, self.transport))
@@ -120,6 +131,9 @@ class Settings:
         check_length(self)
         check_clipping(self.clip_norm, self.clip_value)
         check_script(self)
+        check_batch_sizes(self, BATCH_SIZE)
+        if self.batch_sizes:
+            object.__setattr__(self, "batch_size", mean_of(self.batch_sizes))
         check_slow(self.slow, self.processes)
 
     @property
@@ -129,10 +143,19 @@ class Settings:
             return max(1, self.towers)
         return self.terms.gradients or self.workers
 
+    def start(self, version: int) -> Policy:
+        """The policy of a run with ps tasks that goes on from this version."""
+        if self.by_samples and isinstance(self.mode, Sync):
+            return Filling(self.plan.total, version=version)
+        return self.mode.start(version, self.workers, ending=bool(self.script))
+
     @property
     def terms(self) -> Terms:
         """What the mode asks of the workers."""
-        return self.mode.terms(self.workers)
+        terms = self.mode.terms(self.workers)
+        if self.by_samples and isinstance(self.mode, Sync):  # a round is so many samples, whoever computes them
+            return replace(terms, fewest=1, needs_all=False)
+        return terms
 
     @property
     def processes(self) -> int:
@@ -157,8 +180,8 @@ class Settings:
         if self.script and self.train_steps is None:
             return ENDLESS
         if self.epochs is not None:
-            if self.ends_by_samples:
-                return self.epochs_in_gradients(samples)  # an update has at least one
+            if self.ends_by_samples:  # an update has at least one gradient, which may be of a single sample
+                return ENDLESS if self.by_samples else self.epochs_in_gradients(samples)
             steps = self.epochs * samples / self.per_step
             return max(
                 1, math.ceil(round(steps, 6))
@@ -168,7 +191,8 @@ class Settings:
     @property
     def ends_by_samples(self) -> bool:
         """Whether no number of updates says when the epochs are over."""
-        return self.epochs is not None and bool(self.ps) and self.terms.gradients is None
+        unequal = self.terms.gradients is None or (self.by_samples and not isinstance(self.mode, Sync))
+        return self.epochs is not None and bool(self.ps) and unequal
 
     def epochs_in_gradients(self, samples: int) -> int:
         """Gradients of the whole run."""
@@ -185,9 +209,26 @@ class Settings:
         return self.batches_per_step or 1
 
     @property
-    def per_step(self) -> int:
-        """Samples of one update."""
-        return self.batch_size * self.batches_of_update
+    def by_samples(self) -> bool:
+        """Whether batches are stretches of the stream of samples, of a size for each worker."""
+        return bool(self.batch_sizes) or self.batch_by_speed
+
+    @property
+    def plan(self) -> Plan:
+        """How samples are shared out, where they are."""
+        return plan_of(self)
+
+    @property
+    def mean_batch(self) -> Fraction:
+        """Samples of a batch, of a mean worker."""
+        return Fraction(self.plan.total, len(self.plan.sizes)) if self.by_samples else Fraction(self.batch_size)
+
+    @property
+    def per_step(self) -> Fraction:
+        """Samples of one update; in the mean, where workers have batches of their own and each is an update."""
+        if self.by_samples and (isinstance(self.mode, Sync) or not self.ps):
+            return Fraction(self.plan.total)
+        return self.mean_batch * self.batches_of_update
 
     @property
     def batches_of_update(self) -> int:

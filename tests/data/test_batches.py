@@ -5,7 +5,7 @@ import torch
 from hypothesis import given, settings, strategies as st
 
 from evener.data.batches import Batches, Samples
-from evener.data.dataset import Tensors
+from evener.data.dataset import Augmented, Tensors
 from evener.errors import ConfigError
 
 UNHURRIED = settings(deadline=None)  # a busy machine is no failure
@@ -65,3 +65,35 @@ def test_empty_batches_are_refused():
         Batches(numbers(3), batch_size=0, seed=0)
     with pytest.raises(ConfigError, match="batch_size=-1"):
         Samples(numbers(3), -1)
+
+
+# --- stretches of samples
+
+
+class Drawn(Tensors):
+    """Every batch begins with a number of the global generator."""
+
+    thread_safe = False
+
+    def batch(self, indices):
+        return torch.rand(1), indices
+
+
+def test_a_stretch_is_the_same_samples_as_batches_over_it_are():
+    batches = Batches(Tensors(torch.arange(10.0), torch.zeros(10)), batch_size=4, seed=3)
+    whole = torch.cat([batches.batch(lease)[0] for lease in range(3)])
+    assert torch.equal(torch.cat([batches.stretch(0, 7)[0], batches.stretch(7, 5)[0]]), whole)
+
+
+def test_what_is_random_in_a_stretch_follows_from_the_seed_and_its_first_sample():
+    batches = Batches(Drawn(torch.arange(10.0), torch.zeros(10)), batch_size=4, seed=3)
+    first = batches.stretch(4, 3)[0]
+    assert torch.equal(batches.stretch(4, 5)[0], first)
+    assert not torch.equal(batches.stretch(5, 3)[0], first)
+
+
+def test_a_sample_is_distorted_alike_in_whatever_stretch_it_is():
+    data = Augmented(torch.zeros(10, 1), torch.zeros(10), augment=lambda inputs, chance: inputs + chance, numbers=1)
+    batches = Batches(data, batch_size=4, seed=3)
+    parts = torch.cat([batches.stretch(0, 3)[0], batches.stretch(3, 9)[0]])
+    assert torch.equal(parts, batches.stretch(0, 12)[0])

@@ -73,7 +73,7 @@ def test_lockstep_of_workers_that_differ_is_told_what_would_use_more(cluster):
     lines = [line for line in told(run) if "of what these workers could give" in line]
     assert len(lines) == 1, "once"
     assert lines[0].startswith("warning: sync uses 33% of what these workers could give: worker:0 takes 100 ms a batch")
-    assert "--mode ringmaster" in lines[0] or "--mode rennala" in lines[0]
+    assert "--mode sync --batch-by-speed (100%)" in lines[0]
 
 
 def test_equal_workers_are_told_nothing(cluster):

@@ -25,7 +25,7 @@ from evener.server.follow import Follower
 from evener.server.shard import Shard
 from evener.state.checkpoint import load
 from evener.testing import Cluster, Row, Worker, row_recipe
-from evener.wire.messages import Contents, Goodbye, Granted, Halt, Join, Lost, Pull, Release
+from evener.wire.messages import Contents, Goodbye, Granted, Halt, Join, Lost, Pull, Push, Release, TooBig
 from evener.wire.words import Identity
 
 MODES = {
@@ -40,14 +40,18 @@ MODES = {
     "softsync": {"mode": "softsync", "gradients_per_update": 3},
     "quorum": {"mode": "quorum", "quorum": 2, "max_delay": 2},
     "quorum with grace": {"mode": "quorum", "quorum": 1, "linger": 0.5},
+    "sizes": {"mode": "sync", "batch_sizes": (6, 3, 2)},
+    "sizes in async": {"mode": "async", "batch_sizes": (6, 3, 2)},
+    "sizes in bounded": {"mode": "bounded", "staleness": 1, "batch_sizes": (6, 3, 2)},
+    "by speed": {"mode": "sync", "batch_by_speed": True, "batch_size": 5},
 }
 
 
 class Recorder(Shard):
     """Remembers which pushes each of its updates averaged, and what the parameters were after it."""
 
-    def __init__(self, state, *, measure=False):
-        super().__init__(state, measure=measure)
+    def __init__(self, state, **options):
+        super().__init__(state, **options)
         self.updates = []
 
     def apply(self, handles, factor=None):
@@ -86,7 +90,14 @@ class Life:
             worker.say(shard, Join(worker.identity))
             yield True
         while not (yield from self._released()).stop:
-            worker.fill(2.0 ** (next(self.numbers) % 50))
+            number = next(self.numbers)
+            worker.pace = float(1 + worker.index)
+            while worker.turn.count > 4 and number % 3 == 0:  # too much for its memory
+                worker.say(0, TooBig(worker.identity, worker.turn.lease, worker.turn.count))
+                yield from self._released(0)
+            if worker.turn.stop:
+                break
+            worker.fill(2.0 ** (number % 50))
             worker.seq += 1
             push = worker.message(seq=worker.seq)
             for shard in reversed(shards):
@@ -107,7 +118,7 @@ class Life:
                 yield True
             assert answers == [Contents("parameters", self.worker.turn.version)], answers
 
-    def _released(self) -> Iterator[bool]:
+    def _released(self, seq: int | None = None) -> Iterator[bool]:
         """Every shard's release: one each, the same, with the same parameters everywhere."""
         releases = []
         for shard in range(len(self.worker.channels)):
@@ -118,7 +129,7 @@ class Life:
         assert all(release == releases[0] for release in releases), f"shards answered differently: {releases}"
         assert len(set(self.worker.model_views["row"].tolist())) == 1, "a model of two versions"
         self.worker.turn = releases[0]
-        assert self.worker.turn.seq == self.worker.seq
+        assert self.worker.turn.seq == (self.worker.seq if seq is None else seq)
         self.answers.append(releases[0])
         return releases[0]
 
@@ -208,16 +219,27 @@ class Story:
         assert len(set(applied)) == len(applied), "a push was applied twice"
         leases = [push.lease for _, pushes, _ in shard.updates for push in pushes]
         assert len(set(leases)) == len(leases), "a lease was applied twice"
-        if self.cluster.settings.mode != "sync":
+        if self.cluster.settings.by_samples:
+            self._check_samples([pushes for _, pushes, _ in shard.updates])
+        elif self.cluster.settings.mode.name != "sync":
             assert sorted(leases) == list(range(len(leases)))
         for life in self.lives:
             worker, epoch = life.worker.identity.worker, life.worker.identity.epoch
-            for answer in life.answers[1:]:
+            for answer in (answer for answer in life.answers if answer.seq):
                 was_applied = (worker, epoch, answer.seq) in applied
                 if answer.rejected:
                     assert not was_applied, f"applied, and called dropped: {answer}"
                 elif not answer.stop and not life.dead:  # accumulating, it may be released and die before the update
                     assert was_applied, f"neither applied nor called dropped: {answer}"
+
+    def _check_samples(self, updates: list[list[Push]]) -> None:
+        """Each once; in lockstep an update is of the same samples whoever lived."""
+        samples = [[n for push in pushes for n in range(push.lease, push.lease + push.count)] for pushes in updates]
+        flat = [number for numbers in samples for number in numbers]
+        assert len(set(flat)) == len(flat), "a sample was applied twice"
+        if self.cluster.settings.mode.name == "sync":
+            total = self.cluster.settings.plan.total
+            assert samples == [list(range(step * total, (step + 1) * total)) for step in range(len(samples))]
 
     def _check_checkpoints(self, shard: Recorder) -> None:
         directory = Path(self.cluster.settings.logdir) / "checkpoints"

@@ -115,6 +115,7 @@ def test_in_lockstep_round_r_is_of_the_same_leases_however_many_are_in_hand(clus
         ({"leases": [7]}, "names leases"),
         ({"leases": [0, 0]}, "names leases"),
         ({"version": 1}, "out of turn"),
+        ({"count": 10}, "out of turn"),
     ],
 )
 def test_what_is_not_in_hand_cannot_be_named(cluster, changes, complaint):
@@ -417,7 +418,7 @@ def test_the_run_is_over_when_all_have_left_their_loops(cluster, ps):
     assert not run.leader.course.stopping
     found = ended(run, b)
     assert (found.epochs, found.broken, found.updates) == (1, (), 4)
-    assert run.leader.rounds.final_chief in (None, -1)
+    assert run.leader.rounds.chief.final in (None, -1)
 
 
 def test_a_worker_that_failed_has_not_left_its_loop(cluster):

@@ -254,7 +254,7 @@ def test_a_page_of_zeros_is_found(damaged):
             "parameters-0.safetensors has 1 bytes, ",
         ),
         (lambda path: (path / MANIFEST).write_bytes(b"{}"), f"{MANIFEST} is not a manifest of evener"),
-        (lambda path: (path / MANIFEST).write_bytes(sealed({"format": 2})), f"{MANIFEST} has format 2, this evener re"),
+        (lambda path: (path / MANIFEST).write_bytes(sealed({"format": 3})), f"{MANIFEST} has format 3, this evener re"),
     ],
     ids=["missing", "truncated", "foreign", "newer"],
 )
@@ -290,7 +290,7 @@ def test_when_none_loads_training_does_not_silently_start_afresh(damaged):
 def test_a_newer_format_is_a_version_error_with_both_numbers(damaged):
     (damaged.path(2) / MANIFEST).write_bytes(sealed({"format": 7, "anything": "else"}))
 
-    with pytest.raises(VersionError, match="has format 7, this evener reads up to 1") as refused:
+    with pytest.raises(VersionError, match="has format 7, this evener reads up to 2") as refused:
         load(damaged.path(2))
     assert refused.value.fix == "update evener."
 

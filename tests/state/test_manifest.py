@@ -4,12 +4,15 @@ import hashlib
 import json
 import os
 
+import msgspec
 import pytest
 import torch
 from safetensors.torch import load_file, save as save_safetensors
 from training import recipe_of, restored, save, sgd, shards_of, train
 
 from evener.errors import CheckpointError
+from evener.policy.leases import LeaseState
+from evener.policy.stretches import StretchState
 from evener.state import checkpoint, manifest as manifests
 from evener.state.checkpoint import MANIFEST, Store, load, read_manifest
 
@@ -218,3 +221,37 @@ def test_a_checkpoint_may_be_copied_under_another_name(store, tmp_path):
     store.path(2).rename(tmp_path / "the best one")
 
     assert read_manifest(tmp_path / "the best one").step == 2
+
+
+# --- where batches are stretches of samples
+
+
+def test_a_book_of_samples_is_read_as_it_was_written_and_no_older_evener_takes_it_for_one_of_batches(store):
+    manifest = read_manifest(store.path(2))
+    book = StretchState(70, ((40, 50), (55, 60)), ((3, 4),))
+    manifests.write_manifest(store.path(2), manifest.with_book(book))
+
+    found = read_manifest(store.path(2))
+    assert (found.stretches, found.format, found.batch_size, found.unapplied) == (book, 2, 1, [])
+    assert manifest.format == 1 and "by_samples" not in json.loads((store.path(1) / MANIFEST).read_bytes())["body"]
+
+
+def test_batches_of_one_size_are_stretches_too(store):
+    manifest = msgspec.structs.replace(read_manifest(store.path(2)), batch_size=10)
+    assert manifest.stretches == StretchState(70, ((40, 60),))
+
+
+def test_a_run_goes_on_in_its_own_unit_if_that_is_exact(store):
+    manifest = read_manifest(store.path(2)).with_book(StretchState(70, ((40, 60),)))
+    assert manifests.in_unit(manifest, 7, by_samples=True) is manifest
+
+    batches = manifests.in_unit(manifest, 10, by_samples=False)
+    assert (batches.book, batches.batch_size, batches.format) == (LeaseState(7, (4, 5)), 10, 1)
+    with pytest.raises(CheckpointError, match="no whole batches of 20"):
+        manifests.in_unit(manifest, 20, by_samples=False)
+
+
+@pytest.mark.parametrize("stretches", [[[5, 5]], [[5, 4]], [[-1, 3]], [[0, 4], [3, 6]], [[0, 4], [4, 6]], [[0, 99]]])
+def test_stretches_that_cannot_be_are_damage(store, stretches):
+    spoilt(store, by_samples=True, unapplied=[], unapplied_samples=stretches)
+    older(store, "unapplied_samples are no stretches of the samples 0 to 6, one after the other")

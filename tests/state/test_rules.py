@@ -204,3 +204,43 @@ def test_both_limits_at_once_are_refused(where):
 def test_what_the_command_line_says_counts(recipe, settings, counts):
     made: Recipe = build(Settings(**settings), replace(recipe_of(), **recipe)).recipe
     assert (made.clip_norm, made.clip_value) == counts
+
+
+# --- of unequal batches
+
+
+def test_a_weighted_mean_is_that_of_all_samples():
+    slots, counts = [of_one_shard(seed) for seed in range(3)], [12, 6, 3]
+    found = rules.mean(slots, Slot(Layout(SPECS, shards=1), 0), counts)
+    for index, flat in enumerate(found.trained):
+        exact = sum(n * slot.trained[index].double() for n, slot in zip(counts, slots, strict=True)) / 21
+        assert torch.allclose(flat.double(), exact, rtol=1e-6 if flat.dtype == torch.float32 else 1e-3, atol=1e-6)
+    assert torch.equal(found.buffers[0], slots[-1].buffers[0])
+
+
+def test_narrow_numbers_do_not_overflow_in_a_weighted_sum_either():
+    slots = [of_one_shard(0) for _ in range(2)]
+    for slot in slots:
+        for flat in slot.trained:
+            flat.fill_(40_000.0)
+    found = rules.mean(slots, Slot(Layout(SPECS, shards=1), 0), [500, 1])
+    assert all(bool((flat == 40_000.0).all()) for flat in found.trained)
+
+
+def test_equal_weights_are_no_weights_so_that_no_bit_changes():
+    assert rules.weights([7, 7, 7]) is None and rules.weights([0]) is None
+    assert rules.weights([7, 6]) == [7, 6]
+
+
+@given(st.lists(st.integers(1, 100), min_size=1, max_size=4))
+def test_the_norm_of_a_weighted_mean_follows_from_the_products_over_all_shards(counts):
+    layout = Layout(SPECS, shards=2)
+    keys = [(worker, 1, 1) for worker in range(len(counts))]
+    known = Products()
+    for shard in range(2):
+        slots = [gradient(layout, shard, whole(worker)) for worker in range(len(counts))]
+        for at, key in enumerate(keys):
+            known.add(key, [(keys[other], rules.product(slots[at], slots[other])) for other in range(at + 1)])
+    mean = rules.mean([of_one_shard(worker) for worker in range(len(counts))], Slot(Layout(SPECS, shards=1), 0),
+                      rules.weights(counts))  # fmt: skip
+    assert known.norm(keys, rules.weights(counts)) == pytest.approx(rules.norm(mean), rel=2e-3)

@@ -84,6 +84,7 @@ def schedule(seed: int) -> Schedule:
     stopped_for = [chance.uniform(0.1, 2.0) for _ in range(8)]
     if chance.random() < 0.3:
         options += ["--transport", "tcp", "--heartbeat-timeout", "1.5"]  # some stops look like deaths
+    options += sizes(seed, options, workers)
     return Schedule(seed, options, "; ".join(faults), dies, stopped_for, intruders=chance.random() < 0.3)
 
 
@@ -96,6 +97,16 @@ def mode(chance: random.Random, workers: int) -> list[str]:
     if name == "elastic":
         return ["--mode", "sync", "--elastic"]
     return ["--mode", name]
+
+
+def sizes(seed: int, options: Sequence[str], workers: int) -> list[str]:
+    """Now and then each worker has a batch size of its own, said or measured. Drawn apart, so that seeds keep their
+    faults."""
+    chance = random.Random(f"sizes {seed}")
+    if options[5] not in ("sync", "async", "bounded") or options[6].startswith(("--repl", "--elastic")):
+        return []
+    said = ["--batch-sizes", ",".join(["70", "50", "30"][:workers])]
+    return chance.choice([[], said, ["--batch-by-speed"]])
 
 
 def fault(chance: random.Random, task: str) -> str:
@@ -116,9 +127,11 @@ def play(schedule: Schedule, directory: Path) -> list[str]:
         AssertionError: something that was promised did not hold.
     """
     command = [
-        *EVENER, "train", "mnist", "--train-steps", STEPS, "--hidden", 32, "--batch-size", 50, "--logdir", "run",
+        *EVENER, "train", "mnist", "--train-steps", STEPS, "--hidden", 32, "--logdir", "run",
         "--max-restarts", 10, "--save-summary-secs", 1000, "--json", *schedule.options,
     ]  # fmt: skip
+    if "--batch-sizes" not in schedule.options:
+        command += ["--batch-size", 50]
     with Run(command, directory, EVENER_CHAOS=schedule.plan) as run:
         ended = watch(run, schedule)
     if not ended:
@@ -140,6 +153,10 @@ def play(schedule: Schedule, directory: Path) -> list[str]:
 def check_leases(directory: Path, schedule: Schedule) -> None:
     path = directory / "run" / "checkpoints" / f"step-{STEPS:08d}" / "manifest.json"
     manifest = json.loads(path.read_text())["body"]
+    if manifest.get("by_samples"):
+        missing = sum(stop - start for start, stop in manifest.get("unapplied_samples", []))
+        assert manifest["next_lease"] - missing >= STEPS, manifest
+        return
     used = manifest["next_lease"] - len(manifest["unapplied"])
     one_each = not {"sync", "rennala", "softsync", "quorum"} & set(schedule.options)
     assert used == STEPS if one_each else used >= STEPS, manifest

@@ -113,6 +113,23 @@ def test_every_way_of_running_learns_from_each_batch_once(options, updates, plac
             assert torch.allclose(found[name], value, rtol=1e-9, atol=1e-9), name
 
 
+@pytest.mark.parametrize(
+    ("options", "updates"),
+    [
+        (["--mode", "rennala", "--gradients-per-update", 4], 18),
+        (["--mode", "ringmaster"], 72),
+        (["--mode", "softsync", "--gradients-per-update", 3], 24),
+        (["--mode", "quorum", "--linger", 0.05], None),
+    ],
+    ids=lambda words: words[1] if isinstance(words, list) else "",
+)
+def test_modes_that_drop_or_collect_learn_from_each_batch_once_too(options, updates, place):
+    launch(place, "--ps", 1, "--workers", 3, *options, "train.py", "--num_epochs", 3)
+    found = audited(place)
+    assert found.epochs == 3
+    assert found.updates == updates or updates is None
+
+
 @pytest.mark.parametrize("kind", ["mnist", "finetune"])
 def test_alone_a_program_computes_what_it_did_without_evener(kind, tmp_path):
     """Dropout and the loader's order too: nothing is seeded, nothing drawn."""

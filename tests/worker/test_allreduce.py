@@ -288,14 +288,14 @@ def test_leases_that_a_cluster_left_unapplied_come_first(tmp_path):
     (session, *_) = one_process(recipe(), tmp_path, batch_size=4, train_steps=1)
     session.run()
     local = one_process(recipe(), tmp_path / "other", batch_size=4, train_steps=9)[0].exchange
-    local._towers = local._book._update = 2
-    local._book._unapplied, local._book._next = [3, 5, 8], 11
+    local._towers = local.book._update = 2
+    local.book._unapplied, local.book._next = [3, 5, 8], 11
 
     assert local.leases == [3, 5]
     local.update(Computed(loss=1.0, examples=8, seconds=0.1))
     assert local.leases == [8, 11]
     local.update(Computed(loss=1.0, examples=8, seconds=0.1))
-    assert (local.leases, list(local._book.state().unapplied)) == ([12, 13], [])
+    assert (local.leases, list(local.book.state().unapplied)) == ([12, 13], [])
     local.close("not run")
 
 

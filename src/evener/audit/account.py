@@ -51,6 +51,8 @@ class Account:
     remarks: tuple[Violation, ...]
     #: Samples are the batches of a loader, one a lease: of a script with a loop of its own, or of a recipe.
     script: bool = False
+    #: Batches are stretches of samples, which are counted one by one.
+    by_samples: bool = False
 
     @property
     def clean(self) -> bool:
@@ -59,8 +61,9 @@ class Account:
 
     def as_dict(self) -> dict[str, Any]:
         said = {"clean": self.clean, **asdict(self)}
-        if not self.script:
-            del said["script"]
+        for name in ("script", "by_samples"):
+            if not said[name]:
+                del said[name]
         return said
 
     def __str__(self) -> str:
@@ -80,11 +83,12 @@ class Account:
         if self.returned:
             lines.append(f"{many(self.returned, 'lease')} went back to the pool when a worker left")
         lines.append(self._samples())
+        noun = "sample" if self.by_samples else "lease"
         if self.unapplied:
             when = "when the run ended" if self.ended else "when the last line was written"
-            lines.append(f"{self._leases(self.unapplied)} not applied {when}: {words('lease', self.unapplied)}")
+            lines.append(f"{self._leases(self.unapplied)} not applied {when}: {words(noun, self.unapplied)}")
         if self.skipped:
-            lines.append(f"{self._leases(self.skipped)} given up, with no update: {words('lease', self.skipped)}")
+            lines.append(f"{self._leases(self.skipped)} given up, with no update: {words(noun, self.skipped)}")
         lines.append(f"the last run ended: {self.ended}" if self.ended else "the last run has no end: it still trains, "
                      "was killed, or failed")  # fmt: skip
         lines.append(f"{many(self.compared, 'checkpoint')} in the logdir agree with the ledger"
@@ -94,6 +98,8 @@ class Account:
     def _leases(self, ranges: Sequence[Range]) -> str:
         if self.script:
             return many(size(ranges), "batch", "batches")
+        if self.by_samples:
+            return many(size(ranges), "sample")
         return f"{many(size(ranges), 'lease')} of {many(self.batch_size, 'sample')} each"
 
     def _samples(self) -> str:

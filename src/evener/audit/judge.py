@@ -16,9 +16,10 @@ from dataclasses import dataclass, field
 
 from evener.audit.account import Account, Violation
 from evener.audit.lineage import Lineage, Saved
-from evener.audit.ranges import Range
+from evener.audit.ranges import Range, size, span
 from evener.ledger.lines import (
     LOADER,
+    SAMPLES,
     SCRIPT,
     Begin,
     Complete,
@@ -96,7 +97,7 @@ class _Judge:
     @property
     def _several(self) -> bool:
         """Whether a gradient may be of several batches."""
-        return self._run is not None and "/" in self._run.mode
+        return self._run is not None and "/" in self._run.mode and not self._run.mode.endswith(SAMPLES)
 
     def line(self, number: int, line: Line | Damaged) -> None:
         self._number = number
@@ -152,6 +153,8 @@ class _Judge:
             self._violate(f"generation {begin.generation} comes after {self._generation}")
         self._generation = max(self._generation, begin.generation)
         first, self._end = self._run is None, None
+        if first and begin.mode.endswith(SAMPLES):
+            self._lineage.noun = "sample"
         if self._run is not None and begin.step:
             self._compare(self._run, begin)
         self._run = begin
@@ -170,9 +173,14 @@ class _Judge:
 
     def _compare(self, old: Begin, new: Begin) -> None:
         """A lease is a stretch of a shuffled stream: of another length or stream it means other samples."""
-        for name in ("batch_size", "samples", "seed"):
+        samples = new.mode.endswith(SAMPLES)
+        if samples or old.mode.endswith(SAMPLES):  # a batch is a stretch of samples: one can be counted in the other
+            exact = self._lineage.counted_in("sample" if samples else "lease", old.batch_size, new.batch_size)
+        else:
+            exact = old.batch_size == new.batch_size
+        for name, same in (("batch_size", exact), ("samples", None), ("seed", None)):
             before, now = getattr(old, name), getattr(new, name)
-            if before != now:
+            if not (before == now if same is None else same):
                 self._constant = False
                 self._violate(f"{name} was {before} and is {now}: leases mean other samples from here on")
 
@@ -192,9 +200,11 @@ class _Judge:
         else:
             self._figures.updates += 1
             script, several = self._script, self._several
-            batches = sum(entry[0] >= 0 for entry in update.entries) if script else len(update.entries)
-            self._figures.gradients += len({entry[1:] for entry in update.entries}) if several else batches
-            self._figures.examples += batches * (self._run.batch_size if self._run else 0)
+            counted = [entry for entry in update.entries if entry[0] != -1 or not script]
+            self._figures.gradients += len({entry[1:] for entry in update.entries}) if several else len(counted)
+            self._figures.examples += size(span(entry[0]) for entry in counted) * (
+                self._run.batch_size if self._run else 0
+            )
             self._violate(*self._lineage.update(update.entries, script=script, several=several))
 
     def _back(self, line: Dropped | Returned) -> None:
@@ -254,6 +264,7 @@ class _Judge:
             broken=tuple(_broken(lacking, run.batch_size, samples, epochs)), unapplied=tuple(unapplied),
             skipped=tuple(self._lineage.skipped),
             batch_size=run.batch_size, script=run.mode.endswith((SCRIPT, LOADER)),
+            by_samples=run.mode.endswith(SAMPLES),
             ended=self._end.reason if self._end else "",
             gaps=tuple(self._gaps), violations=tuple(self._violations), wrong=self._wrong, remarks=tuple(self._remarks),
         )  # fmt: skip

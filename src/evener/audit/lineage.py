@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
-from evener.audit.ranges import Range, Ranges, of, without, words
-from evener.ledger.lines import Cut, Dropped, Entry
+from evener.audit.ranges import Range, Ranges, of, size, span, without, words
+from evener.ledger.lines import Cut, Dropped, Entry, Lease
 
 Life = tuple[int, int]  # epoch, seq of a worker's push; without ps tasks: step, tower
 
@@ -17,7 +17,7 @@ class Saved:
 
     step: int
     next_lease: int
-    unapplied: Sequence[int]
+    unapplied: Sequence[Lease]
     seqs: Mapping[int, Life]
 
 
@@ -25,6 +25,7 @@ class Lineage:
     """The updates that no roll-back undid, one after the other."""
 
     def __init__(self) -> None:
+        self.noun = "lease"  # what is counted: or "sample"
         self.applied = Ranges()  # leases
         self.skipped = Ranges()  # leases that were given up
         self.blind = True  # lines are missing: the next book is believed instead of checked
@@ -35,6 +36,15 @@ class Lineage:
         """A run without ps tasks goes on from here; its manifests know no workers."""
         self._due.clear()
 
+    def counted_in(self, noun: str, before: int, now: int) -> bool:
+        """What was counted in batches of so many samples is counted in others now; False where that cannot be."""
+        stretches = [[(a * before, b * before) for a, b in ranges] for ranges in (self.applied, self.skipped)]
+        self.noun = noun
+        if any(bound % now for ranges in stretches for stretch in ranges for bound in stretch):
+            return False
+        self.applied, self.skipped = (Ranges((a // now, b // now) for a, b in ranges) for ranges in stretches)
+        return True
+
     def update(self, entries: Sequence[Entry], *, script: bool = False, several: bool = False) -> Iterator[str]:
         """Each lease once, and each push of a worker's life once.
 
@@ -43,12 +53,13 @@ class Lineage:
             several: a push may be of several leases.
         """
         for lease, *_ in entries:
-            if lease < 0 and script:  # a batch without a number, or of which another gradient was, too
+            start, stop = span(lease)
+            if start < 0 and script:  # a batch without a number, or of which another gradient was, too
                 continue
-            if lease < 0:
-                yield f"lease {lease} was applied, which cannot be"
-            elif not self.applied.add(lease):
-                yield f"lease {lease} was applied before"
+            if start < 0 or stop <= start:
+                yield f"{self._named(lease)} was applied, which cannot be"
+            elif not self.applied.add(start, stop):
+                yield f"{self._named(lease)} was applied before"
         # Within one update the order is that of the leases, so a worker's pushes are put in theirs.
         pushes = [entry[1:] for entry in entries]
         for worker, epoch, seq in sorted(set(pushes) if several else pushes) if len(entries) > 1 else pushes:
@@ -66,26 +77,26 @@ class Lineage:
         life = (drop.epoch, drop.seq)
         if life <= self._last.get(drop.worker, (0, 0)):
             yield f"{_push(drop.worker, life)} was dropped, after it or a later one was applied"
-        if drop.back and drop.lease >= 0:
+        if drop.back and drop.lease != -1:
             yield from self.back([drop.lease])
 
-    def back(self, leases: Sequence[int]) -> Iterator[str]:
+    def back(self, leases: Sequence[Lease]) -> Iterator[str]:
         """These leases went back to the pool."""
         for lease in leases:
-            if lease in self.applied:
-                yield f"lease {lease} went back to the pool, but was applied"
+            if self.applied.meets(*span(lease)):
+                yield f"{self._named(lease)} went back to the pool, but was applied"
 
-    def skip(self, lease: int) -> Iterator[str]:
+    def skip(self, lease: Lease) -> Iterator[str]:
         """This lease was given up."""
-        if lease in self.applied:
-            yield f"lease {lease} was given up, but was applied"
-        self.skipped.add(lease)
+        if self.applied.meets(*span(lease)):
+            yield f"{self._named(lease)} was given up, but was applied"
+        self.skipped.add(*span(lease))
 
     def missing(self, next_lease: int) -> list[Range]:
         """Leases below this one that are neither applied nor given up."""
         return without(self.applied.holes(next_lease), list(self.skipped))
 
-    def book(self, next_lease: int, unapplied: Sequence[int]) -> Iterator[str]:
+    def book(self, next_lease: int, unapplied: Sequence[Lease]) -> Iterator[str]:
         """All leases below `next_lease` are applied or given up, but for those listed; none beyond is."""
         listed, stop = of(unapplied), self.applied.stop
         # What was given up after the checkpoint that a run goes on from is to be given out again.
@@ -93,13 +104,13 @@ class Lineage:
         missing = self.missing(next_lease)
         faults = []
         if lacking := without(missing, listed):
-            faults.append(f"{words('lease', lacking)}: neither applied nor listed as unapplied")
+            faults.append(f"{words(self.noun, lacking)}: neither applied nor listed as unapplied")
         if others := without(listed, missing):
-            faults.append(f"{words('lease', others)}: listed as unapplied, but applied or never given out")
-        if len(set(unapplied)) < len(unapplied):
-            faults.append("a lease is listed as unapplied twice")
+            faults.append(f"{words(self.noun, others)}: listed as unapplied, but applied or never given out")
+        if size(listed) < sum(stop - start for start, stop in map(span, unapplied)):
+            faults.append(f"a {self.noun} is listed as unapplied twice")
         if stop > next_lease:
-            faults.append(f"lease {stop - 1} was applied, though the next to be given out is {next_lease}")
+            faults.append(f"{self.noun} {stop - 1} was applied, though the next to be given out is {next_lease}")
         if faults:  # go on from what the book says: one fault, one complaint
             self.applied = Ranges(without([(0, next_lease)], listed))
         if not self.blind:
@@ -108,7 +119,7 @@ class Lineage:
 
     def manifest(self, saved: Saved, cut: Cut) -> Iterator[str]:
         """The checkpoint of this step says the same."""
-        if (saved.next_lease, sorted(saved.unapplied)) != (cut.next_lease, sorted(cut.unapplied)):
+        if (saved.next_lease, sorted(map(span, saved.unapplied))) != (cut.next_lease, sorted(map(span, cut.unapplied))):
             yield (
                 f"the manifest of step {cut.step} has other leases: next {saved.next_lease}, "
                 f"unapplied {list(saved.unapplied)[:8]}"
@@ -116,6 +127,9 @@ class Lineage:
         for worker in sorted(self._due):
             if saved.seqs.get(worker, (0, 0)) < self._last[worker]:
                 yield f"the manifest of step {cut.step} lacks {_push(worker, self._last[worker])}"
+
+    def _named(self, lease: Lease) -> str:
+        return f"lease {lease}" if isinstance(lease, int) else words("sample", [lease])
 
 
 def _push(worker: int, life: Life) -> str:

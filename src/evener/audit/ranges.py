@@ -33,39 +33,54 @@ class Ranges:
         """One more than the greatest member; 0 of an empty set."""
         return self._stops[-1] if self._stops else 0
 
-    def add(self, number: int) -> bool:
-        """False, and nothing done, where it is a member already."""
+    def add(self, number: int, stop: int | None = None) -> bool:
+        """False, and nothing done, where it is a member already. `stop`: of a range, which is added as a whole."""
+        stop = number + 1 if stop is None else stop
         at = bisect_right(self._starts, number)  # the range that begins behind it
-        if at and number < self._stops[at - 1]:
+        if (at and number < self._stops[at - 1]) or (at < len(self._starts) and self._starts[at] < stop):
             return False
         joins_before = at > 0 and self._stops[at - 1] == number
-        joins_after = at < len(self._starts) and self._starts[at] == number + 1
+        joins_after = at < len(self._starts) and self._starts[at] == stop
         if joins_before and joins_after:
             self._stops[at - 1] = self._stops.pop(at)
             del self._starts[at]
         elif joins_before:
-            self._stops[at - 1] += 1
+            self._stops[at - 1] = stop
         elif joins_after:
             self._starts[at] = number
         else:
             self._starts.insert(at, number)
-            self._stops.insert(at, number + 1)
+            self._stops.insert(at, stop)
         return True
+
+    def meets(self, start: int, stop: int) -> bool:
+        """Whether any number of this range is a member."""
+        at = bisect_right(self._starts, start)
+        return (at > 0 and start < self._stops[at - 1]) or (at < len(self._starts) and self._starts[at] < stop)
 
     def holes(self, stop: int) -> list[Range]:
         """The ranges of 0 to stop - 1 that are not in the set."""
         return without([(0, stop)], list(self))
 
 
-def of(numbers: Iterable[int]) -> list[Range]:
-    """Ranges of single numbers in any order.
+def span(lease: int | Range) -> Range:
+    """What a lease is of: of a number that number alone.
 
-    >>> of([4, 2, 3, 9])
-    [(2, 5), (9, 10)]
+    >>> span(7), span((3, 9))
+    ((7, 8), (3, 9))
+    """
+    return (lease, lease + 1) if isinstance(lease, int) else lease
+
+
+def of(numbers: Iterable[int | Range]) -> list[Range]:
+    """Ranges of single numbers, or of ranges, in any order.
+
+    >>> of([4, 2, 3, 9]), of([(5, 9), (2, 5)])
+    ([(2, 5), (9, 10)], [(2, 9)])
     """
     ranges = Ranges()
-    for number in sorted(numbers):  # each is then put at the end
-        ranges.add(number)
+    for start, stop in sorted(map(span, numbers)):  # each is then put at the end
+        ranges.add(start, stop)
     return list(ranges)
 
 

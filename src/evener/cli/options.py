@@ -46,6 +46,14 @@ def truth(text: str) -> bool:
     return text.lower() in ("true", "1", "yes")
 
 
+def sizes(text: str) -> tuple[int, ...]:
+    """Of each worker, with commas between them."""
+    parts = text.split(",")
+    if not all(part.strip().isascii() and part.strip().isdecimal() and len(part) < 20 for part in parts):
+        raise argparse.ArgumentTypeError(f"{text[:80]!r} is no list of whole numbers such as 64,64,16")
+    return tuple(map(int, parts))
+
+
 def add_training_options(train: argparse.ArgumentParser) -> None:
     add_mode_options(train)
     _add_length_options(train)
@@ -81,6 +89,12 @@ def _add_length_options(train: argparse.ArgumentParser) -> None:
     add("--train-steps", type=int, metavar="N", help="global steps (updates) of the whole run; default 2000")
     add("--epochs", type=float, metavar="E", help="instead of --train-steps: passes over the training data")
     add("--batch-size", type=int, metavar="B", help="samples of one batch; default 100")
+    text = "of each worker: 64,64,16; each sample counts alike, however they are shared out"
+    add("--batch-sizes", type=sizes, metavar="B,B,...", help=text)
+    text = "share out workers x --batch-size samples so that all workers end together"
+    add("--batch-by-speed", action="store_true", default=None, help=text)
+    add("--batch-quantum", type=int, metavar="Q", help="by speed: each worker gets a multiple of it; default 1")
+    add("--batch-caps", type=sizes, metavar="B,B,...", help="the largest batch of each worker, for its memory")
     add("--batches-per-step", type=int, metavar="N", help="batches of one gradient, which is their mean; default 1")
     add("--seed", type=int, help="of parameters and sample order; default 0")
     text = "let tasks join whose recipe files, or first samples, are others; it is told, not refused"

@@ -38,4 +38,5 @@ def _saved(directory: Path, unread: list[Violation]) -> Iterator[Saved]:
             unread.append(Violation(0, error.what))
             continue
         seqs = {int(worker): life for worker, life in manifest.seqs.items()}
-        yield Saved(manifest.step, manifest.next_lease, manifest.unapplied, seqs)
+        unapplied = manifest.unapplied_samples if manifest.by_samples else manifest.unapplied
+        yield Saved(manifest.step, manifest.next_lease, unapplied, seqs)

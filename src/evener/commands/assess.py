@@ -49,7 +49,8 @@ def assess(
         place(model, parse(where) if isinstance(where, str) else where, soft=False)
     put(model, found.tensors(ema=False), found.path)
     values: dict[str, Any] = {"checkpoint": str(found.path), "global_step": found.manifest.step}
-    size = batch_size or found.manifest.batch_size or BATCH_SIZE
+    usual = BATCH_SIZE if found.manifest.by_samples else found.manifest.batch_size  # which counts single samples there
+    size = batch_size or usual or BATCH_SIZE
     if batch_size is None and isinstance(data.train, FromLoader):  # the manifest counts its batches
         size = BATCH_SIZE if data.train.loading is not None else data.train.size
     data = data.sized(size, size)

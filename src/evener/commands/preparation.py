@@ -32,7 +32,10 @@ def how(settings: Settings) -> str:
         "towers": f"{settings.towers} towers",
         "pipeline": f"{settings.pipeline_stages} stages ({settings.pipeline_schedule}, {settings.chunks} microbatches)",
     }
-    return ways.get(settings.way, settings.way)
+    way = ways.get(settings.way, settings.way)
+    if settings.batch_by_speed:
+        return f"{way}, batches by speed"
+    return f"{way}, batches of {', '.join(map(str, settings.batch_sizes))}" if settings.batch_sizes else way
 
 
 def settings_of(

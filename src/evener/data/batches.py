@@ -51,9 +51,15 @@ class Batches:
         What is random in it follows from (seed, lease): data sets that say how in `Randomized`, others since the global
         generators are seeded. Those that are made in another thread meanwhile use none of these (`Prefetch`).
         """
+        return self._made(lease, lease * self.batch_size, (lease + 1) * self.batch_size)
+
+    def stretch(self, start: int, count: int) -> Batch:
+        """So many samples from this one of the stream on. What is random in it follows from (seed, start)."""
+        return self._made(start, start, start + count)
+
+    def _made(self, number: int, start: int, stop: int) -> Batch:
         if not self._quiet:
-            seed_batch(self.order.seed, lease)
-        start, stop = lease * self.batch_size, (lease + 1) * self.batch_size
+            seed_batch(self.order.seed, number)
         indices = torch.from_numpy(self.order.indices(start, stop))
         if self._randomized is None:
             return self.dataset.batch(indices)

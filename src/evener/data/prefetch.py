@@ -8,7 +8,7 @@ import time
 from collections.abc import Callable
 from concurrent.futures import Future
 
-from evener.data.batches import Numbered
+from evener.data.batches import Batches, Numbered
 from evener.data.dataset import Batch
 
 #: Takes a batch where it was made and begins to bring it to the model; what it returns ends that where it is used.
@@ -50,8 +50,8 @@ class Prefetch:
         #: Seconds that the last call of `batch` took: what training waited for data.
         self.waited = 0.0
 
-    def batch(self, lease: int) -> Batch:
-        """The batch of a lease, prepared or not."""
+    def batch(self, lease: int, count: int = 0) -> Batch:
+        """The batch of a lease, prepared or not; or so many samples from the `lease`-th on."""
         since = self._clock()
         try:
             ahead, self._ahead = self._ahead, None
@@ -59,7 +59,7 @@ class Prefetch:
                 if ahead[0] == lease:
                     return ahead[1].result()()
                 ahead[1].exception()  # only ends the wait: a data set makes one batch at a time
-            return self._begin(lease)()
+            return self._begin(lease, count)()
         finally:
             self.waited = self._clock() - since
 
@@ -74,8 +74,11 @@ class Prefetch:
         self._ahead = (lease, Future())
         self._orders.put(self._ahead)
 
-    def _begin(self, lease: int) -> Callable[[], Batch]:
-        return self._feed(self._batches.batch(lease))
+    def _begin(self, lease: int, count: int = 0) -> Callable[[], Batch]:
+        if not count:
+            return self._feed(self._batches.batch(lease))
+        assert isinstance(self._batches, Batches), "a loader's batches are as they are"
+        return self._feed(self._batches.stretch(lease, count))
 
     def close(self) -> None:
         """End the thread, after the batch under way."""

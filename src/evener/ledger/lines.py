@@ -28,6 +28,9 @@ no numbers. A gradient of several batches has several entries with the same work
 has no number, or that another gradient was of, has the lease -1.
 Where a recipe's data are a DataLoader, the mode ends in "/loader": samples are its batches, too. Where a gradient of a
 recipe is of several batches (--batches-per-step), "/several" stands in the mode, and it has an entry for each.
+Where workers have batches of their own size (--batch-sizes, --batch-by-speed), the mode ends in "/samples", and the
+format is 2: the batch size is 1, so that what is counted are samples, and in the place of a lease stands a stretch of
+them, [first, last + 1].
 
 Without ps tasks, one process or several towers have generation 0 and push with worker 0, 1, ..., epoch 0 and the step
 as seq.
@@ -44,14 +47,20 @@ from evener.errors import VersionError
 from evener.files import NOT_JSON
 
 FORMAT = 1
+#: Of a run in which leases are stretches of samples; also the newest that is read.
+BY_SAMPLES = 2
 
 #: The end of a mode, where batches are those of a script, or of a recipe's DataLoader.
 SCRIPT, LOADER = "/script", "/loader"
 #: What stands in a mode, where a gradient of a recipe is of several batches.
 SEVERAL = "/several"
+#: The end of a mode, where leases are stretches of samples.
+SAMPLES = "/samples"
 
+#: The number of a batch; or a stretch of samples: the first, and the one after the last.
+Lease = int | tuple[int, int]
 #: lease, worker, epoch, seq of one gradient.
-Entry = tuple[int, int, int, int]
+Entry = tuple[Lease, int, int, int]
 
 
 class Begin(msgspec.Struct, frozen=True, array_like=True, tag="b"):
@@ -64,7 +73,7 @@ class Begin(msgspec.Struct, frozen=True, array_like=True, tag="b"):
     mode: str = ""
     step: int = 0
     next_lease: int = 0
-    unapplied: tuple[int, ...] = ()
+    unapplied: tuple[Lease, ...] = ()
     batch_size: int = 0
     samples: int = 0
     seed: int = 0
@@ -77,7 +86,7 @@ class Update(msgspec.Struct, frozen=True, array_like=True, tag="u"):
 
 
 class Dropped(msgspec.Struct, frozen=True, array_like=True, tag="d"):
-    lease: int
+    lease: Lease
     worker: int
     epoch: int
     seq: int
@@ -88,11 +97,11 @@ class Dropped(msgspec.Struct, frozen=True, array_like=True, tag="d"):
 class Returned(msgspec.Struct, frozen=True, array_like=True, tag="r"):
     worker: int
     epoch: int
-    leases: Sequence[int]
+    leases: Sequence[Lease]
 
 
 class Skipped(msgspec.Struct, frozen=True, array_like=True, tag="x"):
-    lease: int
+    lease: Lease
     step: int
     reason: str
 
@@ -100,7 +109,7 @@ class Skipped(msgspec.Struct, frozen=True, array_like=True, tag="x"):
 class Cut(msgspec.Struct, frozen=True, array_like=True, tag="s"):
     step: int
     next_lease: int
-    unapplied: Sequence[int]
+    unapplied: Sequence[Lease]
 
 
 class Complete(msgspec.Struct, frozen=True, array_like=True, tag="c"):
@@ -111,7 +120,7 @@ class End(msgspec.Struct, frozen=True, array_like=True, tag="e"):
     step: int
     reason: str
     next_lease: int
-    unapplied: Sequence[int]
+    unapplied: Sequence[Lease]
 
 
 class Gap(msgspec.Struct, frozen=True, array_like=True, tag="g"):
@@ -139,8 +148,8 @@ def parse(text: bytes) -> Line | Damaged:
         line: Line = _decode(text)
     except NOT_JSON:
         return Damaged(torn=not text.endswith(b"\n"))
-    if isinstance(line, Begin) and line.format > FORMAT:
+    if isinstance(line, Begin) and line.format > BY_SAMPLES:
         raise VersionError(
-            f"the ledger has format {line.format}, this evener reads up to {FORMAT}.", fix="update evener."
+            f"the ledger has format {line.format}, this evener reads up to {BY_SAMPLES}.", fix="update evener."
         )
     return line

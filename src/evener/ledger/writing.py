@@ -13,7 +13,9 @@ import msgspec
 
 from evener.files import descriptor
 from evener.ledger.lines import (
+    BY_SAMPLES,
     LOADER,
+    SAMPLES,
     SCRIPT,
     Begin,
     Complete,
@@ -22,6 +24,7 @@ from evener.ledger.lines import (
     End,
     Entry,
     Gap,
+    Lease,
     Line,
     Returned,
     Skipped,
@@ -29,6 +32,7 @@ from evener.ledger.lines import (
     encode,
 )
 from evener.policy.leases import LeaseState
+from evener.policy.stretches import StretchState
 from evener.state.atomic import LACKING
 
 log = logging.getLogger(__name__)
@@ -69,18 +73,27 @@ class Ledger:
         self._lines = 0  # begun or whole in `_waiting`
         self._missing = 0  # lines given up
         self._told = False
-        self._cut: tuple[int, LeaseState] = (0, LeaseState(0, ()))  # the step of the last checkpoint, and its leases
+        self._cut: tuple[int, LeaseState | StretchState] = (
+            0,
+            LeaseState(0, ()),
+        )  # the step of the last checkpoint, and its leases
         self._since = 0  # lines after it
 
-    def begin(self, step: int, samples: int, book: LeaseState, *, script: bool = False, loader: bool = False) -> None:
-        """Training starts at this step, with this much data and these leases still to come.
+    def begin(
+        self, step: int, samples: int, book: LeaseState | StretchState, *, script: bool = False, loader: bool = False
+    ) -> None:
+        """Training starts at this step, with this much data and these leases still to come: of a book of samples,
+        stretches of them.
 
         Args:
             script: samples are the batches of a script's loader, and a lease is one of them.
             loader: or of a recipe's.
         """
         self._about = msgspec.structs.replace(self._about, samples=samples)
-        if script or loader:
+        if isinstance(book, StretchState):
+            mode = self._about.mode.removesuffix(SAMPLES) + SAMPLES
+            self._about = msgspec.structs.replace(self._about, mode=mode, batch_size=1, format=BY_SAMPLES)
+        elif script or loader:
             mark = SCRIPT if script else LOADER
             mode = self._about.mode.removesuffix(mark) + mark
             self._about = msgspec.structs.replace(self._about, mode=mode, batch_size=1)
@@ -94,16 +107,16 @@ class Ledger:
         """A gradient was dropped; `back`: its lease went back to the pool with it."""
         self._append(Dropped(*entry, reason, back))
 
-    def returned(self, worker: int, epoch: int, leases: Sequence[int]) -> None:
+    def returned(self, worker: int, epoch: int, leases: Sequence[Lease]) -> None:
         """A worker left and these leases went back to the pool."""
         if leases:
             self._append(Returned(worker, epoch, leases))
 
-    def skip(self, lease: int, step: int, reason: str) -> None:
+    def skip(self, lease: Lease, step: int, reason: str) -> None:
         """A lease was given up at this step."""
         self._append(Skipped(lease, step, reason))
 
-    def cut(self, step: int, book: LeaseState) -> None:
+    def cut(self, step: int, book: LeaseState | StretchState) -> None:
         """A checkpoint of this step is copied, to be written in the background."""
         self._cut = (step, book)
         self._append(Cut(step, book.next_lease, book.unapplied))
@@ -115,7 +128,7 @@ class Ledger:
         self._append(Complete(self._cut[0]))
         self._flush()
 
-    def end(self, step: int, reason: str, book: LeaseState) -> None:
+    def end(self, step: int, reason: str, book: LeaseState | StretchState) -> None:
         """The run is over."""
         self._again(step, book, 0)
         self._append(End(step, reason, book.next_lease, book.unapplied))
@@ -132,7 +145,7 @@ class Ledger:
             self._fd = -1
         self._path = None
 
-    def _begin(self, step: int, book: LeaseState) -> None:
+    def _begin(self, step: int, book: LeaseState | StretchState) -> None:
         self._append(
             msgspec.structs.replace(
                 self._about, time=round(self._clock(), 3), step=step, next_lease=book.next_lease,
@@ -140,7 +153,7 @@ class Ledger:
             )
         )  # fmt: skip
 
-    def _again(self, step: int, book: LeaseState, since: int) -> None:
+    def _again(self, step: int, book: LeaseState | StretchState, since: int) -> None:
         """The file may have been deleted, with the logdir: another begins at this step, and lacks the lines since."""
         if self._fd < 0 or self._path is None or os.fstat(self._fd).st_nlink:
             return

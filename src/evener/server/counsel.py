@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import fields
 
+from evener.modes import Sync
 from evener.policy.contributions import Contributions, nothing
 from evener.policy.events import Policy
 from evener.policy.lives import Lives
@@ -43,14 +44,15 @@ class Counsel:
 
     def tick(self) -> None:
         """Now and then: how much of its workers the mode uses."""
-        if self._course.tally.updates < self._next or self._course.stopping:
-            return
+        if self._course.tally.updates < self._next or self._course.stopping or self._course.settings.by_samples:
+            return  # of batches of other sizes other times are no news
         times = self._lives.times()
         if any(len(seconds) < KNOWN for seconds in times.values()):
             return
         self._next = TIMES * self._course.tally.updates
-        said = advice(self._course.settings.mode, times)
-        if said.partition(":")[0] and said.split(";")[-1] != self._said:
+        mode = self._course.settings.mode
+        said = advice(mode, times, by_speed=isinstance(mode, Sync) and self._course.unit != "batches")
+        if said and said.split(";")[-1] != self._said:  # the same advice, with other figures, is told once
             self._said = said.split(";")[-1]
             self._tell(said)
 

@@ -106,6 +106,10 @@ class Course:
         samples, batch = hello.samples, hello.batch
         if samples < 1 and not self.settings.script:
             raise errors.ModelMismatch("this worker has no training samples.", why="every batch needs samples.")
+        if hello.batches and self.settings.by_samples:
+            raise errors.ModelMismatch(
+                "this worker's data are a DataLoader.", why="a batch size per worker shares out single samples."
+            )
         if self.train_steps is None:
             return ""
         if samples != self._samples or hello.batches != self._batches:
@@ -149,6 +153,10 @@ class Course:
     def batches_of(self, push: Push, more: str = "") -> str:
         """What a gradient is of, for people: which samples, or which batch of a script's loader; and more of it."""
         leases = named(push)
+        if push.count:
+            stop = push.lease + push.count
+            which = Order(self._samples, self.settings.seed).named(push.lease, stop)
+            return f"{push.count} samples from {push.lease} on ({'; '.join(filter(None, (which, more)))})"
         if not leases:
             return "a batch without a number" + (f" ({more})" if more else "")
         if self.settings.script or self._batches:

@@ -69,7 +69,7 @@ class Ending:
         raise errors.ServerLost(f"{self.leaving}; {saved}.")
 
     def _end_if_possible(self) -> None:
-        if self._rounds.waiting_at_end() and not self._course.late(evaluating=self._rounds.evaluating):
+        if self._rounds.chief.waiting_at_end() and not self._course.late(evaluating=self._rounds.chief.evaluating):
             return
         for seat in list(self._links.seats.values()):
             log.warning("%s did not say goodbye in time; the run ends without it", seat.name)

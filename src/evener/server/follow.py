@@ -148,7 +148,7 @@ class Follower:
     def _may_push(self, seat: Seat, push: Push) -> bool:
         """A script may have been told of newer parameters by the leader, which alone knows what it has in hand."""
         if self.settings.script:
-            return seat.its_turn() and push.version >= seat.version
+            return seat.its_turn() and push.version >= seat.version and not push.count
         return seat.may_push(push) and not only_of_scripts(push, several=self._several)
 
     def _holds(self, seat: Seat, seq: int) -> None:

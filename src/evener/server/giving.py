@@ -22,6 +22,7 @@ class Given:
     lease: int  # the first that it has in hand; -1: none
     leases: list[int] = field(default_factory=list)  # those that are new in its hand
     drawn: bool = False  # it asked for batches alone
+    count: int = 0  # samples, of which `lease` is the first; 0: it is the number of a batch
 
 
 class Giver(Protocol):

@@ -10,6 +10,7 @@ from evener.policy.leases import Leases
 from evener.policy.lives import Stage
 from evener.policy.members import Members
 from evener.report import Line
+from evener.server.books import book_of, set_limit
 from evener.server.course import Course, Setup
 from evener.server.kept import Kept
 from evener.server.links import Link, Links, Seat
@@ -38,6 +39,7 @@ from evener.wire.messages import (
     Pull,
     Push,
     Saved,
+    TooBig,
 )  # fmt: skip
 from evener.wire.words import Identity
 
@@ -58,9 +60,7 @@ class Leader:
         manifest = setup.restored[0] if setup.restored else None
         seqs = {int(worker): seq for worker, seq in manifest.seqs.items()} if manifest else {}
         self.members = Members(generation=setup.generation, epochs=setup.epochs, holders=setup.holders, seqs=seqs)
-        self.leases = Leases()
-        if manifest:
-            self.leases = Leases(next_lease=manifest.next_lease, returned=manifest.unapplied, skipped=manifest.skipped)
+        self.leases = book_of(manifest, self.settings)
         self.rounds = Rounds(links, shard, self.course, self.leases)
         self.lives = self.rounds.lives
         self.saves = Saves(links, shard, self.rounds, self.members)
@@ -104,7 +104,7 @@ class Leader:
                 self.leave(reason)
             case Saved(shard, _, files, values, error) if 0 < shard == link.follower:
                 self.setup.saver.add(shard, {name: Record(*file) for name, file in files.items()}, values, error)
-            case Join() | Push() | Draw() | Pull() | Goodbye() | Halt() | Judged():
+            case Join() | Push() | Draw() | TooBig() | Pull() | Goodbye() | Halt() | Judged():
                 self._from_worker(self.links.seat_of(link, message.identity), message)
             case _:
                 raise errors.ProtocolError(f"{link.description} sent a {type(message).__name__} to the leading ps.")
@@ -140,24 +140,19 @@ class Leader:
         self.setup.ledger.begin(first, samples, self.leases.state(), script=script, loader=hello.batches)
         if hello.batches:
             self.rounds.deal_ahead()
-        if self.settings.script:
-            self.leases.fence(samples)
-        elif self.settings.ends_by_samples:
-            whole = self.settings.epochs_in_gradients(samples) * self.settings.batches
-            self.leases.limit = max(self.leases.next_lease, whole + len(self.leases.state().skipped))
-        elif self.settings.terms.exact:
-            # Every update uses as many leases: exactly those that are left.
-            unapplied = len(self.leases.state().unapplied)
-            needed = max(0, last - first) * self.settings.batches_of_update
-            self.leases.limit = self.leases.next_lease - unapplied + needed
+        if isinstance(self.leases, Leases):
+            set_limit(self.leases, self.settings, samples, last - first)
+        elif self.rounds.sharing is not None:
+            self.rounds.sharing.begin(samples)
         self.rounds.counsel.begin()
         self.rounds.leave_out(self.setup.without)
         for difference in begin(self.shard.state, self.setup.restored, self.settings, samples):
             self._tell(f"warning: {difference}")
         if self.course.over(first) or (self.settings.ends_by_samples and self.leases.exhausted):
-            self.stop(f"already at step {first} of {last}: nothing to do")
+            end = f" of {self.course.length}" if self.course.length else ""
+            self.stop(f"already at step {first}{end}: nothing to do")
 
-    def _from_worker(self, seat: Seat, message: Join | Push | Draw | Pull | Goodbye | Halt | Judged) -> None:
+    def _from_worker(self, seat: Seat, message: Join | Push | Draw | TooBig | Pull | Goodbye | Halt | Judged) -> None:
         match message:
             case Join(_, want):
                 if seat.joined or seat.awaits is not None:
@@ -175,6 +170,8 @@ class Leader:
                 self.pushes.draw(seat, message)
             case Draw():
                 raise errors.ProtocolError(f"{seat.name} draws batches, as the workers of a recipe do not.")
+            case TooBig():
+                self.rounds.too_big(seat, message)
             case Pull(_, what):
                 self.lives.shown(seat.worker, self.setup.clock())
                 self.links.answer(seat.link, Shown(what, self.shard.state.step), self.shard.parts(what, seat.slot))
@@ -191,7 +188,7 @@ class Leader:
         if reason and not self.course.stopping:  # else it tells us our own reason
             self._tell(f"{seat.name} {'failed' if goodbye.failed else 'leaves'}: {reason}")
         if reason.startswith(errors.Preempted.__name__):
-            self.rounds.lost(seat)  # if it was to validate, somebody else has to
+            self.rounds.chief.lost(seat)  # if it was to validate, somebody else has to
         if goodbye.script and seat.worker == min(self.links.seats) and self.settings.script:
             Kept.check(goodbye)
             self.rounds.kept.take(goodbye, self.links.seats)
@@ -219,7 +216,7 @@ class Leader:
         leases = sum(owner == (seat.worker, seat.epoch) for owner in self.leases.outstanding().values())
         returns = f"; {leases} lease returns" if leases == 1 else ""
         self._tell(f"{seat.name} is gone ({seat.link.description}: {reason}){returns}")
-        self.rounds.lost(seat)
+        self.rounds.chief.lost(seat)
         self._leave(seat)
 
     def _leave(self, seat: Seat, *, ended: bool = False) -> None:
@@ -236,7 +233,8 @@ class Leader:
         else:
             self.rounds.tell_followers()
         if self.course.left and self.course.came <= self.course.left and not self.links.seats:
-            self.leases.unbegin()
+            if isinstance(self.leases, Leases):
+                self.leases.unbegin()
             self.stop("every worker has left its loop")
 
     def stop(self, reason: str, *, complete: bool = True, failed: bool = False) -> None:
@@ -279,7 +277,7 @@ class Leader:
         if self.ending.leaving:
             return f"the checkpoint after which {self.ending.leaving.partition(' ')[0]} leaves"
         if self.course.stopping:
-            return self.rounds.waiting_at_end() or "the final checkpoint"
+            return self.rounds.chief.waiting_at_end() or "the final checkpoint"
         if absent := sorted(set(range(1, self.settings.ps)) - set(self.links.followers)):
             return ", ".join(f"ps:{shard}" for shard in absent) + " to follow ps:0"
         if not self.links.seats:
@@ -288,7 +286,7 @@ class Leader:
         scripts = self.rounds.scripts
         if scripts is not None and scripts.idle:
             return scripts.waiting_for(self.lives.waiting_for(self.setup.clock()))
-        waits = self.whole.waiting_for() or self.rounds.policy.waiting_for()
+        waits = self.whole.waiting_for() or self.rounds.waiting_for()
         return waits or (self.lives.waiting_for(self.setup.clock()) if self.course.still() else "")
 
     def rescue(self) -> None:

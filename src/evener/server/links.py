@@ -63,7 +63,9 @@ class Seat:
         asked = self.answer
         if asked is None or asked.stop or not self.joined or self.awaits is not None:
             return False
-        return (push.version, push.lease) == (asked.version, asked.lease)
+        if push.count and push.count != push.examples:
+            return False
+        return (push.version, push.lease, push.count) == (asked.version, asked.lease, asked.count)
 
     def its_turn(self) -> bool:
         """Whether nothing of it is to be answered, and it was answered once. A script goes on after the run's end."""

@@ -44,7 +44,7 @@ class Pushes:
         self.shard.remember(push)
         gradient = self.links.gradient(seat)
         self.rounds.giver.pushed(seat, push)
-        if push.script and seat.worker == self.rounds.chief():
+        if push.script and seat.worker == self.rounds.chief.now():
             self.rounds.kept.take(push, self.links.seats)
         seat.awaits = push.seq
         self.rounds.lives.move(seat.worker, Stage.HELD, self.course.setup.clock())

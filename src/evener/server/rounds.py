@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
 
-from evener.errors import NonFinite
+from evener.errors import NonFinite, ProtocolError
 from evener.policy.events import (
     Apply,
     Decision,
@@ -18,8 +18,10 @@ from evener.policy.events import (
 )  # fmt: skip
 from evener.policy.leases import Leases
 from evener.policy.lives import Lives, Stage
+from evener.policy.stretches import Stretches
 from evener.server.ahead import Ahead
-from evener.server.batches import entries, named
+from evener.server.batches import entries, named, written
+from evener.server.chief import Chief
 from evener.server.counsel import Counsel
 from evener.server.course import Course
 from evener.server.decided import Decisions, Products
@@ -28,9 +30,10 @@ from evener.server.kept import Kept
 from evener.server.links import Links, Seat
 from evener.server.scripts import UNUSED, Scripts
 from evener.server.shard import Shard
+from evener.server.sharing import Sharing
 from evener.server.timer import Timer
 from evener.state import rules
-from evener.wire.messages import Draw, Drawn, Key, Push, Release
+from evener.wire.messages import Draw, Drawn, Key, Push, Release, TooBig
 
 #: What an update of finite gradients that is not finite itself ends with.
 Exploded = Callable[[NonFinite, Sequence[Push]], Exception]
@@ -39,14 +42,13 @@ Exploded = Callable[[NonFinite, Sequence[Push]], Exception]
 class Rounds:
     """The policy and its hands. It knows seats and handles; who may have a seat is the leader's affair."""
 
-    def __init__(self, links: Links, shard: Shard, course: Course, leases: Leases) -> None:
+    def __init__(self, links: Links, shard: Shard, course: Course, leases: Leases | Stretches) -> None:
         self.links, self.shard, self.course, self.leases = links, shard, course, leases
         self.ledger = course.setup.ledger
         settings = course.settings
-        self.policy = settings.mode.start(course.first_step, settings.workers, ending=bool(settings.script))
+        self.policy = settings.start(course.first_step)
         self.timer = Timer(course.setup.clock)
-        self.final_chief: int | None = None  # who evaluates at the end; -1: nobody
-        self.vacant = False  # that one was lost, and nobody came yet who can do it
+        self.chief = Chief(links, course, validates=not settings.script)
         self._outcome: dict[tuple[int, int], tuple[str, int]] = {}  # life -> (why dropped, staleness) of its last push
         self._decided = Decisions()
         self.products = Products()
@@ -54,9 +56,14 @@ class Rounds:
         self.counsel = Counsel(course, self.lives, self.policy)
         clock = course.setup.clock
         self.scripts: Scripts | None = None
-        if settings.script:
-            self.scripts = Scripts(links, shard, leases, lives=self.lives, clock=clock, settings=settings)
-        self.giver: Giver = self.scripts or OneEach(links, shard, leases, self.lives, clock)
+        self.sharing: Sharing | None = None
+        self.giver: Giver
+        if isinstance(leases, Stretches):
+            self.giver = self.sharing = Sharing(links, leases, self.lives, course, lambda: shard.state.step)
+        elif settings.script:
+            self.giver = self.scripts = Scripts(links, shard, leases, lives=self.lives, clock=clock, settings=settings)
+        else:
+            self.giver = OneEach(links, shard, leases, self.lives, clock)
         if settings.batches > 1:
             self.deal_ahead()
         self.kept = Kept(course.setup.restored[0].script if course.setup.restored else "")
@@ -64,6 +71,7 @@ class Rounds:
     def deal_ahead(self) -> None:
         """Workers may have several batches in hand. Before any of them has one."""
         clock, settings = self.course.setup.clock, self.course.settings
+        assert isinstance(self.leases, Leases)
         self.giver = Ahead(self.links, self.shard, self.leases, lives=self.lives, clock=clock, settings=settings)
 
     def forget(self, seat: Seat, partial: Sequence[Key]) -> None:
@@ -77,26 +85,6 @@ class Rounds:
                     self.ledger.drop(entry, "not on all shards when its worker left", back=False)
         self._decided.gone.append((seat.worker, seat.epoch))
         self.ledger.returned(seat.worker, seat.epoch, self.leases.leave((seat.worker, seat.epoch)))
-
-    def lost(self, seat: Seat) -> None:
-        """A worker is gone without a goodbye. If it was to evaluate at the end, whoever comes next does it."""
-        if seat.worker == self.final_chief:
-            self.final_chief, self.vacant = None, True
-            self.course.wait_anew()
-
-    @property
-    def evaluating(self) -> bool:
-        """Whether the chief is about the final evaluation."""
-        return self.final_chief in self.links.seats
-
-    def waiting_at_end(self) -> str:
-        """For whom a run that is over waits still; empty: for nobody."""
-        if self.evaluating:
-            return f"worker:{self.final_chief} to evaluate the final parameters"
-        if self.vacant:
-            return "a worker to evaluate the final parameters, since the chief died before it had"
-        seats = sorted(seat.name for seat in self.links.seats.values())
-        return f"{', '.join(seats)} to say goodbye" if seats else ""
 
     def decide(self, event: Event, exploded: Exploded) -> None:
         """Ask the policy and do what it says. `exploded`: what to raise for an update that is not finite."""
@@ -158,13 +146,17 @@ class Rounds:
         self.course.moved(pushes[0].group)
         if self.course.tally.updates == 1:
             self.course.report(self.shard.state.step, "")
+        if self.sharing is not None:
+            self.sharing.applied(pushes)
 
     def _factor(self, handles: Sequence[int]) -> float | None:
         """What clipping by norm makes of the mean of these, where it lies on several shards."""
         limit = self.shard.state.recipe.clip_norm
         if limit is None or self.course.settings.ps == 1:
             return None
-        return rules.clip_factor(self.products.norm([self.shard.held[handle].key for handle in handles]), limit)
+        held = [self.shard.held[handle] for handle in handles]
+        weights = rules.weights([gradient.push.count for gradient in held])
+        return rules.clip_factor(self.products.norm([gradient.key for gradient in held], weights), limit)
 
     def judge(self, figures: Mapping[str, float]) -> None:
         """A validation was made: all shards take the schedule's step between the same two updates."""
@@ -176,8 +168,8 @@ class Rounds:
         push = self.shard.drop(handle)
         worker, epoch = push.identity.worker, push.identity.epoch
         self.products.forget((worker, epoch, push.seq))
-        for entry in entries(push):
-            self.ledger.drop(entry, reason, back=self.leases.give_back(entry[0], (worker, epoch)))
+        for entry, lease in zip(entries(push), named(push) or [-1], strict=True):
+            self.ledger.drop(entry, reason, back=self.leases.give_back(lease, (worker, epoch)))
         self.course.tally.dropped += 1
         self._outcome[worker, epoch] = (reason, self.shard.state.step - push.version)
         self._decided.drop.append((worker, epoch, push.seq))
@@ -186,11 +178,26 @@ class Rounds:
         """This gradient must not become an update; its batch goes back to the pool, or is given up for good."""
         push = self.shard.held[handle].push
         owner = (push.identity.worker, push.identity.epoch)
-        for lease in named(push) if close else []:
+        for lease, name in zip(named(push), written(push), strict=True) if close else []:
             if self.leases.close(lease, owner):
-                self.ledger.skip(lease, self.shard.state.step, reason)
+                self.ledger.skip(name, self.shard.state.step, reason)
         self.drop(handle, reason)
         self.send_on([owner[0]])
+
+    def too_big(self, seat: Seat, told: TooBig) -> None:
+        """A worker cannot compute what it was given. It goes back, and the worker gets less. Raises ProtocolError."""
+        if self.sharing is None or not self.sharing.too_big(seat, told):
+            raise ProtocolError(f"{seat.name} gives back samples that it does not have.")
+        if self.course.stopping:
+            self.answer(seat)
+        else:
+            self.policy.on(Refreshed(seat.worker))  # it has the newest parameters
+            self.send_on([seat.worker])
+        self.tell_followers()
+
+    def waiting_for(self) -> str:
+        waits = self.policy.waiting_for()
+        return waits if self.sharing is None else self.sharing.waiting_for(waits)
 
     def outdated(self, version: int) -> bool:
         """Whether the policy drops what was computed on these parameters, whatever it is."""
@@ -237,7 +244,7 @@ class Rounds:
             self._say_drawn(seat, [])
 
     def _say_drawn(self, seat: Seat, leases: list[int]) -> None:
-        chief = seat.worker == self.chief()
+        chief = seat.worker == self.chief.now()
         self.links.answer(seat.link, Drawn(
             leases, seat.version, stop=self.course.stopping, chief=chief, failed=self.course.failed,
             script=self.kept.owed(seat.worker, first=False, chief=chief),
@@ -251,11 +258,12 @@ class Rounds:
     def leave_out(self, leases: Iterable[int]) -> None:
         """A roll-back came of these: they are not given out."""
         for lease in leases:
+            assert isinstance(self.leases, Leases), "samples cannot be left out by a number"
             self.leases.avoid(lease)
         self._note_skipped()
 
     def _note_skipped(self) -> None:
-        for lease in self.leases.passed():
+        for lease in self.leases.passed() if isinstance(self.leases, Leases) else ():
             self.ledger.skip(lease, self.shard.state.step, "left out by a roll-back")
 
     def answer(self, seat: Seat, given: Given | None = None) -> None:
@@ -263,13 +271,14 @@ class Rounds:
         rejected, staleness = self._outcome.pop((seat.worker, seat.epoch), ("", 0))
         self.shard.detach(seat.worker)
         lease = given.lease if given is not None else -1
-        chief = seat.worker == self.chief()
+        chief = seat.worker == self.chief.now()
         answer = Release(
             seq=seat.awaits or 0, version=self.shard.state.step, lease=lease, stop=self.course.stopping,
             chief=chief, rejected=rejected, staleness=staleness,
             dropped=self.course.tally.dropped, learning_rate=self.shard.state.learning_rate,
             failed=self.course.failed, leases=given.leases if given is not None else [],
             script=self.kept.owed(seat.worker, first=seat.awaits == 0, chief=chief),
+            count=given.count if given is not None else 0,
         )  # fmt: skip
         seat.awaits, seat.whole = None, False
         stage = Stage.LEAVING if self.course.stopping else Stage.COMPUTING
@@ -279,17 +288,6 @@ class Rounds:
 
     def _now(self) -> float:
         return self.course.setup.clock()
-
-    def chief(self) -> int:
-        """The live worker of lowest index; at the end the lowest that is here to evaluate, not one that hangs."""
-        if not self.course.stopping:
-            return min(self.links.seats)
-        if self.final_chief is None:
-            here = [seat.worker for seat in self.links.seats.values() if seat.whole]
-            validates = self.course.complete and self.scripts is None  # a script does so in its own loop
-            self.final_chief = min(here) if validates else -1
-            self.vacant = False
-        return self.final_chief
 
     def tell_followers(self) -> None:
         """Everything decided since the last call, as one message."""

@@ -35,10 +35,12 @@ class Shard:
 
     Args:
         measure: the length of each gradient is asked for.
+        usual: samples of a usual batch, where each gradient of another size makes a step of its own: so much longer.
     """
 
-    def __init__(self, state: State, *, measure: bool = False) -> None:
+    def __init__(self, state: State, *, measure: bool = False, usual: float | None = None) -> None:
         self.state = state
+        self._usual = usual
         self._measure = measure
         self.held: dict[int, Gradient] = {}
         self._handles = count(1)
@@ -97,7 +99,8 @@ class Shard:
         pushes = [gradient.push for gradient in gradients]
         unused = self._unused(pushes)
         chaos.point("server.applying")
-        mean = self.state.mean([gradient.slot for gradient in gradients])
+        counts = [push.count for push in pushes]
+        mean = self.state.mean([gradient.slot for gradient in gradients], rules.weights(counts))
         if len(gradients) > 1 and (bad := mean.first_non_finite(self.state.infinite)):
             givers = ", ".join(f"worker:{push.identity.worker} (lease {push.lease})" for push in pushes)
             raise not_finite(
@@ -106,10 +109,16 @@ class Shard:
             )
         for gradient in gradients:  # of one: the chief's program alone says any
             put(gradient.settings, self.state.optimizer)
-        applied = self.state.apply(mean, unused, factor)
+        applied = self.state.apply(mean, unused, factor, self._scale(counts))
         chaos.point("server.applied")
         self._mean_is_last = applied is self.state.averaged
         return pushes
+
+    def _scale(self, counts: Sequence[int]) -> float:
+        """Of one step, so that every sample of the run counts alike: each share of its size over the usual one."""
+        if self._usual is None or not sum(counts):
+            return 1.0
+        return sum(count * count for count in counts) / sum(counts) / self._usual
 
     def _unused(self, pushes: Sequence[Push]) -> frozenset[str]:
         """The parameters that none of these gradients has."""

@@ -128,13 +128,15 @@ class StopOnNaN(Hook):
     def _samples(self, session: Session) -> str:
         turn = session.turn
         others = f" and {len(turn.more)} more" if turn.more else ""
+        if turn.count:
+            return f" and the {turn.count - 1} samples after it"
         return f"{others} ({session.batches.named(turn.lease)})"
 
 
 class LogEvery(Hook):
     """Say every `steps` local steps how training goes: this worker, and the whole cluster, over a sliding window."""
 
-    def __init__(self, steps: int, clock: Callable[[], float], examples_per_step: int) -> None:
+    def __init__(self, steps: int, clock: Callable[[], float], examples_per_step: float) -> None:
         self.steps = steps
         self._examples_per_step = examples_per_step
         self._clock = clock

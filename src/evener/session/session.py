@@ -18,7 +18,8 @@ from evener.session.hooks import Hook, StepResult
 from evener.session.watch import Watch
 from evener.settings import Settings
 from evener.slow import slowed
-from evener.worker.exchange.exchange import ONLY, Computed, Computes, Exchange, OneOf, Turn
+from evener.worker.compute.memory import is_out_of_memory, relieve
+from evener.worker.exchange.exchange import ONLY, Computed, Computes, Exchange, OneOf, Shrinks, Turn
 
 log = logging.getLogger(__name__)
 
@@ -145,11 +146,14 @@ class Session:
         since, lease = self._clock(), now.lease
         arrival = self.exchange.arrivals
         loss, data_seconds = self._gradient(now)
+        if loss is None:
+            self._shrink()
+            return
         self._each("before_update", loss)
         unused = self.towers.collect(arrival)
         self._tell_notes()
         seconds = self._slow_down(self._clock() - since, data_seconds)
-        examples = self.batches.batch_size * len(now.batches)
+        examples = now.count or self.batches.batch_size * len(now.batches)
         self._watch.idle()
         turn = self.exchange.update(Computed(loss=loss, examples=examples, seconds=seconds, unused=unused))
         self._arrived()
@@ -163,14 +167,35 @@ class Session:
         chaos.point("worker.hook")
         self._each("after_step", result)
 
-    def _gradient(self, now: Turn) -> tuple[float, float]:
-        """Compute the turn's batches, one after the other: their mean loss, and the seconds of waiting for data."""
+    def _gradient(self, now: Turn) -> tuple[float | None, float]:
+        """The mean loss of the turn's batches, and the seconds of waiting for data. None: there was no memory for it,
+        and there may be for fewer samples."""
+        try:
+            return self._computed(now)
+        except (MemoryError, RuntimeError) as error:
+            fewer = self.settings.ps and now.count > self.settings.batch_quantum
+            if not fewer or not is_out_of_memory(error):
+                raise
+            log.warning("%d samples are too many for this worker: %s", now.count, str(error))  # a log may keep errors
+            return None, 0.0
+
+    def _shrink(self) -> None:
+        """Ask for fewer samples, when nothing holds those of the last batch any more."""
+        relieve(self.towers.model)
+        assert isinstance(self.exchange, Shrinks)
+        self._watch.idle()
+        turn = self.exchange.too_big()
+        self._arrived()
+        self.turn = turn
+
+    def _computed(self, now: Turn) -> tuple[float, float]:
+        """Compute the turn's batches, one after the other."""
         leases = now.batches
         self.batches.expect([*leases, *now.ahead])
         losses, waited = 0.0, 0.0
         for number, lease in enumerate(leases):
             self._watch.busy(f"its data: the batch of lease {lease}", LONG_DATA)
-            batch = self._prefetch.batch(lease)
+            batch = self._prefetch.batch(lease, now.count)
             waited += self._prefetch.waited
             self._prefetch.prepare(next(iter([*leases[number + 1 :], *now.ahead]), -1))
             self._watch.busy(f"its gradient of lease {lease}", LONG_GRADIENT)
@@ -180,7 +205,9 @@ class Session:
 
     def _slow_down(self, seconds: float, waited: float) -> float:
         """Sleep, as `--slow` says of this worker. Returns what the batch has taken with it."""
-        extra = self._slowed.longer(seconds - waited, len(self.turn.batches))
+        turn = self.turn
+        batches = turn.count / float(self.settings.mean_batch) if turn.count else len(turn.batches)
+        extra = self._slowed.longer(seconds - waited, batches)
         if extra:
             self._watch.busy("the end of its sleep (--slow)", LONG_GRADIENT + extra)
             self._sleep(extra)

@@ -90,7 +90,7 @@ class Summaries(Hook):
         if self._failed and (steps or session.evaluations[self._told :]):
             self._failed = not self._works_again(session)
         if steps and last is not None and not self._failed:
-            values = self._period.values(self._clock(), session.batches.batch_size * self._settings.batches_of_update)
+            values = self._period.values(self._clock(), float(self._settings.per_step))
             self._write(session, last.global_step, values, _histograms(session))
         for evaluated in session.evaluations[self._told :]:
             self._write(session, evaluated.global_step, evaluated.values)
@@ -165,7 +165,7 @@ class _Period:
         self._waiting += result.data_seconds
         self._computing += result.seconds
 
-    def values(self, now: float, examples_per_step: int) -> dict[str, float]:
+    def values(self, now: float, examples_per_step: float) -> dict[str, float]:
         """The curves: of the last step, means over this worker's steps, and rates of the whole cluster."""
         assert self.last is not None
         elapsed = now - self.since

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Iterator
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -12,10 +13,13 @@ import msgspec
 from evener import files
 from evener.errors import CheckpointError, VersionError
 from evener.policy.leases import LeaseState
+from evener.policy.stretches import Stretch, StretchState, in_leases, in_samples
 from evener.state.atomic import Record, atomic_write
 from evener.state.leftovers import KINDS, MANIFEST, is_shard, step_of
 
 FORMAT = 1
+#: Of a run whose batches are stretches of samples; also the newest that is read.
+BY_SAMPLES = 2
 #: Bytes of a manifest. The most that a model may have, 100,000 tensors, take about 20 MB.
 LARGEST = 32 << 20
 #: Lists and objects in each other, in what is free to have any form: options, settings, schedules.
@@ -49,15 +53,38 @@ class Manifest(msgspec.Struct, frozen=True, kw_only=True):
     evener: str = ""
     script: str = ""  # JSON: what a script with a loop of its own keeps
     counted: int = 0  # and its updates that count for the length of the run
+    #: Where batches are stretches of samples, `next_lease` counts these, `batch_size` is 1, and these are the stretches
+    #: that are unapplied, and given up; `unapplied` and `skipped` are empty.
+    by_samples: bool = False
+    unapplied_samples: list[Stretch] = []
+    skipped_samples: list[Stretch] = []
 
     @property
     def book(self) -> LeaseState:
         """Which batches are applied."""
         return LeaseState(self.next_lease, tuple(self.unapplied), tuple(self.skipped))
 
+    def with_book(self, book: LeaseState | StretchState) -> Manifest:
+        """The same, with what a book says of batches, in its unit."""
+        if isinstance(book, LeaseState):
+            numbers = {"unapplied": list(book.unapplied), "skipped": list(book.skipped)}
+            return msgspec.structs.replace(self, next_lease=book.next_lease, **numbers)
+        return msgspec.structs.replace(
+            self, format=BY_SAMPLES, by_samples=True, batch_size=1, next_lease=book.next_lease,
+            unapplied=[], unapplied_samples=list(book.unapplied),
+            skipped=[], skipped_samples=list(book.skipped),
+        )  # fmt: skip
+
+    @property
+    def stretches(self) -> StretchState:
+        """The same in samples, whatever a lease meant."""
+        if not self.by_samples:
+            return in_samples(self.book, self.batch_size or 1)
+        return StretchState(self.next_lease, tuple(self.unapplied_samples), tuple(self.skipped_samples))
+
 
 #: Written where they say anything: manifests of recipes are as they were.
-_LATER = ("script", "counted")
+_LATER = ("script", "counted", "by_samples", "unapplied_samples", "skipped_samples")
 
 
 class _Sealed(msgspec.Struct, frozen=True):
@@ -90,8 +117,8 @@ def read_manifest(path: Path) -> Manifest:
         if hashlib.sha256(bytes(sealed.body)).hexdigest() != sealed.sha256:
             raise CheckpointError(f"{file} is damaged: checksum mismatch.")
         head = msgspec.json.decode(sealed.body, type=_Head)
-        if isinstance(head.format, int) and head.format > FORMAT:
-            raise VersionError(f"{file} has format {head.format}, this evener reads up to {FORMAT}.",
+        if isinstance(head.format, int) and head.format > BY_SAMPLES:
+            raise VersionError(f"{file} has format {head.format}, this evener reads up to {BY_SAMPLES}.",
                                fix="update evener.")  # fmt: skip
         manifest = msgspec.json.decode(sealed.body, type=Manifest)
     except OSError as error:
@@ -120,6 +147,9 @@ def _complaints(manifest: Manifest, path: Path) -> Iterator[str]:
         yield f"a lease is unapplied that is not of 0 to {manifest.next_lease - 1}"
     if any(not 0 <= lease < manifest.next_lease for lease in manifest.skipped):
         yield f"a lease was given up that is not of 0 to {manifest.next_lease - 1}"
+    for name in ("unapplied_samples", "skipped_samples"):
+        if not _ascending(getattr(manifest, name), manifest.next_lease):
+            yield f"{name} are no stretches of the samples 0 to {manifest.next_lease - 1}, one after the other"
     for worker, seq in manifest.seqs.items():
         if not (worker.isascii() and worker.isdecimal() and len(worker) < 10 and all(0 <= n <= MOST for n in seq)):
             yield f"worker {worker[:20]!r} made push {seq}"
@@ -131,6 +161,32 @@ def _complaints(manifest: Manifest, path: Path) -> Iterator[str]:
     yield from _values_complaints(manifest)
     if manifest.script and (complaint := script_complaint(manifest.script)):
         yield f"what its script keeps cannot be kept: {complaint}"
+
+
+def _ascending(stretches: list[Stretch], end: int) -> bool:
+    bounds = [bound for stretch in stretches for bound in stretch]
+    return all(before < after for before, after in pairwise([-1, *bounds])) and not (bounds and bounds[-1] > end)
+
+
+def in_unit(manifest: Manifest, batch_size: int, *, by_samples: bool) -> Manifest:
+    """The manifest as a run counts that goes on from it: in samples, or in batches of so many.
+
+    Raises:
+        CheckpointError: it has applied batches of that size in part.
+    """
+    if not manifest.by_samples or by_samples:
+        return manifest
+    book = in_leases(manifest.stretches, batch_size)
+    if book is None:
+        raise CheckpointError(
+            f"the checkpoint of step {manifest.step} has applied {manifest.next_lease} samples, which are no whole "
+            f"batches of {batch_size}.",
+            why="its workers had batches of their own size, and every sample of an epoch is to come once.",
+            fix="go on with --batch-sizes or --batch-by-speed, or with a --batch-size that divides what is applied.",
+        )
+    return msgspec.structs.replace(
+        manifest, by_samples=False, unapplied_samples=[], skipped_samples=[], batch_size=batch_size, format=FORMAT
+    ).with_book(book)
 
 
 _COUNTS = ("step", "next_lease", "batch_size", "samples", "examples", "dropped", "counted")

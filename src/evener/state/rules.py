@@ -14,9 +14,19 @@ from evener.state.tensors import Slot
 NARROW = (torch.float16, torch.bfloat16)
 
 
-def mean(gradients: Sequence[Slot], out: Slot) -> Slot:
+def weights(counts: Sequence[int]) -> Sequence[int] | None:
+    """What gradients that are means over so many samples weigh in their mean; None: all the same.
+
+    >>> weights([12, 6, 3]), weights([7, 7]), weights([0, 0])
+    ([12, 6, 3], None, None)
+    """
+    return None if len(set(counts)) == 1 else counts
+
+
+def mean(gradients: Sequence[Slot], out: Slot, weights: Sequence[int] | None = None) -> Slot:
     """The average of some gradients, summed in the order given; buffers are those of the last one.
 
+    With weights it is sum n_i g_i / sum n_i: the mean over all samples, where each gradient is one over its own.
     Numbers of 16 bits are added in float32: two float16 of 40,000 are no finite float16, their mean is.
 
     Args:
@@ -27,10 +37,16 @@ def mean(gradients: Sequence[Slot], out: Slot) -> Slot:
     for index, into in enumerate(out.trained):
         flats = [gradient.trained[index] for gradient in gradients]
         total = into if into.dtype not in NARROW else torch.empty_like(into, dtype=torch.float32)
-        torch.add(flats[0].to(total.dtype), flats[1], out=total)
-        for more in flats[2:]:
-            total.add_(more)
-        total.div_(len(gradients))
+        if weights is None:
+            torch.add(flats[0].to(total.dtype), flats[1], out=total)
+            for more in flats[2:]:
+                total.add_(more)
+            total.div_(len(gradients))
+        else:
+            torch.mul(flats[0].to(total.dtype), weights[0], out=total)
+            for more, weight in zip(flats[1:], weights[1:], strict=True):
+                total.add_(more, alpha=weight)
+            total.div_(sum(weights))
         if total is not into:
             into.copy_(total)
     for into, buffer in zip(out.buffers, gradients[-1].buffers, strict=True):
@@ -53,6 +69,7 @@ def norm(gradient: Slot) -> float:
 def norm_of_mean(products: Iterable[float], count: int) -> float:
     """The 2-norm of the mean of `count` gradients, from the inner products of all ordered pairs of them.
 
+    Where they have weights, `count` is the sum of these, and each product is multiplied by both of its gradients'.
     Infinite where their squares are too large for float32, as `torch.nn.utils.clip_grad_norm_` finds it.
     """
     found = list(products)

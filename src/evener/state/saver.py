@@ -13,6 +13,7 @@ import msgspec
 
 from evener import errors
 from evener.policy.leases import LeaseState
+from evener.policy.stretches import StretchState
 from evener.settings import Settings
 from evener.state.atomic import Record
 from evener.state.checkpoint import Manifest, Store
@@ -39,7 +40,7 @@ def manifest_of(  # noqa: PLR0913 - what a checkpoint says besides tensors, each
     contents: Contents,
     state: State,
     *,
-    book: LeaseState,
+    book: LeaseState | StretchState,
     seqs: Mapping[int, tuple[int, int]],
     examples: int,
     dropped: int,
@@ -51,17 +52,18 @@ def manifest_of(  # noqa: PLR0913 - what a checkpoint says besides tensors, each
 ) -> Manifest:
     """The manifest of a copied state; its files are filled in when they are written."""
     layout = state.parameters.layout
-    return Manifest(
+    manifest = Manifest(
         step=contents.step, shards=layout.shards, recipe=settings.recipe,
         options=plain(settings.recipe_options), files={},
         shapes={spec.name: list(spec.shape) for spec in layout.specs}, parts=layout.parts,
         values={"0": contents.values},
         batch_size=1 if settings.script else settings.batch_size, samples=samples, seed=settings.seed,
-        next_lease=book.next_lease, unapplied=list(book.unapplied), skipped=list(book.skipped),
+        next_lease=0, unapplied=[],
         buffers=sorted({spec.name for spec in layout.specs if not spec.trained} | state.frozen.keys()),
         seqs={str(worker): seq for worker, seq in seqs.items()}, examples=examples, dropped=dropped, evener=evener,
         script=script, counted=counted,
     )  # fmt: skip
+    return manifest.with_book(book)
 
 
 def begin(state: State, restored: tuple[Manifest, Contents] | None, settings: Settings, samples: int) -> list[str]:
@@ -90,7 +92,7 @@ def _other_samples(manifest: Manifest, settings: Settings, samples: int) -> list
     return [
         f"the {name} was {before} and is {now}: some samples come twice or not at all"
         for name, before, now, unknown in facts
-        if before not in (unknown, now)
+        if before not in (unknown, now) and not (name == "batch size" and settings.by_samples)
     ]
 
 

@@ -16,6 +16,7 @@ from evener.state.contents import Contents
 from evener.state.hyperparameters import Groups, beside_the_recipes, damage_told, kept, schedule_differences, told
 from evener.state.optimizers import check_apart, cut_like, known_as, names_of_groups, optimizer_of, over_pieces
 from evener.state.schedules import Schedule
+from evener.state.step_scale import StepScale
 from evener.state.tensors import Slot, beside, copied, frozen, named_tensors
 from evener.state.values import plain, unpack
 from evener.wire.layout import Layout, Piece
@@ -64,6 +65,7 @@ class State:
             piece = self.parameters.pieces[index]
             self._mine.setdefault(piece.spec.name, []).append((piece, parameter))
         self.optimizer, self._names = self._moved(model, own=own)
+        self.steps = StepScale(self.optimizer)
         self.schedule: Schedule | None = None
         self._averages: Slot | None = None
         self._owed = False  # the averages lack the last update
@@ -106,11 +108,8 @@ class State:
             ConfigError: the schedule cannot be made.
         """
         if contents is not None:
-            self._check(contents)
-        groups = Groups(
-            self.optimizer, self._names, {name: [p for _, p in pieces] for name, pieces in self._mine.items()},
-            contents.values.get("groups", []) if contents is not None and hyperparameters == "checkpoint" else [],
-        )  # fmt: skip
+            foreign.check(contents, self.parameters.layout, self.frozen, self._stay, self.optimizer)
+        groups = self._groups(contents if hyperparameters == "checkpoint" else None)
         sentences = groups.regroup()
         if self.recipe.lr_scheduler is not None:
             self.schedule = Schedule(self.recipe, self.optimizer, Fraction(pace))
@@ -125,16 +124,18 @@ class State:
 
     def back(self, contents: Contents) -> None:
         """Be again as this checkpoint of the same run: parameters, optimizer, averages, schedule."""
-        self._check(contents)
+        foreign.check(contents, self.parameters.layout, self.frozen, self._stay, self.optimizer)
         self._owed = False
-        groups = Groups(
-            self.optimizer, self._names, {name: [p for _, p in pieces] for name, pieces in self._mine.items()},
-            contents.values.get("groups", []),
-        )  # fmt: skip
+        groups = self._groups(contents)
         groups.regroup()
         self.step = contents.step
         self._fill(contents)
         self._go_on(groups, contents)
+
+    def _groups(self, contents: Contents | None) -> Groups:
+        """The optimizer's, and those of a checkpoint."""
+        mine = {name: [parameter for _, parameter in pieces] for name, pieces in self._mine.items()}
+        return Groups(self.optimizer, self._names, mine, contents.values.get("groups", []) if contents else [])
 
     def _go_on(self, groups: Groups, contents: Contents) -> list[str]:
         """The checkpoint's settings and schedule."""
@@ -164,9 +165,9 @@ class State:
         """Of the first parameter group, for the next update."""
         return float(self.optimizer.param_groups[0]["lr"])
 
-    def mean(self, gradients: Sequence[Slot]) -> Slot:
+    def mean(self, gradients: Sequence[Slot], weights: Sequence[int] | None = None) -> Slot:
         """The average of some gradients, summed in the order given; buffers are those of the last one."""
-        return rules.mean(gradients, self.averaged)
+        return rules.mean(gradients, self.averaged, weights)
 
     def clipped(self, gradient: Slot, factor: float | None = None) -> Slot:
         """The gradient as the recipe wants it clipped.
@@ -182,7 +183,9 @@ class State:
             return rules.clamped(gradient, limit, self.averaged)
         return gradient
 
-    def apply(self, gradient: Slot, unused: Collection[str] = (), factor: float | None = None) -> Slot:
+    def apply(
+        self, gradient: Slot, unused: Collection[str] = (), factor: float | None = None, scale: float = 1.0
+    ) -> Slot:
         """One update: clipping, optimizer step, schedule, buffers. The gradient's buffers replace the state's.
 
         The moving averages follow with `settle`, at the latest when somebody looks at them: a server sends the new
@@ -191,6 +194,7 @@ class State:
         Args:
             unused: parameters whose gradient is None, not zero: the optimizer leaves them alone, as in PyTorch.
             factor: see `clipped`.
+            scale: of this step, see `StepScale`.
 
         Returns:
             The gradient that was applied.
@@ -199,11 +203,12 @@ class State:
             NonFinite: the update has made a parameter NaN or infinite.
         """
         self.settle()
-        gradient = self.clipped(gradient, factor)
+        gradient = self.steps.gradient(self.clipped(gradient, factor), scale, self.averaged)
         for index, parameter in zip(self._indices, self._trained, strict=True):
             used = not unused or self.parameters.pieces[index].spec.name not in unused
             parameter.grad = gradient.views[index] if used else None
-        self.optimizer.step()
+        with self.steps.learning_rate(scale):
+            self.optimizer.step()
         if bad := self.parameters.first_non_finite(self.infinite):
             raise NonFinite(
                 f"the update to global step {self.step + 1} has made {bad!r} NaN or infinite, though its gradient was "
@@ -289,9 +294,6 @@ class State:
                     key: beside(parameter, key, cut_like(value, piece, piece.spec.numel))
                     for key, value in state.items()
                 }
-
-    def _check(self, contents: Contents) -> None:
-        foreign.check(contents, self.parameters.layout, self.frozen, self._stay, self.optimizer)
 
 
 def _cut(tensor: Tensor, piece: Piece) -> Tensor:

@@ -31,6 +31,7 @@ from evener.session.watch import Watch
 from evener.settings import BATCH_SIZE, Settings
 from evener.state.checkpoint import Manifest, Store
 from evener.state.contents import Contents
+from evener.state.manifest import in_unit
 from evener.state.saver import Saver
 from evener.state.tensors import digest_of, frozen, named_tensors, specs_of
 from evener.task.warm_start import warm_start
@@ -73,6 +74,8 @@ def build(settings: Settings, recipe: Recipe | None = None) -> Built:
     stay = digest_of(frozen(model, layout))
     text = f"{options} seed={settings.seed} batch_size={settings.batch_size} frozen={stay}"
     text += f" clip={recipe.clip_norm}/{recipe.clip_value}"
+    if settings.by_samples:
+        text += f" shares={settings.plan}"
     if settled(settings, recipe).batches > 1:
         text += f" batches={settled(settings, recipe).batches}"
     if warm:  # a file of this name may be another one elsewhere, and each ps task begins with its own
@@ -160,9 +163,10 @@ def batches_of(data: Data, settings: Settings) -> Numbered:
     if isinstance(data.train, FromLoader):
         _check_batch_size(data.train, settings)
         return LoaderBatches(data.train, settings.seed)
-    if len(data.train) < settings.batch_size:
+    largest = max(settings.plan.sizes) if settings.by_samples else settings.batch_size
+    if len(data.train) < largest:
         raise errors.InputError(
-            f"{len(data.train)} training samples are fewer than one batch of {settings.batch_size}.",
+            f"{len(data.train)} training samples are fewer than one batch of {largest}.",
             why="a sample would come twice in one batch.",
             fix="lower --batch-size, or give more data.",
         )
@@ -170,6 +174,12 @@ def batches_of(data: Data, settings: Settings) -> Numbered:
 
 
 def _check_batch_size(train: FromLoader, settings: Settings) -> None:
+    if settings.by_samples:
+        raise errors.ConfigError(
+            f"--batch-{'sizes' if settings.batch_sizes else 'by-speed'} beside data that are a DataLoader.",
+            why="samples are shared out one by one, and what is in a batch is the loader's affair.",
+            fix="give the data set itself, or leave the option out.",
+        )
     if train.loading is not None or settings.batch_size in (BATCH_SIZE, train.size):
         return
     size = train.loader.batch_size
@@ -219,6 +229,7 @@ def beginning(
         since = f"the checkpoint of step {restored[0].step}" if restored else "the start, before any checkpoint"
         tell(f"{undone} updates since {since} are lost")
     if restored is not None:
+        restored = (in_unit(restored[0], settings.batch_size, by_samples=settings.by_samples), restored[1])
         step = restored[0].step
         path = str(store.path(step))
         saver.resumed(step, path)

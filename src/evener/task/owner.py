@@ -120,7 +120,7 @@ def _facts(parts: Parts, home: torch.device, tower: Tower) -> dict[str, object]:
     options = json.dumps(dict(settings.recipe_options), sort_keys=True, default=str)
     return {
         "evener": VERSION, "torch": str(torch.__version__), "towers": settings.aggregate, "seed": settings.seed,
-        "batch size": settings.batch_size,
+        "batch size": settings.batch_size, "batch sizes": list(settings.batch_sizes),
         "batches of a gradient": settings.batches, "train steps": settings.steps(samples), "samples": samples,
         "options of the recipe": options, "a model of layout": built.layout.fingerprint,
         "recipe": built.fingerprint, "values": digest_of(named_tensors(built.model)), "its gradients on": home.type,

@@ -107,13 +107,14 @@ def hooks_for(parts: Parts) -> list[Hook]:
         check_figures(recipe, ())
     clock = time.monotonic
     size = data.train.size if isinstance(data.train, FromLoader) else settings.batch_size
+    sized = replace(settings, batch_size=size)
     best = Best(Figure.of(recipe.keep_best), settings, VERSION, parts.tell) if recipe.keep_best else None
     every = recipe.validates_every(settings, len(data.train))
     return [
         *([StopOnNaN()] if settings.on_nan == "stop" else []),
-        LogEvery(settings.log_every, clock, size * settings.batches_of_update),
+        LogEvery(settings.log_every, clock, float(sized.per_step)),
         Evaluate(data.validations, every, settings.eval_batch_size or settings.batch_size, best),
         *([StopEarly(recipe.early_stopping)] if recipe.early_stopping is not None else []),
-        Summaries(Path(settings.logdir), settings.save_summary_secs, clock, replace(settings, batch_size=size)),
+        Summaries(Path(settings.logdir), settings.save_summary_secs, clock, sized),
         *hooks_of(recipe),
     ]

@@ -10,6 +10,7 @@ from pathlib import Path
 
 from evener import chaos, errors
 from evener.ledger import path_of
+from evener.policy.synchronous import Sync
 from evener.report import Reporter
 from evener.server.agreement import Expected
 from evener.server.course import Setup
@@ -45,6 +46,11 @@ def schedule_of(settings: Settings) -> Schedule:
         every_steps=settings.save_checkpoint_steps,
         keep=settings.keep,
     )
+
+
+def usual_batch(settings: Settings) -> float | None:
+    """What the step of one gradient is measured by, where each is an update of its own; None: all steps are alike."""
+    return float(settings.mean_batch) if settings.by_samples and not isinstance(settings.mode, Sync) else None
 
 
 def run_server(  # noqa: PLR0913 - what a task is told, each once
@@ -118,7 +124,9 @@ class _Lives:
             TaskFailed: the run has failed.
         """
         state = State(built.model, built.recipe, built.layout, shard=self.index)
-        shard = Shard(state, measure=self.settings.refuse_norm is not None)
+        shard = Shard(state, measure=self.settings.refuse_norm is not None, usual=usual_batch(self.settings))
+        if self.index == 0 and usual_batch(self.settings) is not None and state.steps.note:
+            tell_and_log("ps:0", self.report, state.steps.note)
         links = Links(self.listeners, built.layout, self.index, _expected(built, self.settings, self.run))
         try:
             (self._follow if self.index else self._lead)(links, shard)

@@ -19,6 +19,7 @@ from evener.session.hooks import Hook
 from evener.session.session import Session
 from evener.settings import Settings, make
 from evener.state.checkpoint import Store
+from evener.state.manifest import in_unit
 from evener.state.saver import Saver, Schedule
 from evener.state.state import State
 from evener.state.tensors import Slot
@@ -65,6 +66,7 @@ def one_process(
         saver = Saver(store, schedule, shards=1, clock=clock)
     if restored:
         saver.resumed(restored[0].step, str(store.path(restored[0].step)))
+        restored = (in_unit(restored[0], settings.batch_size, by_samples=False), restored[1])
     blocks = [torch.zeros(built.layout.nbytes, dtype=torch.uint8).numpy().data for _ in range(2)]
     parts = [[block[at : at + nbytes] for at, nbytes in built.layout.ranges(0)] for block in blocks]
     state = State(built.model, recipe, built.layout, slot=Slot(built.layout, 0, parts[0]))

@@ -28,10 +28,12 @@ from evener.server.serve import once
 from evener.server.shard import Shard
 from evener.settings import make
 from evener.state.checkpoint import Store, load
+from evener.state.manifest import in_unit
 from evener.state.saver import Saver, Schedule
 from evener.state.state import State
 from evener.state.tensors import whole_views
 from evener.task.build import Built, build, settled
+from evener.task.server import usual_batch
 from evener.testing.clock import Clock, Disk
 from evener.testing.workers import EVENER, RUN, Scripted, Worker
 from evener.transport.channel import Listener, Memory, Ranges, wait
@@ -119,7 +121,8 @@ class Cluster:
         expected = Expected(run=RUN, recipe=built.fingerprint, evener=EVENER)
         links = Links([self.listeners[index]], built.layout, index, expected)
         state = State(built.model, built.recipe, built.layout, shard=index)
-        return links, self._shard(state, measure=self.settings.refuse_norm is not None)
+        measure = self.settings.refuse_norm is not None
+        return links, self._shard(state, measure=measure, usual=usual_batch(self.settings))
 
     def _lead(self) -> Leader:
         settings = self.settings
@@ -130,6 +133,8 @@ class Cluster:
         saver = Saver(store, schedule, shards=settings.ps, clock=self.clock)
         if restored := store.newest():
             saver.resumed(restored[0].step, str(store.path(restored[0].step)))
+            manifest = in_unit(restored[0], settings.batch_size, by_samples=settings.by_samples)
+            restored = (manifest, restored[1])
         mode = settings.mode.name + (SEVERAL if settings.batches > 1 else "")
         about = Begin(generation=self.generation, mode=mode, batch_size=settings.batch_size)
         ledger = Ledger(path_of(Path(settings.logdir)), about)

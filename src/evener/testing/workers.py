@@ -53,6 +53,7 @@ class Worker:
         self.views = whole_views(self.layout, self.gradients.view)
         self.model_views = whole_views(self.layout, self.parameters.view)
         self.seq = 0
+        self.pace = 0.0  # seconds that it says a sample takes
         self.turn: Release | None = None  # shard 0's last release, until a push answers it
         self.channels: list[Channel] = []
         cluster.workers.append(self)
@@ -130,7 +131,11 @@ class Worker:
     def message(self, **changes: Any) -> Push:
         """The push that is due now."""
         assert self.turn is not None, "this worker was not released"
-        push = Push(self.identity, self.seq + 1, self.turn.version, self.turn.lease, 0.5, 10)
+        count = self.turn.count
+        push = Push(
+            self.identity, self.seq + 1, self.turn.version, self.turn.lease, 0.5, count or 10, count=count,
+            seconds=self.pace * count,
+        )  # fmt: skip
         return msgspec.structs.replace(push, **changes)
 
     def fill(self, value: float) -> None:
@@ -247,7 +252,8 @@ class Trainer(Worker):
     def work(self) -> None:
         """Compute the lease and push it; the answer is there at the next `listen`, or later."""
         assert self.turn is not None
-        batch = self.batches.batch(self.turn.lease)
+        lease, count = self.turn.lease, self.turn.count
+        batch = self.batches.stretch(lease, count) if count else self.batches.batch(lease)
         loss = self.towers.begin(batch, self.turn.lease)
         unused = self.layout.mask(self.towers.collect())
         self.push(loss=loss, examples=len(batch[1]), unused=unused)

@@ -66,6 +66,8 @@ class Push(Message, frozen=True):
     settings: Annotated[bytes, Meta(max_length=1 << 20)] = b""  # JSON: that optimizer's groups, where they changed
     script: Script = b""  # what the script keeps, where it changed; from the chief
     spread: bool = False  # `script` is for the other workers too, at once
+    count: Count = 0  # `lease` is the first of so many samples; 0: it is the number of a batch
+    seconds: float = 0.0  # of computing it, without any waiting for others
 
 
 class Draw(Message, frozen=True):
@@ -75,6 +77,14 @@ class Draw(Message, frozen=True):
     want: Want  # leases in hand
     wait: bool = False  # nothing is in hand: answer when there is something, be it of the next epoch
     unused: Several = field(default_factory=list)  # leases in hand that no update will use
+
+
+class TooBig(Message, frozen=True):
+    """The memory of this worker has no room for so many samples at once. The answer is a `Release` with fewer."""
+
+    identity: Identity
+    lease: Lease
+    count: Count
 
 
 class Pull(Message, frozen=True):
@@ -134,6 +144,7 @@ class Release(Message, frozen=True):
         default_factory=list
     )  # those that came into its hand now, where there may be several; `lease` is the first in hand
     script: bytes = b""  # what the script keeps: at the beginning of a life, and what the chief has spread
+    count: int = 0  # `lease` is the first of so many samples; 0: it is the number of a batch
 
 
 class Drawn(Message, frozen=True):
@@ -251,7 +262,7 @@ class End(Message, frozen=True):
 
 
 AnyMessage = (
-    Hello | Join | Push | Draw | Drawn | Pull | Goodbye | Halt | Judged | Granted | Release | Contents | Refused
-    | Follow | Lead | Held | Lost | Leaving | Decided | Save | Saved | End
+    Hello | Join | Push | Draw | Drawn | TooBig | Pull | Goodbye | Halt | Judged | Granted | Release | Contents
+    | Refused | Follow | Lead | Held | Lost | Leaving | Decided | Save | Saved | End
     | Ping | Pong | Reserve | Reserved | Relay | Dismiss | Ended
 )  # fmt: skip

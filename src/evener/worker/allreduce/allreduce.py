@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 import msgspec
@@ -14,7 +14,7 @@ from torch import Tensor
 from evener import errors
 from evener.state.checkpoint import Manifest
 from evener.state.contents import Contents
-from evener.state.rules import NARROW
+from evener.state.rules import NARROW, weights
 from evener.state.tensors import CPU, Slot, as_tensor, dtype_of
 from evener.wire.layout import ITEMSIZE, Layout
 from evener.worker.allreduce.group import Group
@@ -66,9 +66,10 @@ class Travelling:
 class AllReduce:
     """One tower of several.
 
-    The mean is summed over the towers and divided by their number; the buffers (BatchNorm's statistics) are those of
-    the last lease, as when ps tasks average. All towers see the same numbers, so they take the same update, stop at the
-    same step and fail at the same step.
+    The mean is summed over the towers and divided by their number, or, where their batches are of unequal size, that
+    of all samples: each tower's gradient times its samples, and the sum divided by all. The buffers (BatchNorm's
+    statistics) are those of the last lease, as when ps tasks average. All towers see the same numbers, so they take
+    the same update, stop at the same step and fail at the same step.
 
     Args:
         inner: this tower's replica of everything; it counts the leases of all towers.
@@ -94,6 +95,7 @@ class AllReduce:
         self._updates = 0
         self._judged: float | None = None  # what the last validation found, until all towers know
         self._turn = Turn(version=0, lease=-1)
+        self._weights: Sequence[int] | None = None  # samples of each tower's gradient, where they are not the same
         self._blamed: list[int] = []  # towers whose gradient was not finite
 
     arrivals = 0
@@ -105,7 +107,9 @@ class AllReduce:
         if self._asked is None and (reason := self._stop_asked()):
             self._asked = reason, False
         asked = self._asked  # read once: a signal may ask at any moment
-        numbers = [computed.loss, computed.examples, asked is not None, asked is not None and not asked[1]]
+        self._weights = weights(self._inner.book.counts)  # of this update: the next one may have others
+        mine, everybody = self._share()
+        numbers = [computed.loss * mine, computed.examples, asked is not None, asked is not None and not asked[1]]
         judged, self._judged = self._judged, None
         numbers += [bool(computed.unused), judged is not None, judged or 0.0]
         self._say(numbers + [name not in computed.unused for name in self._names])
@@ -125,7 +129,7 @@ class AllReduce:
             self._inner.judge({self._inner.figure: sums[FIGURE]})
         try:
             turn = self._inner.update(Computed(
-                loss=sums[LOSS] / self._group.size, examples=round(sums[EXAMPLES]), seconds=computed.seconds,
+                loss=sums[LOSS] / everybody, examples=round(sums[EXAMPLES]), seconds=computed.seconds,
                 unused=unused,
             ))  # fmt: skip
         except errors.NonFinite as error:
@@ -143,17 +147,25 @@ class AllReduce:
 
     def _sum(self) -> None:
         """Give the gradients and numbers; what lies there afterwards is the mean, and the last tower's buffers."""
-        size = self._group.size
-        if self._group.rank != size - 1:
+        mine, everybody = self._share()
+        if self._group.rank != self._group.size - 1:
             for buffer in self._gradients.buffers:
                 buffer.zero_()  # the sum is the last tower's
         for flat in self._gradients.trained:
-            if flat.dtype in NARROW:
-                flat.div_(size)  # first: the sum of 16-bit numbers may be too large for them where their mean is not
+            if flat.dtype in NARROW:  # first: the sum of 16-bit numbers may be too large for them where no mean is
+                flat.mul_(mine / everybody) if self._weights is not None else flat.div_(everybody)
+            elif self._weights is not None:
+                flat.mul_(mine)
         self._group.sum(self._travelling.flats, f"update {self._turn.version + 1}", self._inner.settle)
         for flat in self._gradients.trained:
             if flat.dtype not in NARROW:
-                flat.div_(size)
+                flat.div_(everybody)
+
+    def _share(self) -> tuple[int, int]:
+        """What this tower's gradient weighs in the mean, and what all do."""
+        if self._weights is None:
+            return 1, self._group.size
+        return self._weights[self._group.rank], sum(self._weights)
 
     def _say(self, numbers: list[float]) -> None:
         """Into the head; by NumPy, which takes a microsecond where PyTorch takes six."""

@@ -17,7 +17,7 @@ from torch import Tensor
 
 from evener.state.tensors import Bytes, as_tensor, dtype_of, spans
 from evener.wire.layout import Layout
-from evener.worker.exchange.exchange import Computed, Exchange, Turn
+from evener.worker.exchange.exchange import Computed, Exchange, Shrinks, Turn
 
 log = logging.getLogger(__name__)
 
@@ -171,6 +171,11 @@ class Fetching:
     def update(self, computed: Computed) -> Turn:
         self._memory.settle()
         return self._then_fetch(self._exchange.update(computed))
+
+    def too_big(self) -> Turn:
+        assert isinstance(self._exchange, Shrinks)
+        self._memory.settle()
+        return self._then_fetch(self._exchange.too_big())
 
     def show(self, what: str) -> int:
         self._memory.settle()

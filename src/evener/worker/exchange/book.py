@@ -40,6 +40,11 @@ class Book:
         since = max(0, first - len(self._unapplied))
         return again + list(range(self._next + since, self._next + since + self._update - len(again)))
 
+    @property
+    def counts(self) -> list[int]:
+        """Samples of each gradient of the next update; 0: as many as all others have."""
+        return [0] * (self._update // self._size)
+
     def of(self, tower: int, number: int = 0) -> list[int]:
         """Those of a tower: so many that follow one another."""
         return self._following(number)[tower * self._size : (tower + 1) * self._size]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING, Protocol, runtime_checkable
 
 if TYPE_CHECKING:
     from torch import nn
@@ -19,6 +19,7 @@ class Turn:
     version: int  # global step of the parameters that the model holds now
     lease: int  # the batch; -1 when the run ends
     more: Sequence[int] = ()  # further batches of the same gradient
+    count: int = 0  # the batch is so many samples from the `lease`-th on; 0: `lease` is the number of one
     ahead: Sequence[int] = ()  # those of the next turns, in their order, as far as they are known
     stop: str = ""  # why the run ends, when it does
     chief: bool = False
@@ -103,6 +104,16 @@ class Computes(Protocol):
 
     def arrived(self, arrival: int) -> None:
         """The exchange has just filled the parameters."""
+        ...
+
+
+@runtime_checkable
+class Shrinks(Protocol):
+    """An exchange that gives batches of so many samples, and fewer where these are too many."""
+
+    def too_big(self) -> Turn:
+        """The batch of the last turn does not fit into this worker's memory: it goes to others, and a smaller one
+        comes."""
         ...
 
 

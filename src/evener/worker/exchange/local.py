@@ -5,7 +5,6 @@ It is also what each of several towers holds (`allreduce.py`): then it counts th
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 
@@ -14,18 +13,21 @@ from torch import Tensor
 from evener import errors
 from evener.data.order import batches_named
 from evener.ledger import Ledger
+from evener.ledger.lines import Lease
 from evener.policy.poison import Answer, Poison
 from evener.report import Finished, Line, Progress, Reporter
 from evener.settings import Settings
-from evener.state import rules
 from evener.state.checkpoint import Manifest
 from evener.state.contents import Contents
+from evener.state.manifest import in_unit
 from evener.state.saver import NoSaver, Saver, begin, manifest_of
 from evener.state.state import State
 from evener.state.tensors import Slot
 from evener.tally import Spikes, Tally
 from evener.worker.exchange.book import Book
 from evener.worker.exchange.exchange import Computed, Turn
+from evener.worker.exchange.refusing import wrong_with
+from evener.worker.exchange.shared_book import SharedBook
 
 
 class Local:
@@ -71,11 +73,13 @@ class Local:
         self._first_step = state.step
         self.ahead = 0  # leases of later turns that the loop would know, besides the next turn's
         self.named = batches_named(samples, settings.seed, settings.batch_size)  # a lease's samples, for people
-        manifest, closed = restored[0] if restored else None, lambda lease: ledger.skip(lease, state.step, "not finite")
-        self._book = Book(manifest, towers, closed, settings.batches)
+        manifest = restored[0] if restored else None
+        self.book: Book | SharedBook = Book(manifest, towers, self._given_up, settings.batches)
+        if settings.by_samples:
+            self.book = SharedBook(manifest, settings.plan.sizes, self._given_up)
         self._poison, self._spikes = Poison(settings.on_nan), Spikes(settings.spike)
         self._buffers = state.parameters.copied_buffers()
-        ledger.begin(self._first_step, samples, self._book.state())
+        ledger.begin(self._first_step, samples, self.book.state())
 
     arrivals = 0
 
@@ -83,6 +87,9 @@ class Local:
     def infinite(self) -> frozenset[str]:
         """Buffers that may be."""
         return self._state.infinite
+
+    def _given_up(self, lease: Lease) -> None:
+        self._ledger.skip(lease, self._state.step, "not finite")
 
     def _tell(self, text: str) -> None:
         if self._tower == 0:
@@ -110,14 +117,7 @@ class Local:
 
     def _check(self, computed: Computed) -> None:
         """Raises NonFinite for what must not become an update."""
-        wrong, limit = "", self._settings.refuse_norm
-        if bad := self._gradients.first_non_finite(self.infinite):
-            wrong = f"{self._state.parameters.layout.what(bad)} is not finite"
-        elif not math.isfinite(computed.loss):
-            wrong = "the loss is not finite"
-        elif limit is not None and (length := rules.norm(self._gradients)) > limit:
-            wrong = f"the gradient has norm {length:.6g}, above --refuse-norm {limit:g}"
-        if wrong:
+        if wrong := wrong_with(self._gradients, computed.loss, self._state, self._settings.refuse_norm):
             place = self.place_of(self.of_tower(self._tower))
             raise errors.not_finite(f"{wrong}, at global step {self._state.step}, {place} (loss {computed.loss:.6g}).")
 
@@ -129,8 +129,8 @@ class Local:
         self._applied = self._state.apply(self._gradients, computed.unused, factor)
         step = self._state.step
         self._poison.applied()
-        self._ledger.update(step, self._book.entries(step))
-        self._book.take()
+        self._ledger.update(step, self.book.entries(step))
+        self.book.take()
         self._whole = True
         if self._settings.on_nan != "stop":
             self._buffers = self._state.parameters.copied_buffers()
@@ -157,6 +157,8 @@ class Local:
 
     def place_of(self, leases: Sequence[int]) -> str:
         """The leases of a gradient, and the samples of the first, for people."""
+        if self._settings.by_samples:
+            return f"the samples from {leases[0]} on"
         others = f" and {len(leases) - 1} more" if len(leases) > 1 else ""
         return f"lease {leases[0]}{others} ({self.named(leases[0])})"
 
@@ -173,7 +175,7 @@ class Local:
             return self._roll_back(blamed, error)
         closed = [lease for lease, answer in answers.items() if answer is Answer.CLOSE]
         self._tell(f"{error.what.rstrip('.')}; {'it is given up' if closed else 'it is tried once more'}")
-        self._book.refuse(closed)
+        self.book.refuse(closed)
         self._state.parameters.put_buffers(self._buffers)  # the model wrote there while it computed
         return replace(self._turn(), rejected=error.what)
 
@@ -186,24 +188,24 @@ class Local:
                 f"{error.what.rstrip('.')}; there is no checkpoint yet to go back to.",
                 why=error.why, fix="save earlier (--save-checkpoint-steps), or use --on-nan skip.",
             )  # fmt: skip
-        manifest, contents = restored
+        manifest, contents = in_unit(restored[0], self._settings.batch_size, by_samples=False), restored[1]
         self._tell(f"{error.what.rstrip('.')}; back to step {manifest.step}, and on without it")
         self._state.back(contents)
-        self._book.back_to(manifest)
-        self._ledger.begin(manifest.step, self._samples, self._book.state())
-        self._book.avoid(blamed)
+        self.book.back_to(manifest)
+        self._ledger.begin(manifest.step, self._samples, self.book.state())
+        self.book.avoid(blamed)
         return replace(self._turn(), rejected=error.what)
 
     # --- leases
 
     def of_tower(self, tower: int) -> list[int]:
         """A tower's batches of the next update: so many that follow one another."""
-        return self._book.of(tower)
+        return self.book.of(tower)
 
     @property
     def leases(self) -> list[int]:
         """Of the next update, tower by tower, ascending."""
-        return self._book.leases
+        return self.book.leases
 
     def progress(self) -> None:
         tally = self._tally
@@ -213,8 +215,9 @@ class Local:
     def _turn(self) -> Turn:
         mine, ahead, left = [-1], list[int](), self._train_steps - self._state.step - 1
         if not self._stop:
-            mine, ahead = self.of_tower(self._tower), self._book.ahead(self._tower, self.ahead, left)
+            mine, ahead = self.of_tower(self._tower), self.book.ahead(self._tower, self.ahead, left)
         return Turn(version=self._state.step, lease=mine[0], more=mine[1:], ahead=ahead, stop=self._stop,
+                    count=0 if self._stop else self.book.counts[self._tower],
                     chief=self._complete, learning_rate=self._state.learning_rate)  # fmt: skip
 
     def settle(self) -> None:
@@ -261,7 +264,7 @@ class Local:
             if self._whole and (not reason or self._tally.updates):
                 self._save_final()
             if not reason:
-                self._ledger.end(self._state.step, self._stop, self._book.state())
+                self._ledger.end(self._state.step, self._stop, self.book.state())
                 tally = self._tally
                 self._report(
                     Finished(self._state.step, self._first_step, tally.examples, tally.seconds, tally.loss, 0, 0.0, 0,
@@ -290,8 +293,8 @@ class Local:
     def _save(self) -> None:
         contents = self._state.contents()
         manifest = manifest_of(
-            contents, self._state, book=self._book.state(), seqs={}, examples=self._tally.examples, dropped=0,
+            contents, self._state, book=self.book.state(), seqs={}, examples=self._tally.examples, dropped=0,
             settings=self._settings, samples=self._samples, evener=self._evener,
         )  # fmt: skip
-        self._ledger.cut(contents.step, self._book.state())
+        self._ledger.cut(contents.step, self.book.state())
         self._saver.start(contents, manifest)

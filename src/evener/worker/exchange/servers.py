@@ -14,7 +14,21 @@ from evener import chaos, errors
 from evener.report import Line
 from evener.waiting import Wait
 from evener.wire import codec
-from evener.wire.messages import Contents, Draw, Drawn, Goodbye, Granted, Halt, Hello, Join, Judged, Pull, Push, Release
+from evener.wire.messages import (
+    Contents,
+    Draw,
+    Drawn,
+    Goodbye,
+    Granted,
+    Halt,
+    Hello,
+    Join,
+    Judged,
+    Pull,
+    Push,
+    Release,
+    TooBig,
+)
 from evener.worker.exchange.exchange import Computed, Own, Turn
 from evener.worker.exchange.server_links import SILENCE, ServerLinks
 
@@ -42,7 +56,7 @@ class Servers:
         self._admitted = 0  # shards, the first so many, that have granted us this life
         self._seq = 0
         self._version = 0
-        self._lease = -1
+        self._lease, self._count = -1, 0
         self.want = 1  # leases in hand
         self.keeps = b""  # what a program keeps at its end
         self.arrivals = 0
@@ -141,8 +155,17 @@ class Servers:
         return Push(
             self._identity, self._seq, self._version, own.leases[0] if own.leases else -1, loss,
             computed.examples, self._links.layout.mask(computed.unused), list(own.leases[1:]),
-            own.want, own.group, own.settings, own.script, own.spread,
+            own.want, own.group, own.settings, own.script, own.spread, self._count,
+            computed.seconds if self._count else 0.0,
         )  # fmt: skip
+
+    def too_big(self) -> Turn:
+        """The samples of the last turn go to others; fewer come."""
+        try:
+            self._links.send(0, TooBig(self._identity, self._lease, self._count))
+            return self._turn()
+        except errors.PeerGone as gone:
+            return self._return(gone)
 
     def draw(self, want: int, *, unused: Sequence[int] = (), wait: bool = False) -> Turn:
         """More leases for a program with a loop of its own, without a gradient.
@@ -183,12 +206,12 @@ class Servers:
             other = self._release(shard)
             if other.version != answer.version:
                 raise errors.ProtocolError(f"ps:0 is at version {answer.version}, ps:{shard} at {other.version}.")
-        self._version, self._lease = answer.version, answer.lease
+        self._version, self._lease, self._count = answer.version, answer.lease, answer.count
         self.arrivals += 1
         return Turn(
             version=answer.version, lease=answer.lease, stop=answer.stop, chief=answer.chief, rejected=answer.rejected,
             staleness=answer.staleness, dropped=answer.dropped, learning_rate=answer.learning_rate,
-            failed=answer.failed, leases=answer.leases, script=answer.script,
+            failed=answer.failed, leases=answer.leases, script=answer.script, count=answer.count,
         )  # fmt: skip
 
     def _release(self, shard: int) -> Release:

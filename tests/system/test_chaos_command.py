@@ -170,6 +170,7 @@ def test_a_run_that_does_not_end_is_ended_at_its_limit(tiny):
 @pytest.mark.timeout(400)
 def test_a_training_that_fails_undisturbed_is_not_disturbed(place, monkeypatch, capfd):
     monkeypatch.chdir(place)
+    monkeypatch.setattr("tempfile.tempdir", str(place))  # its files stay
     done = here(capfd, "chaos", "--schedules", 1, "--faults", "kill", "small.py:nothing", *TASKS)
     assert done.code == 2
     assert "the training fails undisturbed, with status 2" in done.err

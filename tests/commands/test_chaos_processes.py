@@ -62,6 +62,27 @@ def test_a_process_that_left_its_parent_and_session_is_found_and_ended():
         assert os.waitpid(pid, 0) == (pid, signal.SIGKILL), "it is a child of this process now"
 
 
+def test_a_task_is_the_leader_of_its_session_and_neither_its_children_nor_its_guard():
+    task = (
+        "import subprocess, sys; me = [sys.executable, '-S', '-c', 'input()', 'worker:1'];"
+        "p = subprocess.Popen(me, stdin=subprocess.PIPE); print(p.pid, flush=True); input()"
+    )
+    guard = (
+        "import sys; from setproctitle import setproctitle; setproctitle('evener guard of worker:1');"
+        "print(flush=True); input()"
+    )
+    pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "start_new_session": True}
+    with (
+        brood() as family,
+        subprocess.Popen([sys.executable, "-c", task, "worker:1"], **pipes) as one,
+        subprocess.Popen([sys.executable, "-c", guard], **pipes) as other,
+    ):
+        assert one.stdout.readline()
+        assert other.stdout.readline()
+        assert {name: found.pid for name, found in family.tasks().items()} == {"worker:1": one.pid}
+        family.end()
+
+
 @pytest.mark.skipif(bool(cutting.missing()), reason=cutting.missing())
 def test_only_links_to_the_servers_are_cut_and_both_ends_see_it():
     code = (

@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import ctypes
 import os
+import re
 import signal
 import sys
 from collections.abc import Iterator
@@ -18,6 +19,7 @@ from pathlib import Path
 
 from evener.errors import ConfigError
 
+_TASK = re.compile(r"(ps|worker):\d+")
 _SET_CHILD_SUBREAPER, _GET_CHILD_SUBREAPER = 36, 37
 
 
@@ -28,6 +30,7 @@ class Living:
     pid: int
     born: int  # clock ticks since the machine was started
     state: str = ""  # as in /proc: "R", "S", "T" stopped, "Z" ended and not waited for
+    session: int = 0
 
     def same(self, other: Living | None) -> bool:
         return other is not None and (self.pid, self.born) == (other.pid, other.born)
@@ -39,7 +42,7 @@ def look(pid: int) -> tuple[Living, int] | None:
         words = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
     except OSError:
         return None
-    return Living(pid, int(words[19]), words[0]), int(words[1])
+    return Living(pid, int(words[19]), words[0], int(words[3])), int(words[1])
 
 
 def descendants(root: int) -> list[Living]:
@@ -92,9 +95,16 @@ class Brood:
         return [one for one in self._all() if one.state != "Z"]
 
     def tasks(self) -> dict[str, Living]:
-        """Tasks of evener by name: "ps:0", "worker:1"."""
-        words = {one: title(one).split() for one in self.alive()}
-        return {said[-1]: one for one, said in words.items() if said and said[0].endswith("evener") and ":" in said[-1]}
+        """Tasks of evener by name: "ps:0", "worker:1".
+
+        What a task forks, as a DataLoader does, is called like it; but the task alone leads its session.
+        """
+        leaders = {one: title(one).split() for one in self.alive() if one.session == one.pid}
+        return {
+            words[-1]: one
+            for one, words in leaders.items()
+            if words and _TASK.fullmatch(words[-1]) and words[:2] != ["evener", "guard"]
+        }
 
     def reap(self, but: int) -> None:
         """Let those go that ended after their parents; `but`: the command itself, for which another waits."""

@@ -15,6 +15,7 @@ import pytest
 
 from evener import settings
 from evener.cli import main as cli
+from evener.cli.chaos import rehearsed
 from evener.cluster.environment import find
 
 ROOT = Path(__file__).parents[1]
@@ -38,7 +39,7 @@ def commands() -> list[str]:
 def test_the_documents_show_commands():
     words = {command.split()[1] for command in commands()}
     assert {"train", "task", "server", "doctor", "explain", "eval", "audit", "export", "keys", "data",
-            "launch"} <= words  # fmt: skip
+            "launch", "chaos"} <= words  # fmt: skip
 
 
 @pytest.mark.parametrize("command", commands())
@@ -46,5 +47,7 @@ def test_a_documented_command_is_one_that_evener_takes(command):
     args = cli.parsed(shlex.split(command, comments=True)[1:])
     if args.command == "task":
         find(cli.flags(args), {})
+    elif args.command == "chaos":
+        assert rehearsed(args).tasks
     elif args.command == "train" and not args.existing_servers:
         settings.make({"logdir": "anywhere", "recipe": args.recipe, **cli.settings_options(args)})

@@ -27,6 +27,8 @@ from pathlib import Path
 import psutil
 from running import EVENER, Run, alive, belongings, check_nothing_left, evener
 
+from evener.commands.chaos.remains import drafts
+
 STEPS = 200
 #: A run that has not ended by then hangs. A loaded machine is slow; a stall would be 300 s.
 LIMIT = 150.0
@@ -144,7 +146,7 @@ def play(schedule: Schedule, directory: Path) -> list[str]:
         audit = evener(directory, "audit", "run")
         assert audit.code == 0, audit.text
     check_leases(directory, schedule)
-    assert not list((directory / "run" / "checkpoints").rglob("*.tmp.*")), "a draft was left"
+    assert drafts(directory / "run") == []
     return [line.partition("chaos: ")[2] for line in logs(directory) if "evener.chaos" in line]
 
 

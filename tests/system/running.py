@@ -23,6 +23,8 @@ from typing import Any
 import psutil
 import pytest
 
+from evener.commands.chaos import remains
+
 #: Seconds for what happens soon, on a machine where other programs want the same cores. No test asks how long it took:
 #: what a launcher grants, `launch/test_local_run.py` checks on a virtual clock.
 PATIENCE = 60.0
@@ -264,60 +266,12 @@ def alive(processes: Iterable[psutil.Process]) -> list[psutil.Process]:
     return found
 
 
-@dataclass(frozen=True, slots=True)
-class Belongings:
-    """What some processes hold that could outlive them."""
-
-    sockets: frozenset[str]  # names of UNIX sockets: abstract ones, "@name", and files
-    ports: frozenset[int]  # that they listen on
-    shared: frozenset[str]  # in /dev/shm
-
-    def left(self) -> list[str]:
-        """What of it is still there."""
-        ports = {port for port, _ in _listening()}
-        names = {name for name, _ in _unix_sockets()}
-        return (
-            sorted(name for name in self.sockets if name in names or os.path.exists(name))
-            + [f"port {port}" for port in sorted(self.ports & ports)]
-            + sorted(path for path in self.shared if os.path.exists(path))
-        )
+def belongings(processes: Iterable[psutil.Process]) -> remains.Belongings:
+    """What these processes hold now that could outlive them."""
+    return remains.belongings(process.pid for process in processes)
 
 
-def belongings(processes: Iterable[psutil.Process]) -> Belongings:
-    """Of these processes now, read from /proc."""
-    links: set[str] = set()
-    shared: set[str] = set()
-    for process in processes:
-        with contextlib.suppress(OSError):
-            for fd in Path(f"/proc/{process.pid}/fd").iterdir():
-                with contextlib.suppress(OSError):
-                    links.add(os.readlink(fd))
-            maps = Path(f"/proc/{process.pid}/maps").read_text()
-            shared |= set(re.findall(r"(/dev/shm/\S+)", maps))
-    shared |= {link for link in links if link.startswith("/dev/shm/")}
-    return Belongings(
-        frozenset(name for name, inode in _unix_sockets() if f"socket:[{inode}]" in links),
-        frozenset(port for port, inode in _listening() if f"socket:[{inode}]" in links),
-        frozenset(path.removesuffix(" (deleted)") for path in shared),
-    )
-
-
-def _unix_sockets() -> Iterator[tuple[str, str]]:
-    for line in Path("/proc/net/unix").read_text().splitlines()[1:]:
-        words = line.split()
-        if len(words) == 8:
-            yield words[7], words[6]
-
-
-def _listening() -> Iterator[tuple[int, str]]:
-    for table in ("/proc/net/tcp", "/proc/net/tcp6"):
-        for line in Path(table).read_text().splitlines()[1:]:
-            words = line.split()
-            if words[3] == "0A":
-                yield int(words[1].rpartition(":")[2], 16), words[9]
-
-
-def check_nothing_left(run: Run, held: Belongings) -> None:
+def check_nothing_left(run: Run, held: remains.Belongings) -> None:
     """No process, port, socket, shared memory or temporary file of a run is left."""
     until(lambda: not alive(run.tasks()), PATIENCE, f"every task ends ({run.tasks()})")
     until(lambda: not held.left(), PATIENCE, f"nothing is left of {held}")

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any, NoReturn
 
 from evener import errors
 from evener.cli.asked import recipe_options, settings_options, tell
+from evener.cli.chaos import add_chaos
 from evener.cli.cluster import add_doctor, add_existing_servers, add_explain, add_keys, add_server, flags, old_flags
 from evener.cli.data import add_data
 from evener.cli.devices import add_device_options, add_devices
@@ -61,6 +62,7 @@ def parser() -> argparse.ArgumentParser:
     add_eval(commands, add_recipe_options, recipe_options)
     add_export(commands, add_recipe_options, recipe_options)
     add_audit(commands)
+    add_chaos(commands)
     add_explain(commands)
     add_server(commands)
     add_doctor(commands)

@@ -10,7 +10,9 @@ from evener.errors import ConfigError
 
 
 def parted(argv: list[str]) -> tuple[list[str], list[str]]:
-    """The words of `evener task`, and after --script a program with its own."""
+    """The words of `evener task`, and after --script a program with its own; those of `evener chaos`, and after --."""
+    if argv[:1] == ["chaos"] and "--" in argv:
+        return argv[: argv.index("--")], argv[argv.index("--") + 1 :]
     if argv[:1] != ["task"] or "--script" not in argv:
         return argv, []
     at = argv.index("--script")

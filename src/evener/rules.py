@@ -166,6 +166,8 @@ class DCASGD:
 
     def __post_init__(self) -> None:
         _check_positive("strength", self.strength)
+        if self.strength is None:
+            object.__setattr__(self, "strength", 2.0 if self.adaptive else 0.04)
 
     @property
     def keeps(self) -> Sequence[str]:
@@ -174,12 +176,13 @@ class DCASGD:
     def compensate(self, gradient: Tensor, late: Late, around: Around) -> Tensor:
         """One that is not late stays as it is."""
         square = gradient * gradient
-        strength: Tensor | float = 0.04 if self.strength is None else self.strength
+        assert self.strength is not None
+        strength: Tensor | float = self.strength
         if self.adaptive:
             mean = around.kept.get("dc_square")
             mean = square * 0.05 if mean is None else mean * 0.95 + square * 0.05
             around.kept["dc_square"] = mean
-            strength = (2.0 if self.strength is None else self.strength) / (mean + 1e-7).sqrt()
+            strength = self.strength / (mean + 1e-7).sqrt()
         made: Tensor = gradient if late.staleness == 0 else gradient + square * strength * (around.now - around.sent)
         return made
 
@@ -261,7 +264,7 @@ def chain(rules: Sequence[Rule], staleness_lr: str | None, compensate: str | Non
     """The recipe's rules, and those of the command line in place of such ones.
 
     >>> chain([Inverse(), DCASGD()], "polynomial", None)
-    (DCASGD(strength=None, adaptive=False), Polynomial(power=0.5))
+    (DCASGD(strength=0.04, adaptive=False), Polynomial(power=0.5))
     """
     found: list[Rule | None] = list(rules)
     if compensate is not None:

@@ -172,10 +172,7 @@ class Shard:
         mine, clips = self.held[handle], self.state.recipe.clip_norm is not None
         if not self._measure and not (clips and self.state.parameters.layout.shards > 1):
             return []
-        others = (
-            held for held in self.held.values()
-            if held is mine or (clips and held.push.version == mine.push.version)
-        )  # fmt: skip
+        others = self.held.values() if clips else [mine]
         return [(held.key, rules.product(mine.slot, held.slot)) for held in others]
 
     def drop(self, handle: int) -> Push:

@@ -42,6 +42,12 @@ class Ruled:
         #: Names of what they keep of each parameter.
         self.keeps = [name for rule in self._compensating for name in rule.keeps]
         self._kept: dict[int, dict[str, Any]] = {index: {} for index in trained}
+        if self._compensating and any(group.get("maximize", False) for group in optimizer.param_groups):
+            raise ConfigError(
+                f"{described(self._compensating)} beside an optimizer with maximize=True.",
+                why="the formulas are those of descent: uphill their corrections have the other sign.",
+                fix="minimize the negative of it.",
+            )
         self._newest: Sent | None = None
         self._sent: dict[int, Sent] = {}
 

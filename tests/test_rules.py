@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import math
+import re
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -211,3 +213,27 @@ def test_numbers_that_cannot_work_are_refused(make):
 def test_rules_are_found_where_evener_is():
     assert evener.rules is rules
     assert rules.described([Inverse(), Mine()]) == "Inverse(), Mine"
+
+
+# --- docs/rules.md
+
+PAGE = (Path(__file__).parents[1] / "docs" / "rules.md").read_text()
+
+
+def test_the_page_names_every_rule_that_an_option_names():
+    for name in [*rules.STALENESS_LR, *rules.COMPENSATE]:
+        assert (
+            name == "none" or f"| `{name}` | `{type((rules.STALENESS_LR | rules.COMPENSATE)[name]).__name__}(" in PAGE
+        )
+
+
+def test_the_rule_of_ones_own_on_the_page_is_one():
+    (code,) = re.findall(r"^```python\n(.*?)^```", PAGE, re.DOTALL | re.MULTILINE)
+    names: dict = {}
+    exec(code, names)
+    (rule,) = rules.check_rules([names["Halved"]()])
+    kept: dict = {}
+    for value in (1.0, 100.0):
+        made = rule.compensate(torch.tensor([value]), late(1), around([0.0], [0.0], kept))
+    assert made.item() == pytest.approx(2 * (0.9 + 10.0)) and set(kept) == set(rule.keeps)
+    assert [rule.scale(late(d)) for d in (0, 2)] == [1.0, 0.5]

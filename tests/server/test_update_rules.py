@@ -308,6 +308,23 @@ def test_the_norm_of_a_mean_of_unequal_ages_is_that_of_the_mean(rows):
         assert step == pytest.approx(0.75, rel=1e-5), f"{ps} ps: a step of norm 1, 3/4 as long"
 
 
+def test_a_workers_own_gradient_stays_as_it_gave_it(rows):
+    """It may be shown to its hooks. In quorum both lie in memory of their workers when they become an update."""
+    cluster = rows([DCASGD(0.5)], mode="quorum", quorum=2, max_delay=5, linger=1.0)
+    slow, fast, other = cluster.started(0, 1, 2)
+    fast.push(1.0)
+    other.push(1.0)
+    cluster.tick(1.1)
+    assert row(cluster) == -1.0
+    fast.listen()
+    slow.push(2.0)
+    fast.push(4.0)
+    cluster.tick(1.1)
+    held = [server.links.seats[0].slot for server in cluster.servers]
+    assert cluster.step == 2 and row(cluster) == -1.0 - (2.0 + 0.5 * 4.0 * -1.0 + 4.0) / 2
+    assert [slot.views[0].tolist() for slot in held] == [[2.0] * 64]
+
+
 # --- memory
 
 
@@ -400,6 +417,12 @@ def test_weights_and_length_are_those_of_modes(counts, scales):
     assert [w / sum(weights) for w in weights] == pytest.approx(
         [share * scale / s for share, scale in zip(p, scales, strict=True)]
     )
+
+
+def test_a_length_that_all_share_is_that_length_to_the_bit():
+    for part in range(1, 100):
+        assert arithmetic.weigh([7, 5, 3], [1 / part] * 3) == ([7, 5, 3], 1 / part)
+        assert arithmetic.weigh([7], [1 / part]) == (None, 1 / part)
 
 
 def test_delay_adaptive_counts_the_workers_that_were_configured_not_those_that_live(rows):

@@ -37,7 +37,7 @@ FLOORS = [
     {"simulate"},
     {"choices", "modes"},
     {"control", "data", "devices", "policy", "wire", "transport"},
-    {"tensorflow", "bounds", "chaos", "clipping", "figures", "slow"},
+    {"tensorflow", "bounds", "chaos", "clipping", "figures", "rules", "slow"},
     {"pickle_cost"},
     {"files", "allowance", "waiting"},
     {"errors", "leaving", "report", "tally"},

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -35,11 +36,15 @@ __all__ = [
     "recipe", "run",
 ]  # fmt: skip
 
+#: Modules with names of their own, such as `evener.rules.DelayAdaptive`.
+_ROOMS = ("modes", "rules")
+
 
 def __getattr__(name: str) -> Any:
     """Names are found when they are used: `evener --help` and the launcher need no PyTorch."""
+    if name in _ROOMS:
+        return import_module(f"evener.{name}")
     if name not in _HOMES:
         raise AttributeError(f"module 'evener' has no attribute {name!r}")
-    from importlib import import_module
 
     return getattr(import_module(_HOMES[name]), name)

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 
 from evener.devices.plan import canonical
 from evener.errors import ConfigError
+from evener.rules import COMPENSATE, STALENESS_LR
 from evener.wire.layout import PLACEMENTS
 
 if TYPE_CHECKING:
@@ -133,6 +134,25 @@ def check_script(settings: Settings) -> None:
             f"{option} needs ps tasks, where a program has a loop of its own.",
             why="without them the program's own optimizer takes each step by itself.",
             fix="add --ps 1, or look at the gradients in your loop.",
+        )
+
+
+def check_rule_names(settings: Settings) -> None:
+    """What becomes of late gradients. A step scale where none is late changes nothing, and is told when it runs."""
+    for name, known in (("staleness_lr", STALENESS_LR), ("compensate", COMPENSATE)):
+        value, option = getattr(settings, name), "--" + name.replace("_", "-")
+        if value is not None and (not isinstance(value, str) or value not in known):
+            raise ConfigError(
+                f"{name}={value!r} cannot work.", why=f"{option} names an update rule: {', '.join(known)}.",
+                fix="use one of these; rules of your own stand in the recipe, or in evener.join(rules=[...]).",
+            )  # fmt: skip
+    if settings.compensate not in (None, "none") and not settings.late:
+        where = f"in mode {settings.mode.name}" if settings.ps else "without ps tasks"
+        raise ConfigError(
+            f"compensate={settings.compensate} means nothing {where}.",
+            why="no gradient is late there, and a copy of the parameters for each worker would be kept for nothing.",
+            fix="use --ps P --workers W --mode async, bounded, ringmaster, softsync or quorum, "
+            "or leave --compensate out.",
         )
 
 

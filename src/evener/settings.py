@@ -16,6 +16,7 @@ from evener.choices import (
     check_devices,
     check_length,
     check_pipeline,
+    check_rule_names,
     check_script,
 )
 from evener.clipping import check_clipping
@@ -55,6 +56,8 @@ class Settings:
     towers: int = 0  # without ps: processes that average the gradients of their whole models; 0, 1: one process
     clip_norm: float | None = None  # of the mean gradient, over the whole model; None: as the recipe says
     clip_value: float | None = None  # of each number of it
+    staleness_lr: str | None = None  # steps of late gradients, see `evener.rules`; None: as the recipe says
+    compensate: str | None = None  # late gradients themselves
     placement: str = "even"
     transport: str = "auto"
     ps_hosts: tuple[str, ...] = ()  # fixed addresses, "127.0.0.1:2222"; empty: found at start
@@ -131,6 +134,7 @@ class Settings:
         check_length(self)
         check_clipping(self.clip_norm, self.clip_value)
         check_script(self)
+        check_rule_names(self)
         check_batch_sizes(self, BATCH_SIZE)
         if self.batch_sizes:
             object.__setattr__(self, "batch_size", mean_of(self.batch_sizes))
@@ -156,6 +160,11 @@ class Settings:
         if self.by_samples and isinstance(self.mode, Sync):  # a round is so many samples, whoever computes them
             return replace(terms, fewest=1, needs_all=False)
         return terms
+
+    @property
+    def late(self) -> bool:
+        """Whether gradients may be applied to newer parameters than they were computed on: rules are for these."""
+        return bool(self.ps) and self.terms.late
 
     @property
     def processes(self) -> int:

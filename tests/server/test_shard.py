@@ -102,7 +102,7 @@ def test_a_detached_gradient_outlives_what_the_worker_writes_next(shard):
     slot = gradient(shard)
     handle = shard.hold(push(worker=0), slot)
 
-    shard.detach(worker=0)
+    shard.released(worker=0)
     for part in slot.parts:
         part[:] = bytes(len(part))  # the worker computes its next gradient
 
@@ -116,9 +116,9 @@ def test_only_this_workers_gradients_are_copied_and_only_once(shard):
     theirs = shard.hold(push(worker=1), gradient(shard))
     before = shard.held[theirs].slot
 
-    shard.detach(worker=0)
+    shard.released(worker=0)
     copy = shard.held[mine].slot
-    shard.detach(worker=0)
+    shard.released(worker=0)
 
     assert shard.held[mine].slot is copy
     assert (shard.held[mine].borrowed, shard.held[theirs].borrowed) == (False, True)

@@ -176,6 +176,27 @@ def test_a_program_that_accumulates_is_told_that_sizes_do_not_go_with_it(place):
     assert "the program took no step with 16 of its batches" in done.text
 
 
+def test_a_program_names_rules_for_late_gradients_of_its_own_too(place):
+    """On ps tasks they work, are told and saved; where no gradient is late they are told to change nothing."""
+    mine = (
+        "class Mine:\n"
+        "    keeps = ('mine_seen',)\n"
+        "    def compensate(self, gradient, late, around):\n"
+        "        around.kept['mine_seen'] = around.kept.get('mine_seen', 0) + 1\n"
+        "        return gradient\n"
+        "ev = evener.join(rules=[evener.rules.DelayAdaptive(), Mine()])"
+    )
+    (place / "train.py").write_text(SMALL.replace("ev = evener.join()", mine))
+    done = launch(place, "--ps", 2, "--workers", 2, "train.py")
+    assert "Mine keeps 2 copies of the parameters" in done.text and "changes nothing" not in done.text
+    (newest,) = sorted((place / "run" / "checkpoints").glob("step-*/manifest.json"))[-1:]
+    assert '"rules":["mine_seen"]' in newest.read_text() and 'mine_seen":' in newest.read_text()
+    audited(place)
+
+    done = evener(place, "launch", "--logdir", "here", "train.py")
+    assert "DelayAdaptive(usual=None), Mine changes nothing without ps tasks" in done.text
+
+
 @pytest.mark.parametrize("kind", ["mnist", "finetune"])
 def test_alone_a_program_computes_what_it_did_without_evener(kind, tmp_path):
     """Dropout and the loader's order too: nothing is seeded, nothing drawn."""

@@ -8,6 +8,7 @@ import difflib
 from evener import errors
 from evener.choices import ON_NAN, PIPELINE_SCHEDULES, TRANSPORTS
 from evener.modes import MODES, OPTIONS
+from evener.rules import COMPENSATE, STALENESS_LR
 from evener.wire.layout import PLACEMENTS
 
 
@@ -80,6 +81,12 @@ def add_mode_options(train: argparse.ArgumentParser) -> None:
     text = (
         "to try a mode: let workers sleep after each batch, as worker:1=3x,worker:2=80ms,worker:3=lognormal(80ms,0.5)"
     )
+    said = "scale steps by their gradient's age d (updates): inverse 1/d; delay_adaptive W/max(W, d) for W workers, "
+    said += "the one to try first; polynomial (1+d)^-0.5; default none, or as the recipe says"
+    add("--staleness-lr", metavar="|".join(STALENESS_LR), help=said)
+    said = "correct late gradients by what has moved since: dc, dc_adaptive (DC-ASGD), gap (gap-aware); each ps task "
+    said += "keeps a copy of its parameters for each worker"
+    add("--compensate", metavar="|".join(COMPENSATE), help=said)
     add("--slow", metavar="WORKER=HOW,...", help=text)
     add("--placement", metavar="|".join(PLACEMENTS), help="of parameters on several ps tasks; default even")
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import sys
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -15,14 +15,18 @@ from evener.commands.preparation import as_rank, make_logdir
 from evener.errors import SessionError
 from evener.loop.loop import Loop
 from evener.report import AnyReport, Failed, Line
+from evener.rules import Rule, check_rules
+from evener.task.ruling import idle
 from evener.task.script import Joining, Over, waiting
 from evener.task.tower import tower_of
 
 
-def join(**options: Any) -> Loop:
+def join(*, rules: Sequence[Rule] = (), **options: Any) -> Loop:
     """Become a part of the run that launched this program; without one, train alone.
 
     Args:
+        rules: what becomes of late gradients, as in `Recipe`: on ps tasks. `--staleness-lr` and `--compensate` count
+            instead.
         **options: see `evener.Settings`, for a program that is run without a launcher: `logdir` keeps checkpoints and
             summaries there, and goes on from them. What a launcher says counts instead.
 
@@ -33,12 +37,16 @@ def join(**options: Any) -> Loop:
         ConfigError: an option that cannot work.
         SessionError: it was called before.
     """
+    chain = check_rules(rules)
     joining = waiting()
-    if joining is not None:
-        if joining.joined:
-            raise SessionError("evener.join was called twice.", fix="call it once, and pass on what it returns.")
-        return Loop(joining)
-    return Loop(_unlaunched(options, rank_here()))
+    if joining is None:
+        joining = _unlaunched(options, rank_here())
+    elif joining.joined:
+        raise SessionError("evener.join was called twice.", fix="call it once, and pass on what it returns.")
+    joining.rules = chain
+    if joining.name == "worker:0" and (note := idle(chain, joining.settings)):
+        joining.report(Line(joining.name, note))
+    return Loop(joining)
 
 
 def _unlaunched(options: dict[str, Any], rank: Rank | None) -> Joining:

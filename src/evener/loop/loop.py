@@ -152,7 +152,7 @@ class Loop:
             raise SessionError("prepare was called twice.", fix="give it everything at once.")
         parts = self._parts = self._keeper.parts = sorted_out(given)
         joining, settings = self._joining, self._joining.settings
-        built = build(parts, settings)
+        built = build(parts, settings, joining.rules)
         joining.prepared = True
         if self.is_server:
             serve(joining, parts, built)

@@ -17,10 +17,12 @@ from torch.utils.data import DataLoader
 from evener.errors import ConfigError
 from evener.recipes.recipe import Recipe
 from evener.recipes.references import kind_of
+from evener.rules import Rule, described
 from evener.settings import Settings
 from evener.state.optimizers import Several
 from evener.state.tensors import digest_of, frozen, specs_of
 from evener.task.build import Built
+from evener.task.ruling import ruled
 from evener.task.script import source_of
 from evener.task.warm_start import warm_start
 from evener.wire.layout import Layout
@@ -145,15 +147,16 @@ def _copied(entries: Mapping[str, Any]) -> dict[str, Any]:
     return {key: value.clone() if isinstance(value, Tensor) else value for key, value in entries.items()}
 
 
-def build(parts: Parts, settings: Settings) -> Built:
+def build(parts: Parts, settings: Settings, rules: Sequence[Rule] = ()) -> Built:
     """The parts that every way of running needs, made of a program's objects instead of a recipe's functions."""
     # Before the values are remembered: each life of a ps task begins with them.
     warm = warm_start(parts.model, Path(settings.init_from)) if settings.init_from else ()
     afresh = Afresh(parts)
     recipe = Recipe(
         model=afresh.model, data=_no_data, optimizer=afresh.optimizer, metrics={}, name=settings.recipe,
-        clip_norm=settings.clip_norm, clip_value=settings.clip_value,
+        clip_norm=settings.clip_norm, clip_value=settings.clip_value, rules=rules,
     )  # fmt: skip
+    recipe, note = ruled(recipe, settings)
     trained = frozenset().union(*parts.names)
     specs = [spec for spec in specs_of(parts.model) if not spec.trained or spec.name in trained]
     if not any(spec.trained for spec in specs):
@@ -166,8 +169,10 @@ def build(parts: Parts, settings: Settings) -> Built:
     stay = digest_of(_stay(parts.model, layout))
     text = f"{settings.script_args} seed={settings.seed} frozen={stay}"
     text += f" groups={[sorted(names) for names in parts.names]} clip={recipe.clip_norm}/{recipe.clip_value}"
+    if recipe.rules:
+        text += f" rules={described(recipe.rules)}"
     fingerprint = f"{settings.recipe} {hashlib.sha256(text.encode()).hexdigest()[:12]}"
-    return Built(recipe, parts.model, layout, fingerprint, source_of(settings.script), warm=warm)
+    return Built(recipe, parts.model, layout, fingerprint, source_of(settings.script), note, warm)
 
 
 class Frozen:

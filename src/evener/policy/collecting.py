@@ -53,7 +53,10 @@ class Rennala:
 
     def terms(self, workers: int) -> Terms:
         gradients = self._gradients(workers)
-        return Terms(gradients=gradients, held=gradients, drops=True, exact=False, several_optimizers=gradients == 1)
+        return Terms(
+            gradients=gradients, held=gradients, late=False, drops=True, exact=False,
+            several_optimizers=gradients == 1,
+        )  # fmt: skip
 
     def start(self, version: int, workers: int, *, ending: bool = False) -> Collecting:
         return Collecting(self._gradients(workers), 1, version=version)
@@ -90,7 +93,7 @@ class Ringmaster:
         """Any number of workers will do."""
 
     def terms(self, workers: int) -> Terms:
-        return Terms(drops=True)
+        return Terms(drops=True, late=self._delay(workers) > 1)
 
     def start(self, version: int, workers: int, *, ending: bool = False) -> Collecting:
         return Collecting(1, self._delay(workers), version=version)

@@ -63,7 +63,7 @@ class Quorum:
     def terms(self, workers: int) -> Terms:
         return Terms(
             gradients=None, held=workers, fewest=1 if self.elastic else self._needed(workers), drops=True, exact=False,
-            together=True, several_optimizers=False,
+            late=self.max_delay > 1, together=True, several_optimizers=False,
         )  # fmt: skip
 
     def start(self, version: int, workers: int, *, ending: bool = False) -> Gathering:

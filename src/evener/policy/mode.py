@@ -20,6 +20,7 @@ class Terms:
     gradients: int | None = 1  # of one update; None: from update to update it may be another number
     fewest: int = 1  # live workers without which there is no update
     held: int = 1  # gradients that a server may hold at once, each a copy of its parameters
+    late: bool = True  # a gradient may be applied to newer parameters than it was computed on
     drops: bool = False  # some gradients are dropped for their age: nobody has batches in hand that others could use
     exact: bool = True  # what is given out is used by whoever gives it: no more than the run still needs
     together: bool = False  # all go on at the same time

@@ -62,7 +62,7 @@ class Sync:
         drops = aggregate < workers or self.accumulate or self.elastic
         return Terms(
             gradients=aggregate, held=aggregate, fewest=1 if self.accumulate or self.elastic else aggregate,
-            drops=drops, exact=not drops, together=True, needs_all=not self.elastic,
+            late=False, drops=drops, exact=not drops, together=True, needs_all=not self.elastic,
             several_optimizers=not self.accumulate,
         )  # fmt: skip
 

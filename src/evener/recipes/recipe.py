@@ -18,6 +18,7 @@ from evener.figures import EarlyStopping
 from evener.recipes import RECIPES, options as _options
 from evener.recipes.parts import check_functions, check_step, check_values
 from evener.recipes.references import did_you_mean, find, kind_of, reference_of as _reference_of
+from evener.rules import Rule, check_rules
 from evener.settings import Settings
 
 __all__ = ["Recipe", "accuracy", "options_of", "recipe", "reference_of", "resolve"]
@@ -63,6 +64,8 @@ class Recipe:
         clip_norm: the mean gradient of an update is scaled down to this 2-norm, over the whole model, as
             `torch.nn.utils.clip_grad_norm_` does; `--clip-norm`.
         clip_value: or each number of it is kept between -clip_value and clip_value; `--clip-value`.
+        rules: what becomes of gradients that are late, as a chain: `[evener.rules.DelayAdaptive()]`, or objects of your
+            own (docs/rules.md). In ps tasks, where gradients may be late. `--staleness-lr`, `--compensate`.
         changing: names of parameters with requires_grad=False, or of modules that hold them, which the model changes
             itself, such as a teacher that follows its student: they travel, are saved and averaged as buffers are.
         lr_scheduler: (optimizer, steps_per_epoch) -> scheduler, stepped once a global step. `steps_per_epoch` is a
@@ -95,6 +98,7 @@ class Recipe:
     penalty: Callable[[nn.Module], Tensor] | None = None
     clip_norm: float | None = None
     clip_value: float | None = None
+    rules: Sequence[Rule] = ()
     changing: Sequence[str] = ()
     lr_scheduler: Callable[..., Any] | None = None
     ema_decay: float | None = None
@@ -111,6 +115,7 @@ class Recipe:
         check_values(self)
         check_step(self, {"accuracy": accuracy})
         check_clipping(self.clip_norm, self.clip_value)
+        check_rules(self.rules)
 
     def validates_every(self, settings: Settings, samples: int) -> int | None:
         """Global steps between two validations; None: there is one at the end.

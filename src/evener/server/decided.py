@@ -54,13 +54,13 @@ class Products:
         """The norm of one gradient; 0.0 where it is not measured."""
         return math.sqrt(self._known.get((key, key), 0.0))
 
-    def norm(self, keys: Sequence[Key], weights: Sequence[int] | None = None) -> float:
+    def norm(self, keys: Sequence[Key], weights: Sequence[float] | None = None) -> float:
         """The norm of the mean of these gradients, which are forgotten. `weights`: see `rules.mean`."""
         pairs = (self._known[min(one, other), max(one, other)] for one in keys for other in keys)
         if weights is not None:
             pairs = (pair * one * other for pair, (one, other) in
                      zip(pairs, itertools.product(weights, weights), strict=True))  # fmt: skip
-        norm = rules.norm_of_mean(pairs, len(keys) if weights is None else sum(weights))
+        norm = rules.norm_of_mean(pairs, len(keys) if weights is None else math.fsum(weights))
         for key in keys:
             self.forget(key)
         return norm

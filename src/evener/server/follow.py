@@ -106,7 +106,9 @@ class Follower:
             case Push():
                 self._push(seat, message)
             case Pull(_, what):
-                self.links.answer(link, Shown(what, self.shard.state.step), self.shard.parts(what, seat.slot))
+                self.links.answer(
+                    link, Shown(what, self.shard.state.step), self.shard.parts(what, seat.slot, seat.worker)
+                )
             case Goodbye():
                 self.links.dismiss(seat)
 
@@ -205,6 +207,7 @@ class Follower:
             f"ps:{self.index} is at version {self.shard.state.step}, ps:0 at {decided.version}"
         )
         for worker, epoch in decided.gone:
+            self.shard.state.ruled.forget(worker)
             # The leader never heard of these: the worker was gone before they lay on all shards.
             for key in [key for key in self._keys if key[:2] == (worker, epoch)]:
                 self.shard.drop(self._keys.pop(key))
@@ -214,7 +217,7 @@ class Follower:
         for worker, epoch, answer in decided.release:
             seat = self.links.seats.get(worker)
             if seat is not None and seat.epoch == epoch:
-                self.shard.detach(worker)
+                self.shard.released(worker)
                 seat.awaits = None
                 self.links.release(seat, answer, self.shard.state.parameters.parts)
 

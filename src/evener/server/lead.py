@@ -174,7 +174,8 @@ class Leader:
                 self.rounds.too_big(seat, message)
             case Pull(_, what):
                 self.lives.shown(seat.worker, self.setup.clock())
-                self.links.answer(seat.link, Shown(what, self.shard.state.step), self.shard.parts(what, seat.slot))
+                parts = self.shard.parts(what, seat.slot, seat.worker)
+                self.links.answer(seat.link, Shown(what, self.shard.state.step), parts)
             case Judged(_, figures):
                 self.rounds.judge(figures)
                 self.rounds.tell_followers()

@@ -80,6 +80,7 @@ class Rounds:
     def forget(self, seat: Seat, partial: Sequence[Key]) -> None:
         """A worker left: its leases return; its pushes that never lay on all shards are dropped everywhere."""
         self.giver.forget(seat)
+        self.shard.state.ruled.forget(seat.worker)
         for key in partial:
             self._decided.drop.append(key)
             self.products.forget(key)
@@ -158,7 +159,7 @@ class Rounds:
         if limit is None or self.course.settings.ps == 1:
             return None
         held = [self.shard.held[handle] for handle in handles]
-        weights = rules.weights([gradient.push.count for gradient in held])
+        weights, _ = self.shard.weigh(held)
         return rules.clip_factor(self.products.norm([gradient.key for gradient in held], weights), limit)
 
     def judge(self, figures: Mapping[str, float]) -> None:
@@ -272,7 +273,7 @@ class Rounds:
     def answer(self, seat: Seat, given: Given | None = None) -> None:
         """Send a worker on, or tell it that the run has ended. The other shards answer it too."""
         rejected, staleness = self._outcome.pop((seat.worker, seat.epoch), ("", 0))
-        self.shard.detach(seat.worker)
+        self.shard.released(seat.worker)
         lease = given.lease if given is not None else -1
         chief = seat.worker == self.chief.now()
         answer = Release(

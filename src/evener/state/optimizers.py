@@ -240,3 +240,12 @@ def cut_like(value: Any, piece: Piece, numel: int) -> Any:
             fix="use --placement greedy, which keeps tensors whole.",
         )
     return value.reshape(-1)[piece.start : piece.stop].clone()
+
+
+def l2_of(optimizer: Optimizer, group: Mapping[str, Any]) -> float:
+    """What this group adds of a parameter to its gradient; 0 where weights decay apart from it, or nobody knows."""
+    owner = next((one for one in parts_of(optimizer) if any(group is mine for mine in one.param_groups)), optimizer)
+    known = type(owner) in ELEMENTWISE and not isinstance(owner, torch.optim.AdamW)
+    if not known or group.get("decoupled_weight_decay", False):
+        return 0.0
+    return float(group.get("weight_decay", 0.0))

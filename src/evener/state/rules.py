@@ -4,17 +4,19 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Sequence
+from typing import TypeVar
 
 import torch
 from torch import Tensor
 
 from evener.state.tensors import Slot
 
+N = TypeVar("N", int, float)
 #: Dtypes in which a sum of gradients may overflow, or lose what a mean keeps.
 NARROW = (torch.float16, torch.bfloat16)
 
 
-def weights(counts: Sequence[int]) -> Sequence[int] | None:
+def weights(counts: Sequence[N]) -> Sequence[N] | None:
     """What gradients that are means over so many samples weigh in their mean; None: all the same.
 
     >>> weights([12, 6, 3]), weights([7, 7]), weights([0, 0])
@@ -23,7 +25,30 @@ def weights(counts: Sequence[int]) -> Sequence[int] | None:
     return None if len(set(counts)) == 1 else counts
 
 
-def mean(gradients: Sequence[Slot], out: Slot, weights: Sequence[int] | None = None) -> Slot:
+def weigh(counts: Sequence[int], scales: Sequence[float]) -> tuple[Sequence[float] | None, float]:
+    """What gradients of an update weigh in their mean, and how long its step is (MODES: p_i, s_i, s).
+
+    With p_i = n_i / sum n the step is g = sum p_i s_i g_i / s of length s = sum p_i s_i: that of one gradient of its
+    own length, and never a longer one for others that count less.
+
+    Args:
+        counts: n_i, the samples that each is a mean of; 0: not said, all are alike.
+        scales: s_i, how long the step of each one is.
+
+    Returns:
+        Weights in any unit (None: all the same), and s.
+
+    >>> weigh([12, 6], [1.0, 1.0]), weigh([0, 0], [0.5, 0.5]), weigh([0, 0], [1.0, 0.5]), weigh([0, 0], [0.0, 0.0])
+    (([12, 6], 1.0), (None, 0.5), ([1.0, 0.5], 0.75), (None, 0.0))
+    """
+    if len(set(scales)) == 1:
+        return weights(counts), scales[0]
+    told = counts if sum(counts) else [1] * len(counts)
+    found = [count * scale for count, scale in zip(told, scales, strict=True)]
+    return weights(found), math.fsum(found) / sum(told)
+
+
+def mean(gradients: Sequence[Slot], out: Slot, weights: Sequence[float] | None = None) -> Slot:
     """The average of some gradients, summed in the order given; buffers are those of the last one.
 
     With weights it is sum n_i g_i / sum n_i: the mean over all samples, where each gradient is one over its own.
@@ -46,7 +71,7 @@ def mean(gradients: Sequence[Slot], out: Slot, weights: Sequence[int] | None = N
             torch.mul(flats[0].to(total.dtype), weights[0], out=total)
             for more, weight in zip(flats[1:], weights[1:], strict=True):
                 total.add_(more, alpha=weight)
-            total.div_(sum(weights))
+            total.div_(math.fsum(weights))
         if total is not into:
             into.copy_(total)
     for into, buffer in zip(out.buffers, gradients[-1].buffers, strict=True):
@@ -66,7 +91,7 @@ def norm(gradient: Slot) -> float:
     return float(torch.linalg.vector_norm(torch.stack(wide))) if wide else 0.0
 
 
-def norm_of_mean(products: Iterable[float], count: int) -> float:
+def norm_of_mean(products: Iterable[float], count: float) -> float:
     """The 2-norm of the mean of `count` gradients, from the inner products of all ordered pairs of them.
 
     Where they have weights, `count` is the sum of these, and each product is multiplied by both of its gradients'.

@@ -15,10 +15,11 @@ from evener.state import foreign, rules
 from evener.state.contents import Contents
 from evener.state.hyperparameters import Groups, beside_the_recipes, damage_told, kept, schedule_differences, told
 from evener.state.optimizers import check_apart, cut_like, known_as, names_of_groups, optimizer_of, over_pieces
+from evener.state.ruled import Ruled
 from evener.state.schedules import Schedule
 from evener.state.step_scale import StepScale
 from evener.state.tensors import Slot, beside, copied, frozen, named_tensors
-from evener.state.values import plain, unpack
+from evener.state.values import plain
 from evener.wire.layout import Layout, Piece
 
 
@@ -66,6 +67,8 @@ class State:
             self._mine.setdefault(piece.spec.name, []).append((piece, parameter))
         self.optimizer, self._names = self._moved(model, own=own)
         self.steps = StepScale(self.optimizer)
+        trained = dict(zip(self._indices, self._trained, strict=True))
+        self.ruled = Ruled(recipe.rules, self.parameters, trained, self.optimizer)
         self.schedule: Schedule | None = None
         self._averages: Slot | None = None
         self._owed = False  # the averages lack the last update
@@ -165,7 +168,7 @@ class State:
         """Of the first parameter group, for the next update."""
         return float(self.optimizer.param_groups[0]["lr"])
 
-    def mean(self, gradients: Sequence[Slot], weights: Sequence[int] | None = None) -> Slot:
+    def mean(self, gradients: Sequence[Slot], weights: Sequence[float] | None = None) -> Slot:
         """The average of some gradients, summed in the order given; buffers are those of the last one."""
         return rules.mean(gradients, self.averaged, weights)
 
@@ -207,7 +210,7 @@ class State:
         for index, parameter in zip(self._indices, self._trained, strict=True):
             used = not unused or self.parameters.pieces[index].spec.name not in unused
             parameter.grad = gradient.views[index] if used else None
-        with self.steps.learning_rate(scale):
+        with self.ruled.watching(unused), self.steps.learning_rate(scale):
             self.optimizer.step()
         if bad := self.parameters.first_non_finite(self.infinite):
             raise NonFinite(
@@ -255,7 +258,7 @@ class State:
         numbers: dict[str, Any] = {}
         keys = self.parameters.layout.keys
         for index, parameter in zip(self._indices, self._trained, strict=True):
-            for key, value in self.optimizer.state.get(parameter, {}).items():
+            for key, value in self.ruled.beside(index, self.optimizer.state.get(parameter, {})).items():
                 name = f"{keys[self.parameters.pieces[index]]}/{key}"
                 if isinstance(value, Tensor):
                     tensors[name] = copied(value)
@@ -268,6 +271,7 @@ class State:
             "schedule": schedule.state() if schedule is not None else {},
             "scheduler": type(schedule.scheduler).__name__ if schedule is not None else "",
             "numbers": plain(numbers),
+            "rules": self.ruled.keeps,
         }
         parameters = {keys[piece]: copied(view) for piece, view in self.parameters.named()}
         shadow = self.averages
@@ -281,19 +285,14 @@ class State:
         for slot, source in ((self.parameters, contents.parameters), (self.averages, contents.averages)):
             for piece, view in slot.named() if slot is not None else ():
                 view.copy_(_cut(source.get(piece.spec.name, contents.parameters[piece.spec.name]), piece))
-        numbers = {name: unpack(value) for name, value in contents.values.get("numbers", {}).items()}
-        states: dict[str, dict[str, Any]] = {}
-        for name, value in {**contents.optimizer, **numbers}.items():
-            owner, _, key = name.rpartition("/")
-            states.setdefault(owner, {})[key] = value
+        states, of_rules = contents.by_owner(), contents.values.get("rules", ())
         self.optimizer.state.clear()
         for index, parameter in zip(self._indices, self._trained, strict=True):
             piece = self.parameters.pieces[index]
-            if state := states.get(piece.spec.name):
-                self.optimizer.state[parameter] = {
-                    key: beside(parameter, key, cut_like(value, piece, piece.spec.numel))
-                    for key, value in state.items()
-                }
+            mine, numel = states.get(piece.spec.name, {}), piece.spec.numel
+            mine = {key: beside(parameter, key, cut_like(value, piece, numel)) for key, value in mine.items()}
+            if mine := self.ruled.take(index, mine, of_rules):
+                self.optimizer.state[parameter] = mine
 
 
 def _cut(tensor: Tensor, piece: Piece) -> Tensor:

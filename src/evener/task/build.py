@@ -26,6 +26,7 @@ from evener.models import check_inputs, check_model
 from evener.recipes.recipe import Recipe, resolve
 from evener.recipes.references import place_of, sources_of
 from evener.report import Line, Reporter
+from evener.rules import described
 from evener.session.session import LONG_DATA
 from evener.session.watch import Watch
 from evener.settings import BATCH_SIZE, Settings
@@ -34,6 +35,7 @@ from evener.state.contents import Contents
 from evener.state.manifest import in_unit
 from evener.state.saver import Saver
 from evener.state.tensors import digest_of, frozen, named_tensors, specs_of
+from evener.task.ruling import ruled
 from evener.task.warm_start import warm_start
 from evener.wire.layout import Layout
 
@@ -58,7 +60,7 @@ def build(settings: Settings, recipe: Recipe | None = None) -> Built:
     """Make the model from the run's seed, so that every task makes the same one without talking."""
     found = recipe is None
     recipe = recipe or resolve(settings.recipe, settings.recipe_options, typed=settings.typed_recipes)
-    recipe = _clipping(recipe, settings)
+    recipe, idle = ruled(_clipping(recipe, settings), settings)
     seed_all(settings.seed)
     model = recipe.model()
     with _made_by("model", recipe.model):
@@ -69,11 +71,13 @@ def build(settings: Settings, recipe: Recipe | None = None) -> Built:
         layout = Layout(specs, shards=max(1, settings.ps), placement=settings.placement)
     # Also where the run goes on: frozen parameters must be the same on every task, and not every task sees the logdir.
     warm = warm_start(model, Path(settings.init_from)) if settings.init_from else ()
-    note = begin_training(model)
+    note = "; ".join(filter(None, [begin_training(model), idle]))
     options = json.dumps(dict(settings.recipe_options), sort_keys=True, default=str)
     stay = digest_of(frozen(model, layout))
     text = f"{options} seed={settings.seed} batch_size={settings.batch_size} frozen={stay}"
     text += f" clip={recipe.clip_norm}/{recipe.clip_value}"
+    if recipe.rules:
+        text += f" rules={described(recipe.rules)}"
     if settings.by_samples:
         text += f" shares={settings.plan}"
     if settled(settings, recipe).batches > 1:

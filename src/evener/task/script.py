@@ -17,6 +17,7 @@ from pathlib import Path
 from evener.data.chance import seed_all
 from evener.errors import ConfigError, TaskFailed
 from evener.report import Reporter
+from evener.rules import Rule
 from evener.settings import Settings
 from evener.task.owner import Tower
 from evener.task.rendezvous import Fixed, Rendezvous
@@ -53,6 +54,7 @@ class Joining:
     rank: int | None = None  # among the workers of this machine, if that is another number
     tower: Tower | None = None
     launched: bool = True  # not by hand: then chance and order follow from the run's seed
+    rules: Sequence[Rule] = ()  # of late gradients, as the program has given them
     joined: bool = False
     prepared: bool = False
     finish: Callable[[BaseException | None], None] = _unfinished

@@ -36,6 +36,7 @@ from evener.task.build import (
 from evener.task.follower import LeaderLine, follower
 from evener.task.grants import NAME, GrantsFile
 from evener.task.rendezvous import Rendezvous
+from evener.task.ruling import copies_told
 from evener.task.wiring import close, listen, public_address
 from evener.transport.channel import Listener
 
@@ -83,10 +84,13 @@ def run_server(  # noqa: PLR0913 - what a task is told, each once
     task = f"ps:{index}"
     try:
         chaos.point("server.bound")
+        copies = copies_told(built.recipe, built.layout, settings)
         # Told before the state is made: PyTorch's first optimizer imports for a second, in which workers can come.
         rendezvous.publish(task, public_address(settings, index, listeners[0]))
         if index == 0:
             tell_start(built, settings, task, report)
+            if copies:
+                tell_and_log(task, report, copies)
         while (loss := lives.serve(built)) is not None:
             tell_and_log(task, report, f"{loss.what} All go on from the newest checkpoint {_then(loss)}.")
             # Parameters as at the start: there may be no checkpoint yet.
@@ -124,8 +128,12 @@ class _Lives:
             TaskFailed: the run has failed.
         """
         state = State(built.model, built.recipe, built.layout, shard=self.index)
-        shard = Shard(state, measure=self.settings.refuse_norm is not None, usual=usual_batch(self.settings))
-        if self.index == 0 and usual_batch(self.settings) is not None and state.steps.note:
+        shard = Shard(
+            state, measure=self.settings.refuse_norm is not None, usual=usual_batch(self.settings),
+            workers=self.settings.workers,
+        )  # fmt: skip
+        scaled = usual_batch(self.settings) is not None or state.ruled.scales
+        if self.index == 0 and scaled and state.steps.note:
             tell_and_log("ps:0", self.report, state.steps.note)
         links = Links(self.listeners, built.layout, self.index, _expected(built, self.settings, self.run))
         try:

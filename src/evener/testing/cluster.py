@@ -122,7 +122,8 @@ class Cluster:
         links = Links([self.listeners[index]], built.layout, index, expected)
         state = State(built.model, built.recipe, built.layout, shard=index)
         measure = self.settings.refuse_norm is not None
-        return links, self._shard(state, measure=measure, usual=usual_batch(self.settings))
+        shard = self._shard(state, measure=measure, usual=usual_batch(self.settings), workers=self.settings.workers)
+        return links, shard
 
     def _lead(self) -> Leader:
         settings = self.settings

@@ -155,10 +155,9 @@ class Rounds:
 
     def _factor(self, handles: Sequence[int]) -> float | None:
         """What clipping by norm makes of the mean of these, where it lies on several shards."""
-        limit = self.shard.state.recipe.clip_norm
+        limit, held = self.shard.state.recipe.clip_norm, [self.shard.held[handle] for handle in handles]
         if limit is None or self.course.settings.ps == 1:
             return None
-        held = [self.shard.held[handle] for handle in handles]
         weights, _ = self.shard.weigh(held)
         return rules.clip_factor(self.products.norm([gradient.key for gradient in held], weights), limit)
 

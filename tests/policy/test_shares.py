@@ -12,14 +12,15 @@ quick = settings(derandomize=True, database=None, deadline=None)
 speeds = st.lists(st.floats(0.05, 20), min_size=1, max_size=5)
 
 
-def greedy(total, rates, quantum, caps):
+def greedy(total, rates, quantum, caps, overheads):
     """As the document says it, one quantum after the other."""
     shares = [quantum] * len(rates)
     while sum(shares) < total:
         able = [at for at, cap in enumerate(caps) if cap is None or shares[at] + quantum <= max(cap, quantum)]
         if not able:
             break
-        shares[min(able, key=lambda at: ((shares[at] // quantum + 1) / rates[at], at))] += quantum
+        ends = {at: overheads[at] + (shares[at] // quantum + 1) * quantum / rates[at] for at in able}
+        shares[min(able, key=lambda at: (ends[at], at))] += quantum
     return shares
 
 
@@ -55,11 +56,15 @@ def test_a_bound_is_kept_and_the_others_take_the_rest():
 
 
 @quick
-@given(speeds, st.integers(1, 4), st.integers(0, 60), st.lists(st.none() | st.integers(1, 40), max_size=5))
-def test_it_is_what_handing_out_one_by_one_gives(rates, quantum, more, caps):
+@given(
+    speeds, st.integers(1, 4), st.integers(0, 60), st.lists(st.none() | st.integers(1, 40), max_size=5),
+    st.none() | st.lists(st.floats(0, 50), min_size=5, max_size=5),
+)  # fmt: skip
+def test_it_is_what_handing_out_one_by_one_gives(rates, quantum, more, caps, overheads):
     caps = [*caps, *[None] * 5][: len(rates)]
+    overheads = [0.0] * len(rates) if overheads is None else overheads[: len(rates)]
     total = quantum * (len(rates) + more)
-    assert allot(total, rates, quantum, caps) == greedy(total, rates, quantum, caps)
+    assert allot(total, rates, quantum, caps, overheads) == greedy(total, rates, quantum, caps, overheads)
 
 
 @quick
@@ -101,6 +106,23 @@ def test_constant_speeds_are_balanced_once_after_ten_rounds():
     assert told[9][-1] == "worker 3 gets 12 of 400 samples (0.1 of the fastest's speed)"
 
 
+@pytest.mark.parametrize("slower", [1.5, 2, 4])
+def test_what_every_batch_costs_does_not_make_a_slow_worker_look_slower_still(slower):
+    """Both need the time of 20 samples for any batch: a rate alone would take share after share from the slow one."""
+
+    def seconds(worker, samples):
+        return (1, slower)[worker] * (20 + samples) / 1000
+
+    shares = Shares(Plan(sizes=(32, 32), by_speed=True))
+    for _ in range(200):
+        for worker in range(2):
+            shares.took(worker, shares.size(worker), seconds(worker, shares.size(worker)))
+        shares.round_over()
+    ends = [seconds(worker, shares.size(worker)) for worker in range(2)]
+    best = min(max(seconds(0, n), seconds(1, 64 - n)) for n in range(1, 64))
+    assert max(ends) <= 1.1 * best, [shares.size(worker) for worker in range(2)]
+
+
 def test_equal_speeds_and_those_within_the_band_change_nothing():
     shares, told = balanced(lambda number: [1.0, 1.04 if number % 3 else 0.97, 1.0], 200)
     assert not any(told) and [shares.size(worker) for worker in range(3)] == [100, 100, 100]
@@ -132,7 +154,7 @@ def test_who_was_never_measured_counts_as_the_median():
     shares = Shares(Plan(sizes=(10, 10, 10), by_speed=True))
     shares.took(0, 10, 1.0)
     shares.took(1, 10, 5.0)
-    assert shares.speeds() == {0: 10.0, 1: 2.0, 2: 6.0}
+    assert shares.speeds() == pytest.approx({0: 10.0, 1: 2.0, 2: 6.0})
 
 
 def test_too_big_a_batch_halves_the_bound_of_its_worker_and_the_others_take_more():

@@ -91,3 +91,14 @@ def test_at_the_end_of_an_epoch_an_update_is_of_what_there_is():
     assert policy.on(Drained(frozenset({1, 2}))) == [Apply((1,)), Recall(1), Recall(2), Release(0)]
     assert policy.on(Refreshed(1)) == []
     assert policy.on(Drained(frozenset({1, 2}))) == []
+
+
+def test_after_a_quorum_was_broken_the_next_one_has_its_own_grace():
+    policy = join(Gathering(2, 0.5, 2), 0, 1, 2, 3)
+    policy.on(Pushed(0, 0, 1))
+    assert policy.on(Pushed(1, 0, 2)) == [Wait(1, 0.5)]
+    policy.on(Left(0))
+
+    assert policy.on(Pushed(2, 0, 3)) == [Wait(2, 0.5)]
+    assert policy.on(Expired(1)) == [], "that one was of a quorum that is no more"
+    assert policy.on(Expired(2)) == [Apply((2, 3)), Release(1), Release(2)]

@@ -1,6 +1,7 @@
 """How many samples each worker gets: the best there is, and at rest while speeds are."""
 
 import itertools
+from random import Random
 
 import pytest
 from hypothesis import given, settings, strategies as st
@@ -65,6 +66,18 @@ def test_it_is_what_handing_out_one_by_one_gives(rates, quantum, more, caps, ove
     overheads = [0.0] * len(rates) if overheads is None else overheads[: len(rates)]
     total = quantum * (len(rates) + more)
     assert allot(total, rates, quantum, caps, overheads) == greedy(total, rates, quantum, caps, overheads)
+
+
+def test_it_is_so_for_whatever_overheads_and_bounds():
+    """Where one is bounded, another one is no longer too late to get anything."""
+    random = Random(1)
+    for _ in range(3000):
+        count, quantum = random.randint(1, 6), random.randint(1, 4)
+        rates = random.choices([0.05, 0.1, 0.5, 1, 2, 3.3, 20], k=count)
+        overheads = random.choices([0, 0, 0.3, 5, 50, 200], k=count)
+        caps = random.choices([None, None, 1, 5, 20], k=count)
+        total = quantum * (count + random.randint(0, 120))
+        assert allot(total, rates, quantum, caps, overheads) == greedy(total, rates, quantum, caps, overheads)
 
 
 @quick

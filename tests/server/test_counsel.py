@@ -76,6 +76,20 @@ def test_lockstep_of_workers_that_differ_is_told_what_would_use_more(cluster):
     assert "--mode sync --batch-by-speed (100%)" in lines[0]
 
 
+def test_speeds_are_looked_at_now_and_then_and_not_at_each_tick(cluster, monkeypatch):
+    looked = []
+    monkeypatch.setattr("evener.server.counsel.advice", lambda *_args, **_options: looked.append(1) or "")
+    run = cluster(mode="async", workers=2)
+    a, b = run.started(0, 1)
+    for _ in range(80):
+        run.clock.advance(0.02)
+        a.push(1.0)
+        b.push(1.0)
+        run.tick()
+
+    assert len(looked) == 1
+
+
 def test_equal_workers_are_told_nothing(cluster):
     run = cluster(mode="async", workers=2)
     a, b = run.started(0, 1)

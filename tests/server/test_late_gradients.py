@@ -78,6 +78,16 @@ def test_quorum_waits_for_its_grace_and_no_longer(cluster, ps):
     assert run.leader.pause() == float("inf")
 
 
+def test_quorum_the_last_update_is_not_made_while_somebody_computes(cluster):
+    run = cluster(mode="quorum", quorum=2, workers=3, epochs=1, train_steps=None, batch_size=14)
+    a, b, c = run.started(0, 1, 2)  # 40 samples: three batches, and all are out
+
+    assert a.push(1.0) is None
+    assert run.step == 0
+    assert b.push(1.0) is None and run.step == 1, "a waits for a batch that may come back"
+    assert c.push(1.0).stop == "all batches of 1 epoch are applied"
+
+
 @pytest.mark.parametrize("linger", [0.0, 0.5])
 def test_quorum_epochs_end_with_their_batches_whatever_number_of_updates_that_is(cluster, linger):
     run = cluster(mode="quorum", quorum=2, workers=3, linger=linger, epochs=1, train_steps=None, batch_size=5)

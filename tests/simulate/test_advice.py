@@ -42,6 +42,7 @@ def test_one_that_comes_and_goes_is_told_from_one_that_is_slow():
 def test_nothing_is_said_where_nothing_is_wasted():
     assert advice(Sync(), EQUAL) == ""
     assert advice(Async(), PERMANENT) == ""
+    assert advice(Sync(), {0: [1.0] * 9, 1: [1.3] * 9}) == "", "0.88 of what they could give"
     assert advice(Sync(), {0: [0.02]}) == "", "alone"
     assert advice(Sync(), {worker: [1.0 + worker] for worker in range(65)}) == "", "too many to look at"
     assert advice(Sync(), {0: [0.0], 1: [1.0]}) == "", "a clock that stands"

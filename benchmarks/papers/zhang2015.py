@@ -26,7 +26,7 @@ from evener.data import cifar10
 from evener.modes import Softsync, Sync
 from evener.simulate.crew import Pace
 
-LEARNERS, BATCH, RATES = 30, 16, [0.02, 0.05, 0.1, 0.2, 0.4]
+LEARNERS, BATCH, RATES = 30, 16, [0.1, 0.2, 0.4]
 
 
 def net() -> nn.Module:

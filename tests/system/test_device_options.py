@@ -36,11 +36,11 @@ COPIES = (
 
 from functools import partial
 
-from evener.task import worker
+from evener.task import parts
 from evener.state.tensors import CPU
 
-worker.place_model = lambda built, *_, **__: {spec.name: CPU for spec in built.layout.specs}
-worker.DeviceMemory = partial(worker.DeviceMemory, direct=False)
+parts.place_model = lambda built, *_, **__: {spec.name: CPU for spec in built.layout.specs}
+parts.DeviceMemory = partial(parts.DeviceMemory, direct=False)
 Path(f"copies-{os.getpid()}").touch()
 """
 )

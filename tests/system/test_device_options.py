@@ -36,10 +36,10 @@ COPIES = (
 
 from functools import partial
 
-from evener.task import parts
+from evener.task import parts, worker
 from evener.state.tensors import CPU
 
-parts.place_model = lambda built, *_, **__: {spec.name: CPU for spec in built.layout.specs}
+worker.place_model = lambda built, *_, **__: {spec.name: CPU for spec in built.layout.specs}
 parts.DeviceMemory = partial(parts.DeviceMemory, direct=False)
 Path(f"copies-{os.getpid()}").touch()
 """

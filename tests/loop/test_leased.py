@@ -275,3 +275,8 @@ def test_what_a_loader_gives_is_counted_in_batches_or_in_samples():
     assert (supply_of(loader(), by_samples=False).length, supply_of(loader(), by_samples=False).size) == (4, 5)
     assert (supply_of(loader(), by_samples=True).length, supply_of(loader(), by_samples=True).size) == (20, 1)
     assert supply_of(None, by_samples=False).length == 0
+
+
+def test_by_samples_nothing_is_asked_for_ahead_whatever_processes_the_loader_has():
+    assert Leased(loader(num_workers=2), 0, Pool()).ahead == 5
+    assert Leased(loader(num_workers=2), 0, Pool(), by_samples=True).ahead == 1

@@ -53,6 +53,7 @@ class Settings:
     mode: Mode = field(default_factory=Async)  # when gradients become an update; see `evener.modes`
     ps: int = 0  # 0: one process, no cluster
     workers: int = 1
+    min_workers: int = 0  # TEMP
     towers: int = 0  # without ps: processes that average the gradients of their whole models; 0, 1: one process
     clip_norm: float | None = None  # of the mean gradient, over the whole model; None: as the recipe says
     clip_value: float | None = None  # of each number of it

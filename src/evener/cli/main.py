@@ -30,6 +30,7 @@ from evener.cli.options import (
     truth,
     unknown_option,
 )
+from evener.cli.ray import add_launcher_options, launcher_options
 from evener.cli.words import evener_words, parted
 from evener.leaving import leave
 from evener.view.outlet import unhindered
@@ -88,6 +89,7 @@ def add_train(commands: Any) -> None:
     add("--ps-hosts", "--ps-host", metavar="HOST:PORT,...", help="fixed addresses of the ps tasks")
     add("--worker-hosts", "--worker-host", metavar="HOST:PORT,...", help="standing servers: those of the workers")
     add_existing_servers(train)
+    add_launcher_options(train)
     add_pipeline_options(train)
     add_link_options(train)
     add_training_options(train)
@@ -120,7 +122,7 @@ def run_train(args: argparse.Namespace) -> int:
     from evener.cluster.environment import Flags, find_cluster, hosts
 
     start = Path.cwd()
-    options = settings_options(args)
+    options = settings_options(args) | (launcher_options(args) if "launcher" in args else {})
     if args.existing_servers:
         named = Flags(ps_hosts=args.ps_hosts or "", worker_hosts=args.worker_hosts or "")
         options["existing_servers"] = find_cluster(named)

@@ -17,6 +17,7 @@ import msgspec
 
 from evener.control import control
 from evener.control.control import Assignment, log_of
+from evener.control.told import LEFT
 from evener.launch.starters.process import Processes, Running
 from evener.launch.starters.ray.keyring import Keyring
 from evener.launch.starters.ray.told import Heard, Here, Start, same, shares
@@ -96,11 +97,13 @@ class TaskHost:
     async def _look_for_drains(self) -> None:
         while not self._draining:
             await asyncio.sleep(DRAIN_LOOK)
-            if await asyncio.to_thread(self._drains, self._node):
-                self._draining = True
-                self._said.append(Line(self._task, "its node is to go away: it leaves"))
-                if self._running is not None and self._running.pid and self._running.ended() is None:
-                    os.kill(self._running.pid, signal.SIGTERM)
+            self._draining = await asyncio.to_thread(self._drains, self._node)
+        self._said.append(Line(self._task, "its node is to go away: it leaves"))
+        running = self._running
+        while running is not None and not running.pid:  # it is not born yet
+            await asyncio.sleep(END_LOOK)
+        if running is not None and running.ended() is None:
+            os.kill(running.pid, signal.SIGTERM)
 
     async def hear(self) -> Heard:
         """What its task has told since the last call; waits for something."""
@@ -115,6 +118,8 @@ class TaskHost:
         how = None
         while not running.open and (how := running.ended()) is None:
             await asyncio.sleep(END_LOOK)
+        if how and self._draining:  # it had not come to hear signals yet, perhaps: there was nothing to lose
+            how = LEFT
         return Heard(b"".join(map(control.framed, reports)), how, self._draining)
 
     async def end(self) -> None:

@@ -62,7 +62,9 @@ class Places:
                 told = min(AGAIN, patience)
 
     def missing(self, tasks: list[Task]) -> str:
-        """Why Ray cannot place these, in words."""
+        """Why these are not there, in words."""
+        if all(task in self._bundles and self._bundles[task][0].wait(1) for task in tasks):
+            return "there is, Ray starts its process"
         return lacking([self._asked.needs(task.job) for task in tasks], *resources())
 
     def of(self, task: Task) -> PlacementGroupSchedulingStrategy:

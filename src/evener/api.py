@@ -244,6 +244,12 @@ def _starter(
 ) -> Callable[[Callable[[str], None]], Starter] | None:
     """Who starts the tasks, once it can tell what it does; None: they are processes of this machine."""
     if ray is not None:
+        if ray.asked.detach:
+            raise ConfigError(
+                "a run that is detached has no figures to return.",
+                why="it goes on when this call is over.",
+                fix="leave detach out, or start it from a shell: evener train ... --launcher ray --detach",
+            )
         return partial(ray.starter, settings, start)
     return None if servers is None else partial(_reserved, servers, settings)
 

@@ -19,7 +19,7 @@ from evener.cli.options import (
     add_size_options,
     dashed,
 )
-from evener.cli.ray import add_launcher_options, launcher_options
+from evener.cli.ray import add_launcher_options, launcher_options, run_detached
 from evener.errors import ConfigError
 
 
@@ -84,6 +84,8 @@ def run_launch(args: argparse.Namespace) -> int:
         raise ConfigError("--worker-hosts is for --existing-servers.", fix=fix)
     elif "ps_hosts" in options:
         options["ps_hosts"] = tuple(hosts(options["ps_hosts"]))
+    if options.get("detach"):
+        return run_detached(args, options)
     stream = sys.stderr if args.json else sys.stdout
     result = launch(args.script, *args.args, stream=stream, quiet=args.quiet, **options)
     if args.json:

@@ -30,7 +30,7 @@ from evener.cli.options import (
     truth,
     unknown_option,
 )
-from evener.cli.ray import add_launcher_options, launcher_options
+from evener.cli.ray import add_detached, add_launcher_options, launcher_options, run_detached
 from evener.cli.words import evener_words, parted
 from evener.leaving import leave
 from evener.view.outlet import unhindered
@@ -40,7 +40,7 @@ if TYPE_CHECKING:
 
 
 #: Commands that run for hours.
-LONG = (["train"], ["launch"], ["task"], ["server"])
+LONG = (["train"], ["launch"], ["attach"], ["task"], ["server"])
 
 
 class Commands(argparse.ArgumentParser):
@@ -59,6 +59,7 @@ def parser() -> argparse.ArgumentParser:
     commands = top.add_subparsers(dest="command", metavar="COMMAND")
     add_train(commands)
     add_launch(commands)
+    add_detached(commands)
     add_task(commands)
     add_eval(commands, add_recipe_options, recipe_options)
     add_export(commands, add_recipe_options, recipe_options)
@@ -131,6 +132,8 @@ def run_train(args: argparse.Namespace) -> int:
         raise errors.ConfigError("--worker-hosts is for --existing-servers.", fix="use --workers W, or `evener task`.")
     elif "ps_hosts" in options:
         options["ps_hosts"] = tuple(hosts(options["ps_hosts"]))
+    if options.get("detach"):
+        return run_detached(args, options)
     result = run(args.recipe, stream=sys.stderr if args.json else sys.stdout, quiet=args.quiet, **options)
     if not result.leads:
         return OK  # tower 0 of torchrun's tells

@@ -11,10 +11,12 @@ from typing import TYPE_CHECKING, Any
 
 from evener.errors import ConfigError
 from evener.launch.starters.ray.asked import NAMES, RayAsked, asked_of, others_of
+from evener.launch.starters.ray.told import Start, mark_of
 from evener.settings import Settings
 
 if TYPE_CHECKING:
     from evener.launch.starters.process import Starter
+    from evener.launch.starters.ray.joining import Joined
 
 LAUNCHERS = ("local", "ray")
 
@@ -67,25 +69,36 @@ class OnRay:
 
     def starter(self, settings: Settings, start: Path, say: Callable[[str], None]) -> Starter:
         """Connected to the cluster, with room for the tasks. Raises EvenerError."""
+        cluster, began = self.connected(settings, start, say)
+        say(f"runs on {cluster.where}")
+        return placed(self.asked, settings, began, say, leave=cluster.leave)
+
+    def connected(self, settings: Settings, start: Path, say: Callable[[str], None]) -> tuple[Joined, Start]:
+        """This process connected to the cluster, which gets from here what the run needs. Raises EvenerError."""
         from evener.launch.starters.ray.joining import joined
         from evener.launch.starters.ray.shipping import shipped
-        from evener.launch.starters.ray.starter import RayTasks
-        from evener.launch.starters.ray.told import Start, mark_of
 
         environment, there = shipped(settings, start, self.asked.runtime_env)
         say(f"connects to {self.asked.ray_address or 'the Ray of this machine'}")
-        cluster = joined(self.asked.ray_address, environment, self._cpus(settings))
-        say(f"runs on {cluster.where}")
+        cluster = joined(self.asked.ray_address, environment, 0 if self.asked.detach else self._cpus(settings))
         token = f".seen-{secrets.token_hex(8)}"
-        began = Start(str(start), mark_of(str(start)), settings.logdir, token, not settings.insecure, there)
-        tasks = RayTasks(self.asked, settings, began, cluster.leave)
-        try:
-            tasks.reserve(say)
-        except BaseException:
-            tasks.close()
-            raise
-        return tasks
+        return cluster, Start(str(start), mark_of(str(start)), settings.logdir, token, not settings.insecure, there)
 
     def _cpus(self, settings: Settings) -> int:
         jobs = (("ps", settings.ps), ("worker", settings.workers))
         return max(1, round(sum(self.asked.needs(job)["CPU"] * count for job, count in jobs) + 0.5))
+
+
+def placed(
+    asked: RayAsked, settings: Settings, start: Start, say: Callable[[str], None], *, leave: Callable[[], None]
+) -> Starter:
+    """A starter with room for the tasks that the run cannot begin without. Raises Unavailable."""
+    from evener.launch.starters.ray.starter import RayTasks
+
+    tasks = RayTasks(asked, settings, start, leave)
+    try:
+        tasks.reserve(say)
+    except BaseException:
+        tasks.close()
+        raise
+    return tasks

@@ -35,7 +35,7 @@ def joined(address: str, runtime_env: dict[str, Any], cpus: int) -> Joined:
     Args:
         address: as `RayAsked.ray_address`.
         runtime_env: what the nodes get; not those of a Ray of our own, who have it.
-        cpus: that a Ray of our own says it has: as many as its tasks ask for.
+        cpus: that a Ray of our own says it has: as many as its tasks ask for; 0: there may be no such one.
 
     Raises:
         Unavailable: nothing answers at this address.
@@ -46,12 +46,13 @@ def joined(address: str, runtime_env: dict[str, Any], cpus: int) -> Joined:
     try:
         _init(address or "auto", loopback=address.startswith("127."), runtime_env=runtime_env)
     except ConnectionError as error:
-        if not address:
+        if not address and cpus:
             return _own(cpus)
-        raise Unavailable(
-            f"no Ray cluster answers at {address}.", why=_line(error),
-            fix="start one by `ray start --head`, or leave --ray-address out: one of this machine is started.",
-        ) from error  # fmt: skip
+        where = f"no Ray cluster answers at {address}" if address else "no Ray runs on this machine"
+        fix = "start one by `ray start --head`" + (
+            ", or leave --ray-address out: one of this machine is started" * bool(cpus)
+        )
+        raise Unavailable(f"{where}.", why=_line(error), fix=f"{fix}.") from error
     except (RuntimeError, ValueError) as error:  # another version, a wrong token, a directory that is too large
         raise Unavailable(f"the Ray cluster at {address or 'auto'} refuses this run.", why=_line(error)) from error
     return Joined(False, f"the Ray cluster at {address or ray.get_runtime_context().gcs_address}", ray.shutdown)

@@ -1,13 +1,15 @@
 """Settings: what a user may choose, checked when it is made, refused with what is wrong and how to mend it."""
 
 import math
+import re
 from dataclasses import FrozenInstanceError, fields
 
 import pytest
+from hypothesis import given, strategies as st
 
 from evener.choices import TRANSPORTS
 from evener.errors import ConfigError
-from evener.modes import MODES, Bounded, Sync
+from evener.modes import MODES, Bounded, Quorum, Sync
 from evener.settings import Settings, as_options, make
 
 NOT_INTEGERS = [-1, 1.5, "3", True, float("nan")]
@@ -314,3 +316,59 @@ def test_a_batch_is_cut_into_the_fewest_equal_microbatches_that_keep_every_stage
 
 def test_a_former_name_of_a_transport_still_means_it():
     assert chosen(ps=1, transport="zeromq").transport == "tcp"
+
+
+# --- workers that come and go
+
+
+@given(st.integers(1, 4096), st.integers(1, 4096))
+def test_two_numbers_are_the_fewest_and_the_most_workers(one, other):
+    low, high = sorted((one, other))
+
+    settings = chosen(ps=1, workers=f"{low}..{high}", mode="sync")
+    assert (settings.min_workers, settings.workers) == (low, high)
+    assert settings.terms.fewest == low and not settings.terms.needs_all
+    assert make(as_options(settings)) == settings
+
+
+ENDS = st.text("0123-x. ", max_size=3)
+
+
+@given(ENDS, ENDS)
+def test_what_is_no_range_of_workers_is_refused_with_how_to_write_one(low, high):
+    text = f"{low}..{high}"
+    found = re.fullmatch(r" *(\d+) *\.\. *(\d+) *", text)
+    if found and 1 <= int(found[1]) <= int(found[2]):
+        assert chosen(ps=1, workers=text).workers == int(found[2])
+        return
+    error = refused(ps=1, workers=text)
+    assert error.what == f"workers={text!r} cannot work."
+    assert error.fix == "write --workers 2..8: at least 2, at most 8."
+
+
+@pytest.mark.parametrize(
+    ("text", "why"),
+    [("8..2", "the first number is the lower one."), ("0..3", "without a worker nothing is trained."),
+     ("2..", "it is no number and no range."), ("..3", "it is no number and no range."),
+     ("1...3", "it is no number and no range."), ("x..y", "it is no number and no range.")],
+)  # fmt: skip
+def test_each_wrong_range_says_what_is_wrong_with_it(text, why):
+    assert refused(ps=1, workers=text).why == why
+
+
+def test_a_word_is_no_number_of_workers():
+    assert refused(ps=1, workers="x").fix == "workers must be an integer >= 1."
+
+
+def test_workers_that_come_and_go_need_ps_tasks_that_wait_for_them():
+    assert "use --towers 8" in refused(workers="2..8").fix
+    assert refused(workers="1..1").what == "workers=1..1 cannot come and go without ps tasks."
+    assert refused(ps=1, workers=2, min_workers=3).fix == "use --workers 2..3."
+
+
+def test_who_is_not_here_is_not_waited_for_in_sync_and_quorum():
+    assert chosen(ps=1, workers="2..8", mode="sync").mode == Sync(elastic=True)
+    assert chosen(ps=1, workers="2..8", mode="quorum").mode == Quorum(elastic=True)
+    assert chosen(ps=1, workers="2..8", mode="bounded").mode == Bounded()
+    by_speed = chosen(ps=1, workers="2..8", mode="sync", batch_by_speed=True)
+    assert by_speed.mode == Sync() and by_speed.terms.fewest == 2, "a round is so many samples, whoever computes them"

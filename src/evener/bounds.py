@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 INTEGERS: dict[str, tuple[int, int]] = {
     "ps": (0, 256), "workers": (1, 4096), "batch_size": (1, 1 << 24), "seed": (0, 2**63 - 1), "threads": (1, 1024),
     "keep": (1, 10**9), "log_every": (1, 10**12), "max_restarts": (0, 10**6), "num_gpus": (0, 1024),
-    "towers": (0, 1024), "pipeline_stages": (1, 256), "batch_quantum": (1, 1 << 20),
+    "towers": (0, 1024), "pipeline_stages": (1, 256), "batch_quantum": (1, 1 << 20), "min_workers": (0, 4096),
 }  # fmt: skip
 OPTIONAL_INTEGERS: dict[str, tuple[int, int]] = {
     "train_steps": (0, 10**15),

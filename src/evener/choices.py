@@ -18,6 +18,42 @@ PIPELINE_SCHEDULES = ("gpipe", "1f1b")
 ON_NAN = ("stop", "skip", "rollback")
 
 
+def counts_of(workers: str) -> dict[str, int]:
+    """How many workers an elastic run has, as it is written: "2..8" are at least 2 and at most 8.
+
+    Raises:
+        ConfigError: it is no such range.
+
+    >>> counts_of("2..8")
+    {'min_workers': 2, 'workers': 8}
+    """
+    fix = "write --workers 2..8: at least 2, at most 8."
+    low, _, high = (part.strip() for part in workers.partition(".."))
+    if not all(part.isascii() and part.isdecimal() and len(part) < 10 for part in (low, high)):
+        raise ConfigError(f"workers={workers[:80]!r} cannot work.", why="it is no number and no range.", fix=fix)
+    least, most = int(low), int(high)
+    if not 1 <= least <= most:
+        why = "without a worker nothing is trained." if least < 1 else "the first number is the lower one."
+        raise ConfigError(f"workers={workers!r} cannot work.", why=why, fix=fix)
+    return {"min_workers": least, "workers": most}
+
+
+def check_elastic(settings: Settings) -> None:
+    """At least so many workers are waited for: there must be so many, and ps tasks that wait."""
+    least, most = settings.min_workers, settings.workers
+    if least > most:
+        raise ConfigError(
+            f"min_workers={least} of {most} workers cannot work.", why="so many are never here.",
+            fix=f"use --workers {most}..{least}.",
+        )  # fmt: skip
+    if least and not settings.ps:
+        raise ConfigError(
+            f"workers={least}..{most} cannot come and go without ps tasks.",
+            why="all towers hold the parameters themselves, and one process is alone.",
+            fix=f"add --ps 1, or use --towers {most}, which all start and end together.",
+        )
+
+
 def check_cluster(settings: Settings) -> None:
     if settings.transport not in TRANSPORTS:
         raise ConfigError(f"unknown transport {settings.transport!r}.", fix=f"use one of: {', '.join(TRANSPORTS)}.")

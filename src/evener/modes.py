@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import difflib
 from collections.abc import Mapping
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from typing import Any
 
 from evener.errors import ConfigError
@@ -73,6 +73,12 @@ def mode_of(mode: Any, given: Mapping[str, Any], *, ps: bool = True) -> Mode:
         if option not in mine:
             raise _foreign(option, value, f"in mode {name}", "")
     return mode if made else MODES[name](**said)
+
+
+def elastic_of(mode: Mode) -> Mode:
+    """The mode that goes on with whoever lives, where it would wait for all."""
+    has = any(entry.name == "elastic" for entry in fields(mode))  # type: ignore[arg-type]  # as above
+    return replace(mode, elastic=True) if has else mode  # type: ignore[type-var]  # as above
 
 
 def options_of_mode(mode: Mode) -> dict[str, Any]:

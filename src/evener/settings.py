@@ -14,15 +14,18 @@ from evener.bounds import check_numbers
 from evener.choices import (
     check_cluster,
     check_devices,
+    check_elastic,
     check_length,
     check_pipeline,
     check_rule_names,
     check_script,
+    counts_of,
 )
 from evener.clipping import check_clipping
 from evener.devices.plan import parse
 from evener.errors import ConfigError
-from evener.modes import OPTIONS, Async, Mode, Sync, Terms, check_mode, mode_of, options_of_mode
+from evener.modes import OPTIONS, Async, Mode, Sync, Terms, check_mode, elastic_of, mode_of, options_of_mode
+from evener.policy.enough import Enough
 from evener.policy.events import Policy
 from evener.policy.filling import Filling
 from evener.policy.shares import Plan
@@ -52,8 +55,8 @@ class Settings:
     # who trains
     mode: Mode = field(default_factory=Async)  # when gradients become an update; see `evener.modes`
     ps: int = 0  # 0: one process, no cluster
-    workers: int = 1
-    min_workers: int = 0  # TEMP
+    workers: int = 1  # at most
+    min_workers: int = 0  # while fewer live, all wait; from this number on whoever lives trains. 0: as the mode says
     towers: int = 0  # without ps: processes that average the gradients of their whole models; 0, 1: one process
     clip_norm: float | None = None  # of the mean gradient, over the whole model; None: as the recipe says
     clip_value: float | None = None  # of each number of it
@@ -126,8 +129,11 @@ class Settings:
             if isinstance(getattr(self, name), list):  # as it is written in Python, and as it travels
                 object.__setattr__(self, name, tuple(getattr(self, name)))
         check_numbers(self)
-        object.__setattr__(self, "mode", mode_of(self.mode, {}))
+        mode = mode_of(self.mode, {})
+        elastic = self.min_workers and not self.by_samples  # who is gone leaves its samples of a round to the others
+        object.__setattr__(self, "mode", elastic_of(mode) if elastic else mode)
         object.__setattr__(self, "transport", FORMER_TRANSPORTS.get(self.transport, self.transport))
+        check_elastic(self)
         check_cluster(self)
         check_mode(self.mode, ps=self.ps, workers=self.workers)
         check_pipeline(self)
@@ -150,17 +156,20 @@ class Settings:
 
     def start(self, version: int) -> Policy:
         """The policy of a run with ps tasks that goes on from this version."""
+        least = max(1, self.min_workers)
         if self.by_samples and isinstance(self.mode, Sync):
-            return Filling(self.plan.total, version=version)
-        return self.mode.start(version, self.workers, ending=bool(self.script))
+            policy: Policy = Filling(self.plan.total, version=version)
+        else:
+            policy = self.mode.start(version, self.workers, ending=bool(self.script), least=least)
+        return Enough(policy, least) if least > 1 else policy
 
     @property
     def terms(self) -> Terms:
         """What the mode asks of the workers."""
         terms = self.mode.terms(self.workers)
         if self.by_samples and isinstance(self.mode, Sync):  # a round is so many samples, whoever computes them
-            return replace(terms, fewest=1, needs_all=False)
-        return terms
+            terms = replace(terms, fewest=1, needs_all=False)
+        return replace(terms, fewest=max(terms.fewest, self.min_workers))
 
     @property
     def late(self) -> bool:
@@ -260,6 +269,8 @@ def make(options: Mapping[str, Any]) -> Settings:
     if isinstance(options.get("place"), str):
         options = {**options, "place": parse(options["place"])}
     own = {name: value for name, value in options.items() if name not in OPTIONS}
+    if isinstance(own.get("workers"), str) and ".." in own["workers"]:
+        own |= counts_of(own["workers"])
     said = {name: options[name] for name in OPTIONS if name in options}
     own["mode"] = mode_of(options.get("mode", Async.name), said, ps=bool(options.get("ps")))
     return Settings(**own)

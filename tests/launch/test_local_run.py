@@ -145,6 +145,15 @@ def test_a_killed_task_starts_again_each_time_later_until_its_restarts_are_used_
     assert run.crew.failure(excused=False) is None, "async: the others go on without it"
 
 
+def test_a_run_goes_on_without_workers_while_the_fewest_are_left(launch):
+    run = launch(workers=4, min_workers=2, max_restarts=0)
+    run.end("worker:1", KILLED)
+    run.end("worker:3", KILLED)
+    assert run.crew.failure(excused=False) is None
+    run.end("worker:0", KILLED)
+    assert run.crew.failure(excused=False).task == "worker:0"
+
+
 def test_a_ps_that_may_not_start_again_is_the_failure(launch):
     run = launch(max_restarts=0)
     run.end("ps:1", KILLED)

@@ -123,6 +123,7 @@ def test_the_host_lists_say_how_many_tasks_there_are():
     assert options_for(cluster, {"seed": 1, "ps": None}) == {
         "seed": 1, "ps": 2, "workers": 1, "ps_hosts": ("h0:0", "[::1]:0"),
     }  # fmt: skip
+    assert options_for(cluster, {"workers": "1..1"})["min_workers"] == 1
     with pytest.raises(errors.ConfigError, match="workers=3, but the host lists name 1"):
         options_for(cluster, {"workers": 3})
     with pytest.raises(errors.ConfigError, match="no ps server"):

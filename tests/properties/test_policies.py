@@ -10,6 +10,7 @@ from hypothesis import given, settings, strategies as st
 from evener.policy.asynchronous import Asynchronous
 from evener.policy.bounded import StaleSynchronous
 from evener.policy.collecting import Collecting
+from evener.policy.enough import Enough
 from evener.policy.events import Drop
 from evener.policy.gathering import Gathering
 from evener.policy.synchronous import Synchronous
@@ -40,7 +41,7 @@ class TestSync(PolicyContract):
     def makers(self, version):
         return st.builds(
             partial, st.just(Synchronous), st.integers(1, 7),
-            version=st.just(version), accumulate=st.booleans(), elastic=st.booleans(),
+            version=st.just(version), accumulate=st.booleans(), elastic=st.integers(0, 1),
         )  # fmt: skip
 
 
@@ -58,8 +59,40 @@ class TestQuorum(PolicyContract):
     def makers(self, version):
         return st.builds(
             partial, st.just(Gathering), st.integers(1, 6), st.sampled_from([0.0, 0.5]), st.integers(1, 4),
-            version=st.just(version), elastic=st.booleans(),
+            version=st.just(version), elastic=st.integers(0, 1),
         )  # fmt: skip
+
+
+def floored(rule, least):
+    """At least so many workers, of whatever policy."""
+    return Enough(rule(), least)
+
+
+class TestEnough(PolicyContract):
+    """Every mode as `--workers 2..6` has it: sync and quorum average whoever lives, so many at least."""
+
+    histories = 4 * HISTORIES
+
+    def makers(self, version):
+        def elastic(kind, *numbers):
+            return st.integers(1, 4).flatmap(
+                lambda least: st.tuples(
+                    st.builds(partial, st.just(kind), *numbers, version=st.just(version), elastic=st.just(least)),
+                    st.just(least),
+                )
+            )
+
+        def plain(kind, *numbers):
+            return st.tuples(st.builds(partial, st.just(kind), *numbers, version=st.just(version)), st.integers(1, 4))
+
+        sync = elastic(Synchronous, st.integers(1, 7))
+        quorum = elastic(Gathering, st.integers(1, 6), st.sampled_from([0.0, 0.5]), st.integers(1, 4))
+        late = st.one_of(st.integers(1, 9), st.just(math.inf))
+        others = [
+            plain(Asynchronous), plain(StaleSynchronous, st.integers(0, 4)),
+            plain(Collecting, st.integers(1, 8), late), plain(partial(Synchronous, accumulate=True), st.integers(1, 7)),
+        ]  # fmt: skip
+        return st.one_of(sync, quorum, *others).map(lambda made: partial(floored, *made))
 
 
 def beside(first, second, choices, workers, like):

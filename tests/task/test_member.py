@@ -25,6 +25,15 @@ def test_options_of_a_mode_are_judged_beside_the_cluster_that_the_hosts_name():
         options_in(Cluster.of({"worker": ["h1:1"]}), {})
 
 
+def test_workers_that_come_and_go_are_at_most_those_that_the_hosts_name():
+    cluster = Cluster.of({"ps": ["h0:1"], "worker": ["h1:1", "h2:1", "h3:1"]})
+    settings = make(options_in(cluster, {"workers": "2..3"}))
+    assert (settings.min_workers, settings.workers) == (2, 3)
+
+    with pytest.raises(ConfigError, match=r"workers=2\.\.8, but the cluster names 3 workers"):
+        options_in(cluster, {"workers": "2..8"})
+
+
 @pytest.mark.parametrize("job", ["ps", "worker"])
 def test_its_process_is_prepared_for_its_job(job, monkeypatch):
     prepared = []

@@ -7,6 +7,7 @@ import json
 import sys
 from typing import TYPE_CHECKING, Any
 
+from evener.choices import counts_of
 from evener.cli.endings import FAILED, OK
 from evener.cli.options import unknown_option
 from evener.errors import ConfigError
@@ -67,8 +68,12 @@ def rehearsed(args: argparse.Namespace) -> Rehearsed:
     args.json = args.json or run.json
     return Rehearsed(
         args.target, tuple(args.rest), tuple(args.program), script,
-        ps=run.ps or 0, workers=(run.workers or 1) if run.ps else (run.towers or 1), slow=bool(run.slow),
+        ps=run.ps or 0, workers=_most(run.workers) if run.ps else (run.towers or 1), slow=bool(run.slow),
     )  # fmt: skip
+
+
+def _most(workers: int | str | None) -> int:
+    return counts_of(workers)["workers"] if isinstance(workers, str) else workers or 1
 
 
 def _check(run: argparse.Namespace, args: argparse.Namespace) -> None:

@@ -12,12 +12,14 @@ from evener.cli.asked import settings_options, tell
 from evener.cli.cluster import add_existing_servers
 from evener.cli.devices import add_gpu_options
 from evener.cli.options import (
+    WORKERS,
     add_failure_options,
     add_keeping_options,
     add_link_options,
     add_mode_options,
     add_size_options,
     dashed,
+    workers,
 )
 from evener.cli.ray import add_launcher_options, launcher_options, run_detached
 from evener.errors import ConfigError
@@ -31,7 +33,7 @@ def add_launch(commands: Any) -> None:
     launch.add_argument("args", nargs=argparse.REMAINDER, metavar="ARGS", help="its arguments, as they are")
     add = launch.add_argument_group("who trains").add_argument
     add("--ps", type=int, help="parameter server tasks; 0 (default): one process, no cluster")
-    add("--workers", "--num-workers", type=int, help="worker tasks; default 1")
+    add("--workers", "--num-workers", type=workers, metavar="W|M..N", help=WORKERS)
     add("--towers", type=int, metavar="N", help="instead: N processes that average their gradients")
     add("--ps-hosts", "--ps-host", metavar="HOST:PORT,...", help="fixed addresses of the ps tasks")
     add("--train-steps", type=int, metavar="N", help="end after so many global steps; default: when the loops end")

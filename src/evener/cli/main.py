@@ -22,6 +22,7 @@ from evener.cli.export import add_export
 from evener.cli.launch import add_launch
 from evener.cli.looking import add_audit, add_eval
 from evener.cli.options import (
+    WORKERS,
     add_cluster_options,
     add_link_options,
     add_pipeline_options,
@@ -29,6 +30,7 @@ from evener.cli.options import (
     add_training_options,
     truth,
     unknown_option,
+    workers,
 )
 from evener.cli.ray import add_detached, add_launcher_options, launcher_options, run_detached
 from evener.cli.words import evener_words, parted
@@ -80,7 +82,7 @@ def add_train(commands: Any) -> None:
     cluster = train.add_argument_group("who trains")
     add = cluster.add_argument
     add("--ps", type=int, help="parameter server tasks; 0 (default): one process, no cluster")
-    add("--workers", "--num-workers", type=int, help="worker tasks; default 1")
+    add("--workers", "--num-workers", type=workers, metavar="W|M..N", help=WORKERS)
     add(
         "--towers",
         type=int,
@@ -106,6 +108,7 @@ def add_task(commands: Any) -> None:
     task = commands.add_parser("task", help="be one task of a cluster: one such command per machine")
     task.add_argument("recipe", nargs="?", help="as for train; instead, last: --script train.py ARGS")
     add_cluster_options(task)
+    task.add_argument("--workers", type=workers, metavar="M..N", help="the fewest and the most workers that train")
     text = "a directory that all tasks share: ps tasks with port 0 tell there which one they got"
     task.add_argument("--rendezvous", default="", metavar="DIR", help=text)
     add_existing_servers(task)

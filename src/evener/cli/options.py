@@ -11,6 +11,9 @@ from evener.modes import MODES, OPTIONS
 from evener.rules import COMPENSATE, STALENESS_LR
 from evener.wire.layout import PLACEMENTS
 
+#: Of `--workers`.
+WORKERS = "worker tasks; default 1; 2..8: at least 2, at most 8, which come and go"
+
 
 def add_cluster_options(command: argparse.ArgumentParser) -> None:
     add = command.add_argument_group("which task of which cluster").add_argument
@@ -45,6 +48,14 @@ def truth(text: str) -> bool:
     if text.lower() not in ("true", "false", "1", "0", "yes", "no"):
         raise argparse.ArgumentTypeError(f"{text!r} is neither true nor false")
     return text.lower() in ("true", "1", "yes")
+
+
+def workers(text: str) -> int | str:
+    """How many worker tasks: a number, or the fewest and the most as 2..8, which `settings.make` reads."""
+    try:
+        return int(text)
+    except ValueError:
+        return text
 
 
 def sizes(text: str) -> tuple[int, ...]:

@@ -27,6 +27,7 @@ log = logging.getLogger(__name__)
 
 def how(settings: Settings) -> str:
     """How gradients become updates, for a title."""
+    few = f", {settings.min_workers} to {settings.workers} workers" if settings.min_workers else ""
     ways = {
         "single": "one process",
         "towers": f"{settings.towers} towers",
@@ -34,8 +35,9 @@ def how(settings: Settings) -> str:
     }
     way = ways.get(settings.way, settings.way)
     if settings.batch_by_speed:
-        return f"{way}, batches by speed"
-    return f"{way}, batches of {', '.join(map(str, settings.batch_sizes))}" if settings.batch_sizes else way
+        return f"{way}, batches by speed{few}"
+    sizes = f", batches of {', '.join(map(str, settings.batch_sizes))}" if settings.batch_sizes else ""
+    return f"{way}{sizes}{few}"
 
 
 def settings_of(

@@ -22,7 +22,7 @@ class Async:
     def terms(self, workers: int) -> Terms:
         return Terms()
 
-    def start(self, version: int, workers: int, *, ending: bool = False) -> Asynchronous:
+    def start(self, version: int, workers: int, *, ending: bool = False, least: int = 1) -> Asynchronous:
         return Asynchronous(version)
 
     def told(self, workers: int, batch_size: int) -> list[str]:

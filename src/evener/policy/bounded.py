@@ -33,7 +33,7 @@ class Bounded:
     def terms(self, workers: int) -> Terms:
         return Terms()
 
-    def start(self, version: int, workers: int, *, ending: bool = False) -> StaleSynchronous:
+    def start(self, version: int, workers: int, *, ending: bool = False, least: int = 1) -> StaleSynchronous:
         return StaleSynchronous(self.staleness, version=version)
 
     def told(self, workers: int, batch_size: int) -> list[str]:

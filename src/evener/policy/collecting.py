@@ -58,7 +58,7 @@ class Rennala:
             several_optimizers=gradients == 1,
         )  # fmt: skip
 
-    def start(self, version: int, workers: int, *, ending: bool = False) -> Collecting:
+    def start(self, version: int, workers: int, *, ending: bool = False, least: int = 1) -> Collecting:
         return Collecting(self._gradients(workers), 1, version=version)
 
     def told(self, workers: int, batch_size: int) -> list[str]:
@@ -95,7 +95,7 @@ class Ringmaster:
     def terms(self, workers: int) -> Terms:
         return Terms(drops=True, late=self._delay(workers) > 1)
 
-    def start(self, version: int, workers: int, *, ending: bool = False) -> Collecting:
+    def start(self, version: int, workers: int, *, ending: bool = False, least: int = 1) -> Collecting:
         return Collecting(1, self._delay(workers), version=version)
 
     def told(self, workers: int, batch_size: int) -> list[str]:
@@ -134,7 +134,7 @@ class Softsync:
             gradients=gradients, held=gradients, exact=gradients == 1, several_optimizers=gradients == 1
         )  # fmt: skip
 
-    def start(self, version: int, workers: int, *, ending: bool = False) -> Collecting:
+    def start(self, version: int, workers: int, *, ending: bool = False, least: int = 1) -> Collecting:
         return Collecting(self._gradients(workers), math.inf, version=version)
 
     def told(self, workers: int, batch_size: int) -> list[str]:

@@ -66,10 +66,10 @@ class Quorum:
             late=self.max_delay > 1, together=True, several_optimizers=False,
         )  # fmt: skip
 
-    def start(self, version: int, workers: int, *, ending: bool = False) -> Gathering:
+    def start(self, version: int, workers: int, *, ending: bool = False, least: int = 1) -> Gathering:
         return Gathering(
             self._needed(workers), self.linger, self.max_delay, version=version,
-            elastic=self.elastic, workers=workers if ending else None,
+            elastic=least * self.elastic, workers=workers if ending else None,
         )  # fmt: skip
 
     def told(self, workers: int, batch_size: int) -> list[str]:
@@ -91,7 +91,7 @@ class Gathering:
         grace: seconds that an update waits for more gradients, once it has K.
         delay: R, at least 1: a gradient must be less than so many updates late.
         version: updates decided before this run began, as a checkpoint tells.
-        elastic: while fewer than K workers live, wait for those. Without it wait for K, aloud.
+        elastic: while fewer than K workers live, wait for those, and so many at least. 0: wait for K, aloud.
         workers: how many there are; those of them whose loops have ended are not waited for. None: all are.
     """
 
@@ -102,7 +102,7 @@ class Gathering:
         delay: int,
         *,
         version: int = 0,
-        elastic: bool = False,
+        elastic: int = 0,
         workers: int | None = None,
     ) -> None:
         self.quorum, self.grace, self.delay, self.version = needed, grace, delay, version
@@ -122,7 +122,7 @@ class Gathering:
         """Gradients that the next update waits for."""
         here = self.quorum
         if self.elastic:
-            here = self._live
+            here = max(self._live, self.elastic - len(self._ended))
         elif self._ended and self._workers is not None:
             here = self._workers - len(self._ended)
         return max(1, min(self.quorum, here))

@@ -44,11 +44,12 @@ class Mode(Protocol):
         """What it asks of so many workers."""
         ...
 
-    def start(self, version: int, workers: int, *, ending: bool = False) -> Policy:
+    def start(self, version: int, workers: int, *, ending: bool = False, least: int = 1) -> Policy:
         """The policy of a run of so many workers that goes on from `version`.
 
         Args:
             ending: workers have loops of their own, which may end one by one.
+            least: where an elastic mode averages whoever lives, an update is of so many at least.
         """
         ...
 

@@ -66,10 +66,10 @@ class Sync:
             several_optimizers=not self.accumulate,
         )  # fmt: skip
 
-    def start(self, version: int, workers: int, *, ending: bool = False) -> Synchronous:
+    def start(self, version: int, workers: int, *, ending: bool = False, least: int = 1) -> Synchronous:
         return Synchronous(
-            self.replicas_to_aggregate or workers, accumulate=self.accumulate, elastic=self.elastic, version=version,
-            workers=workers if ending else None,
+            self.replicas_to_aggregate or workers, accumulate=self.accumulate, elastic=least * self.elastic,
+            version=version, workers=workers if ending else None,
         )  # fmt: skip
 
     def told(self, workers: int, batch_size: int) -> list[str]:
@@ -89,8 +89,8 @@ class Synchronous:
     Args:
         replicas_to_aggregate: R, the gradients averaged by one update; at least 1.
         accumulate: release a worker again at the same version while its gradient is needed, so that R may exceed N.
-        elastic: while fewer than R workers live, average one gradient of each. Without it wait for R, aloud.
-            Nothing to do with accumulate, where few workers give as many gradients as many.
+        elastic: while fewer than R workers live, average one gradient of each, of so many at least. 0: wait for R,
+            aloud. Nothing to do with accumulate, where few workers give as many gradients as many.
         version: updates decided before this run began, as a checkpoint tells.
         workers: how many there are; of these, those whose loops have ended are not waited for. None: all are.
     """
@@ -100,7 +100,7 @@ class Synchronous:
         replicas_to_aggregate: int,
         *,
         accumulate: bool = False,
-        elastic: bool = False,
+        elastic: int = 0,
         version: int = 0,
         workers: int | None = None,
     ) -> None:
@@ -124,7 +124,7 @@ class Synchronous:
             return self.replicas_to_aggregate
         here = self.replicas_to_aggregate
         if self.elastic:
-            here = self._live_count()
+            here = max(self._live_count(), self.elastic - len(self._ended))
         elif self._ended and self._workers is not None:
             here = self._workers - len(self._ended)
         return max(1, min(self.replicas_to_aggregate, here))

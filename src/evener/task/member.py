@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from evener import chaos
+from evener.choices import counts_of
 from evener.cluster.cluster import Cluster
 from evener.cluster.environment import Found, chaos_plan, explain, seeing_devices
 from evener.control.told import Told, told_to_leave
@@ -30,7 +31,14 @@ def options_in(cluster: Cluster, options: Mapping[str, Any]) -> dict[str, Any]:
     if not cluster.ps:
         raise ConfigError("the cluster has no job 'ps'.", fix="name at least one: --ps-hosts HOST:PORT.")
     hosts = tuple(str(address) for address in cluster.ps)
-    return {**options, "ps": len(cluster.ps), "workers": len(cluster.worker), "ps_hosts": hosts}
+    count, asked = len(cluster.worker), options.get("workers")
+    counts = counts_of(asked) if isinstance(asked, str) else {"workers": asked or count}
+    if counts["workers"] != count:
+        raise ConfigError(
+            f"workers={asked}, but the cluster names {count} workers.", why="it says where each of them may be.",
+            fix=f"say --workers M..{count}, or leave it out.",
+        )  # fmt: skip
+    return {**options, "ps": len(cluster.ps), **counts, "ps_hosts": hosts}
 
 
 def local_rank(cluster: Cluster, index: int) -> tuple[int, int]:

@@ -13,6 +13,7 @@ from collections.abc import Iterable
 from evener.policy.asynchronous import Asynchronous
 from evener.policy.bounded import StaleSynchronous
 from evener.policy.collecting import Collecting
+from evener.policy.enough import Enough
 from evener.policy.events import (
     Apply,
     Decision,
@@ -43,6 +44,8 @@ class Game:
 
     def __init__(self, policy: Policy, workers: int) -> None:
         self.policy = policy
+        #: The mode's own, which may wait for a number of workers.
+        self.rule, self.least = (policy.rule, policy.least) if isinstance(policy, Enough) else (policy, 0)
         self.version = policy.version
         self.workers = range(workers)
         self.computing: dict[int, int] = {}  # worker -> the version it was released with; the oldest release first
@@ -63,6 +66,11 @@ class Game:
             moves = self._moves()
             self.tell(moves[choice % len(moves)])
         self._must_go_on()
+
+    @property
+    def short(self) -> bool:
+        """Fewer live than it waits for: nobody is sent on."""
+        return len(self.live) < self.least
 
     def _moves(self) -> list[Told]:
         """Every legal event; pushes and joins weigh more, else all histories are short lives."""
@@ -127,15 +135,15 @@ class Game:
         assert handles, "an update without a gradient"
         for handle in handles:
             assert handle in self.undecided, f"gradient {handle} was decided before, or never pushed"
-        if isinstance(self.policy, Synchronous):
+        if isinstance(self.rule, Synchronous):
             origins = [self.undecided[handle] for handle in handles]
             givers = [worker for worker, _ in origins]
             assert len(handles) == self._needed(), f"an update of {len(handles)} gradients, {self._needed()} are needed"
             assert {version for _, version in origins} == {self.version}, "an update of gradients of another version"
-            assert self.policy.accumulate or len(set(givers)) == len(givers), "two gradients of one worker in an update"
+            assert self.rule.accumulate or len(set(givers)) == len(givers), "two gradients of one worker in an update"
             assert set(givers) <= self.live, "an update with the gradient of a worker that left"
             assert list(handles) == sorted(handles), "handles not in order of arrival"
-        elif isinstance(self.policy, Collecting | Gathering):
+        elif isinstance(self.rule, Collecting | Gathering):
             self._collected(handles)
         else:
             assert len(handles) == 1, "an update of several gradients where each is one"
@@ -150,21 +158,21 @@ class Game:
         assert list(handles) == sorted(handles), "handles not in order of arrival"
         assert givers <= self.live, "an update with the gradient of a worker that left"
         delays = [self.version - version for _, version in origins]
-        limit = getattr(self.policy, "delay", 1)
+        limit = getattr(self.rule, "delay", 1)
         assert max(delays) < limit, f"applied {max(delays)} updates late, the limit is {limit}"
-        if isinstance(self.policy, Gathering):
+        if isinstance(self.rule, Gathering):
             assert self._needed() <= len(handles) <= len(self.live), f"an update of {len(handles)} gradients"
             assert len(givers) == len(handles), "two gradients of one worker in an update"
         else:
             assert len(handles) == self._needed(), f"an update of {len(handles)} gradients, {self._needed()} are needed"
 
     def _dropped(self, handle: int, reason: str) -> None:
-        assert isinstance(self.policy, Synchronous | Collecting | Gathering), "this mode drops no gradients"
+        assert isinstance(self.rule, Synchronous | Collecting | Gathering), "this mode drops no gradients"
         assert handle in self.undecided, f"gradient {handle} was decided before, or never pushed"
         assert reason, "a drop without a reason"
         worker, version = self.undecided.pop(handle)
         kind = "orphan" if worker not in self.live else "stale"
-        allowed = getattr(self.policy, "delay", 1)
+        allowed = getattr(self.rule, "delay", 1)
         assert kind == "orphan" or self.version - version >= allowed, "a young gradient of a live worker was dropped"
         self.seen[kind] += 1
 
@@ -173,9 +181,9 @@ class Game:
         self.waiting.remove(worker)
         self.computing[worker] = self.version
         self.seen["released"] += 1
-        if isinstance(self.policy, StaleSynchronous):
+        if isinstance(self.rule, StaleSynchronous):
             ahead = self.clock[worker] - min(self.clock.values())
-            assert ahead <= self.policy.staleness, f"released {ahead} ahead, the bound is {self.policy.staleness}"
+            assert ahead <= self.rule.staleness, f"released {ahead} ahead, the bound is {self.rule.staleness}"
 
     def _check_answer(self, event: Told, decisions: list[Decision], *, updated: bool) -> None:
         released = [decision.worker for decision in decisions if isinstance(decision, Release)]
@@ -183,7 +191,9 @@ class Game:
         dropped = any(isinstance(decision, Drop) for decision in decisions)  # whose worker is released in any case
         for worker in released:
             assert self.computing[worker] == self.version, "a release before the update of the same answer"
-        if isinstance(event, Pushed) and isinstance(self.policy, Asynchronous):
+        if self.short:
+            assert not released, "a worker was sent on, and too few are here"
+        elif isinstance(event, Pushed) and isinstance(self.rule, Asynchronous):
             assert decisions == [Apply((event.handle,)), Release(event.worker)], "async did not apply and release"
         kinds = [type(decision) for decision in decisions]
         assert kinds.count(Apply) <= 1, "one event gave two updates"
@@ -194,10 +204,11 @@ class Game:
         for worker, version in self.computing.items():
             doomed = worker in self.recalled
             assert doomed == self.policy.dooms(version), f"worker {worker} is too late, and was not recalled"
-        if updated and isinstance(self.policy, Synchronous | Gathering):
+        if updated and isinstance(self.rule, Synchronous | Gathering) and not self.short:
             assert not self.waiting, "an update left a worker waiting"
-        elif isinstance(self.policy, Synchronous) and self.policy.accumulate and released and not dropped:
-            assert self._leases() <= self.policy.replicas_to_aggregate, "a release for a gradient that nobody needs"
+        elif self._accumulates() and released and not self.least and not dropped:
+            assert isinstance(self.rule, Synchronous)
+            assert self._leases() <= self.rule.replicas_to_aggregate, "a release for a gradient that nobody needs"
 
     def _leases(self) -> int:
         """Gradients of this version that are here or on their way."""
@@ -207,15 +218,17 @@ class Game:
         assert self.policy.version == self.version, "version is not the number of updates"
         decided = self.seen["applied"] + self.seen["stale"] + self.seen["orphan"]
         assert decided + len(self.undecided) == self.seen["push"], "a gradient is in no book"
-        if isinstance(self.policy, Asynchronous | StaleSynchronous):
+        if isinstance(self.rule, Asynchronous | StaleSynchronous):
             assert not self.undecided, "a push was neither applied nor dropped"
         for worker, version in self.undecided.values():
-            assert self.version - version < getattr(self.policy, "delay", 1), "a stale gradient is still held"
+            assert self.version - version < getattr(self.rule, "delay", 1), "a stale gradient is still held"
             assert worker in self.live, "a gradient of a worker that left is still held"
 
     def _check_waits(self) -> None:
         """A worker waits only for a reason, and the reason is told."""
-        match self.policy:
+        match self.rule:
+            case _ if self.short:
+                assert "waits for" in self.policy.waiting_for(), "too few are here, and nobody is told"
             case Asynchronous() | Collecting():
                 assert not self.waiting, "a worker waits where nobody has to"
             case StaleSynchronous(staleness=staleness):
@@ -225,7 +238,7 @@ class Game:
             case Synchronous(accumulate=False) | Gathering():
                 givers = {worker for worker, _ in self.undecided.values()}
                 assert self.waiting == givers, "a worker waits whose gradient is not held"
-            case Synchronous(replicas_to_aggregate=aggregate):
+            case Synchronous(replicas_to_aggregate=aggregate) if not self.least:
                 leases = self._leases()
                 assert self.most_alive > aggregate or leases <= aggregate, f"{leases} leases, {aggregate} are needed"
                 assert not self.waiting or leases >= aggregate, "a worker waits whose gradient is needed"
@@ -244,25 +257,26 @@ class Game:
                 self.tell(Expired(self.timers[-1]))  # all others have left since
                 continue
             self.tell(self._push(next(iter(self.computing))))
-            if self.version == start and self.timers and isinstance(self.policy, Gathering):
+            if self.version == start and self.timers and isinstance(self.rule, Gathering):
                 self.tell(Expired(self.timers[-1]))
         assert self.version > start or not self._enough(), f"no update within {limit} pushes"
 
     def _needed(self) -> int:
-        match self.policy:
-            case Synchronous(replicas_to_aggregate=aggregate, accumulate=False, elastic=True):
-                return max(1, min(aggregate, len(self.live)))
+        match self.rule:
+            case Synchronous(replicas_to_aggregate=aggregate, accumulate=False, elastic=least) if least:
+                return max(1, min(aggregate, max(least, len(self.live))))
             case Synchronous(replicas_to_aggregate=aggregate):
                 return aggregate
             case Collecting(gradients=gradients):
                 return gradients
             case Gathering(quorum=quorum, elastic=elastic):
-                return max(1, min(quorum, len(self.live))) if elastic else quorum
+                return max(1, min(quorum, max(elastic, len(self.live)))) if elastic else quorum
         return 1
 
+    def _accumulates(self) -> bool:
+        return isinstance(self.rule, Synchronous) and self.rule.accumulate
+
     def _enough(self) -> bool:
-        several = isinstance(self.policy, Collecting) or (
-            isinstance(self.policy, Synchronous) and self.policy.accumulate
-        )
+        several = isinstance(self.rule, Collecting) or self._accumulates()
         needs = 1 if several else self._needed()
-        return len(self.live) >= needs
+        return len(self.live) >= max(needs, self.least)

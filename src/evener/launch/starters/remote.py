@@ -21,6 +21,7 @@ from typing import Any
 import msgspec
 
 from evener import errors, transport
+from evener.choices import counts_of
 from evener.cluster.cluster import Cluster, Task
 from evener.cluster.private import keyed
 from evener.control import control
@@ -63,13 +64,16 @@ def options_for(servers: Cluster, options: Mapping[str, Any]) -> dict[str, Any]:
     if not servers.ps:
         raise errors.ConfigError("no ps server is named.", fix="add --ps-hosts HOST:PORT,...")
     counts = {"ps": len(servers.ps), "workers": len(servers.worker)}
+    asked = dict(options)
+    if isinstance(workers := options.get("workers"), str):
+        asked |= counts_of(workers)
     for name, count in counts.items():
-        if options.get(name) not in (None, count):
+        if asked.get(name) not in (None, count):
             raise errors.ConfigError(
                 f"{name}={options[name]}, but the host lists name {count}.", fix="leave the number out."
             )
     free = tuple(str(replace(address, port=0)) for address in servers.ps)
-    return {**options, **counts, "ps_hosts": free}
+    return {**asked, **counts, "ps_hosts": free}
 
 
 def pieces(data: bytes) -> list[bytes]:

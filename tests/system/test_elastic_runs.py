@@ -1,0 +1,75 @@
+"""`--workers 1..3`: runs that begin with who is here and go on with who is left, in real processes that are killed."""
+
+from __future__ import annotations
+
+import re
+
+import pytest
+import torch
+from running import EVENER, PATIENCE, Run, evener
+from test_batch_sizes_runs import SMALL
+
+from evener import load
+
+STEPS = 40
+GONE = r"{} +was killed by SIGKILL; the others go on without it"
+
+
+def train(place, logdir, *options, plan="", recipe="small.py:double"):
+    (place / "small.py").write_text(SMALL)
+    words = ["train", recipe, "--train-steps", STEPS, "--logdir", logdir, "--max-restarts", 0, "--json", *options]
+    with Run([*EVENER, *words], place, EVENER_CHAOS=plan) as run:
+        return run.finish(PATIENCE)
+
+
+def apart(place, one, other):
+    values = [torch.cat([value.flatten() for value in load("small.py:double", place / path).state_dict().values()])
+              for path in (one, other)]  # fmt: skip
+    return float((values[0] - values[1]).norm() / values[1].norm())
+
+
+def test_by_speed_a_run_that_loses_two_of_three_workers_for_good_is_one_process(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    assert train(tmp_path, "one", "--batch-size", 21).code == 0
+    plan = "worker:0/worker.computing@9=kill; worker:2/worker.pushed@17=kill"
+    sync = ["--ps", 1, "--workers", "1..3", "--mode", "sync", "--batch-by-speed", "--batch-size", 7]
+    done = train(tmp_path, "ps", *sync, plan=plan)
+
+    assert done.code == 0, done.text
+    assert "sync, batches by speed, 1 to 3 workers" in done.text
+    for worker in ("worker:0", "worker:2"):
+        assert re.search(GONE.format(worker), done.text), done.text
+    assert apart(tmp_path, "ps", "one") < 1e-12
+    assert evener(tmp_path, "audit", "ps").code == 0
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("mode", ["sync", "async", "quorum"])
+def test_a_run_of_2_to_3_begins_with_two_and_ends_whole(mode, tmp_path):
+    """The third one never says who it is."""
+    done = train(tmp_path, "run", "--ps", 2, "--workers", "2..3", "--mode", mode, plan="worker:1/worker.hello=kill")
+
+    assert done.code == 0, done.text
+    assert done.json["global_step"] == STEPS
+    assert re.search(GONE.format("worker:1"), done.text), done.text
+    assert evener(tmp_path, "audit", "run").code == 0
+
+
+@pytest.mark.slow
+def test_with_fewer_than_the_fewest_left_the_run_ends_and_says_why(tmp_path):
+    plan = "worker:0/worker.computing@5=kill; worker:1/worker.computing@9=kill"
+    done = train(tmp_path, "run", "--ps", 1, "--workers", "2..3", "--mode", "sync", plan=plan)
+
+    assert done.code == 1 and "worker:1 was killed by SIGKILL" in done.text, done.text
+    assert re.search(GONE.format("worker:0"), done.text), done.text
+
+
+@pytest.mark.slow
+def test_it_waits_aloud_for_one_that_comes_back(tmp_path):
+    plan = "worker:1/worker.computing@9=kill; worker:1#2/worker.hello=sleep:4"
+    options = ["--ps", 1, "--workers", "2..2", "--mode", "async", "--max-restarts", 1]
+    done = train(tmp_path, "run", *options, plan=plan)
+
+    assert done.code == 0, done.text
+    assert "waits for 2 workers: only worker 0 is here, start another worker" in done.text
+    assert evener(tmp_path, "audit", "run").code == 0

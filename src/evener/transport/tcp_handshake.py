@@ -75,11 +75,14 @@ class Credentials:
     def renewed(self) -> Credentials:
         """These; or new ones, if a file was put into the directory of keys since. Of a server.
 
-        A task that comes to stand on another machine makes itself a new key there. Raises SecurityError.
+        A task that comes to stand on another machine makes itself a new key there. A key that was known goes on to
+        mean the task that it has meant, whatever its file is called now. Raises SecurityError.
         """
         if changed(self._directory) == self._as_of:
             return self
-        return Credentials(load(self._directory, self.name))
+        new = Credentials(load(self._directory, self.name))
+        new.tasks = {certificate: self.tasks.get(certificate, name) for certificate, name in new.tasks.items()}
+        return new
 
 
 def changed(directory: Path) -> int:

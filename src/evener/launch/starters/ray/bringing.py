@@ -36,7 +36,7 @@ class Ground:
     actor: Callable[[str], Any]  # a new one for "ps:0"
     missing: Callable[[str], str]  # why there is no room for it
     leave: Callable[[str], None]  # its node is to go away
-    seen: Callable[[Here], None]  # where one has come to stand
+    seen: Callable[[Here], str]  # where one has come to stand; what people should know of that
     apart: Callable[[], bool]  # what a node's disk holds is lost with it
     introductions: Introductions
 
@@ -53,7 +53,8 @@ class Bringing:
         """The whole of it."""
         try:
             here = self._placed()
-            self._ground.seen(here)
+            if trouble := self._ground.seen(here):
+                self._running.tell(Line("run", trouble))
             if here.certificate:
                 self._ground.introductions.introduce(self._task, self._actor, here.certificate)
             ray.get(self._actor.order.remote(control.framed(self._assignment)))
@@ -87,16 +88,18 @@ class Bringing:
                 why="tasks of two versions may not understand each other.",
                 fix="install the same on all nodes, or name it in --runtime-env.",
             )
-        where = f"stands on {here.host} ({here.address}, node {here.node[:8]})"
-        self._running.tell(Line(self._task, where))
+        self._say(f"stands on {here.host} ({here.address}, node {here.node[:8]})")
         return here
+
+    def _say(self, text: str) -> None:
+        """To people; by the line of the task, since whoever shows it is another thread."""
+        self._running.tell(Line("run", f"{self._task} {text}"))
 
     def _room(self, asked: Any) -> Here:
         """Waits for room, and tells so."""
         if not ray.wait([asked], timeout=ROOM)[0]:
-            text = f"waits for room on the Ray cluster: {self._ground.missing(self._task)}"
-            waiting = Status(self._task, "starting", waiting_for="room on the Ray cluster")
-            self._running.tell(waiting, Line(self._task, text))
+            self._running.tell(Status(self._task, "starting", waiting_for="room on the Ray cluster"))
+            self._say(f"waits for room on the Ray cluster: {self._ground.missing(self._task)}")
         here: Here = ray.get(asked)
         return here
 

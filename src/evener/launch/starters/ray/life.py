@@ -20,16 +20,19 @@ class RayTask:
         task: "ps:0".
         log: what it writes where it runs.
         kill: ends an actor at once.
+        watch: gets every report too.
     """
 
-    def __init__(self, task: str, log: str, kill: Callable[[Any], None]) -> None:
+    def __init__(
+        self, task: str, log: str, kill: Callable[[Any], None], watch: Callable[[AnyReport], None] = lambda report: None
+    ) -> None:
         self.task, self.host, self.log = task, "the Ray cluster", log
         self.pid = 0  # not of this machine
         self.killed = False
         self._how: str | None = None
         self._line, self._theirs = socket.socketpair()
         self._end = LauncherEnd(self._line)
-        self._kill, self._actor = kill, None
+        self._kill, self._actor, self._watch = kill, None, watch
         self._lock = threading.Lock()
         self._send: Callable[[bytes], object] | None = None
         self._unsent: list[bytes] = []
@@ -52,7 +55,10 @@ class RayTask:
             self._pass_on()
 
     def reports(self) -> list[AnyReport]:
-        return self._end.reports() if self.open else []
+        heard = self._end.reports() if self.open else []
+        for report in heard:
+            self._watch(report)
+        return heard
 
     def ended(self) -> str | None:
         return None if self.open else self._how

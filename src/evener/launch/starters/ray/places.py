@@ -44,22 +44,23 @@ class Places:
         Raises:
             Unavailable: there was none within `patience` seconds.
         """
+        groups: dict[str, PlacementGroup] = {}
         for job, strategy in (("ps", "SPREAD"), ("worker", self._asked.ray_placement.upper())):
             tasks = [task for task in self._needed if task.job == job]
-            if tasks:
-                group = self._group(tasks, strategy, f"evener {job} {self._name}")
-                self._bundles.update({task: (group, index) for index, task in enumerate(tasks)})
+            groups[job] = self._group(tasks, strategy, f"evener {job} {self._name}")
+            self._bundles.update({task: (groups[job], index) for index, task in enumerate(tasks)})
         deadline, told = time.monotonic() + patience, SOON
-        for group in list(self._groups):
-            while not group.wait(told):
-                missing = self.missing(self._needed)
+        for job, group in groups.items():
+            while not group.wait(max(1.0, min(told, deadline - time.monotonic()))):
+                tasks = [task for task in self._needed if task.job == job]
+                missing = self.missing(tasks)
                 if time.monotonic() > deadline:
                     raise Unavailable(
                         f"the Ray cluster had no room for the run within {patience:g} s.", why=f"{missing}.",
                         fix="ask for less (--workers, --resources-per-worker), or add nodes; `ray status` shows them.",
                     )  # fmt: skip
-                tell(f"waits for the Ray cluster to place {len(self._needed)} tasks: {missing}")
-                told = min(AGAIN, patience)
+                tell(f"waits for the Ray cluster to place {len(tasks)} {job} tasks: {missing}")
+                told = AGAIN
 
     def missing(self, tasks: list[Task]) -> str:
         """Why these are not there, in words."""

@@ -19,6 +19,7 @@ from evener.launch.starters.ray.bringing import Bringing, Ground
 from evener.launch.starters.ray.host import TaskHost
 from evener.launch.starters.ray.introductions import Introductions
 from evener.launch.starters.ray.life import RayTask
+from evener.launch.starters.ray.metrics import Metrics
 from evener.launch.starters.ray.nodes import draining, here
 from evener.launch.starters.ray.places import Places
 from evener.launch.starters.ray.told import Here, Start
@@ -44,22 +45,26 @@ class RayTasks:
         self._places = Places(
             asked, [task for task in tasks if task.job == "ps" or task.index < fewest], self._name
         )  # fmt: skip
+        self._metrics = Metrics(self._name)
         self._lock = threading.Lock()
         self._apart = ""  # a node that has not the launcher's logdir
-        self._tell: Callable[[str], None] = lambda text: None
         self._ground = Ground(
-            self._actor, self._missing, self._draining, self._seen, lambda: bool(self._apart), Introductions()
+            self._actor,
+            self._missing,
+            self._draining,
+            self._seen,
+            lambda: bool(self._apart),
+            Introductions(),
         )
 
     def reserve(self, tell: Callable[[str], None]) -> None:
         """Find room for the tasks that the run cannot begin without. Raises Unavailable."""
-        self._tell = tell
         (Path(self._settings.logdir) / self._start.token).touch()
         self._places.reserve(tell, self._settings.stall_timeout)
 
     def start(self, assignment: Assignment) -> Running:
         task = f"{assignment.job}:{assignment.index}"
-        running = RayTask(task, str(log_of(assignment)), _kill)
+        running = RayTask(task, str(log_of(assignment)), _kill, self._metrics.hear)
         life = Bringing(running, assignment, self._ground)
         threading.Thread(target=life, name=f"{task} on Ray", daemon=True).start()
         return running
@@ -85,12 +90,12 @@ class RayTasks:
         with self._lock:
             self._places.leave(self._tasks[task])
 
-    def _seen(self, where: Here) -> None:
+    def _seen(self, where: Here) -> str:
         with self._lock:
             if where.shares or self._apart:
-                return
+                return ""
             self._apart = where.host
-        self._tell(
+        return (
             f"{where.host} does not see the logdir {self._settings.logdir}: a ps task that is lost with its node ends "
             "the run; give a --logdir that all nodes share"
         )

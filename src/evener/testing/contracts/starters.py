@@ -194,10 +194,9 @@ class StarterContract:
     def test_a_start_that_fails_is_a_life_that_is_over_and_says_why(self, broken: Starter, place: Path) -> None:
         """It raises nothing: a launcher may try again, or go on without this task."""
         running = broken.start(assignment(place, "mnist", "ps"))
-        how = running.ended()
+        how = Watched(running).end()
 
-        assert not running.open
-        assert how is not None and how.startswith("cannot start: ") and len(how) > len("cannot start: ...")
+        assert how.startswith("cannot start: ") and len(how) > len("cannot start: ...")
         assert running.reports() == []
         assert running.pid == 0
         assert running.host

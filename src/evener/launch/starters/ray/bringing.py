@@ -48,6 +48,7 @@ class Bringing:
         self._running, self._assignment, self._ground = running, assignment, ground
         self._task = running.task
         self._actor: Any = None
+        self._begun = False
 
     def __call__(self) -> None:
         """The whole of it."""
@@ -58,6 +59,7 @@ class Bringing:
             if here.certificate:
                 self._ground.introductions.introduce(self._task, self._actor, here.certificate)
             ray.get(self._actor.order.remote(control.framed(self._assignment)))
+            self._begun = True
             self._running.stands(here.host, self._actor.order.remote)
             how = self._listen()
         except EvenerError as error:
@@ -132,6 +134,8 @@ class Bringing:
             )
         if failed is not None:
             self._running.tell(Failed(self._task, type(failed).__name__, failed.what, failed.why, failed.fix))
+        if not self._begun:
+            return f"cannot start: {last_line(error)}"
         if isinstance(error, RayActorError):
             return f"is lost with its actor on {self._running.host}"
         return f"is lost: {last_line(error)}"

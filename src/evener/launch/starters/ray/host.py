@@ -89,7 +89,7 @@ class TaskHost:
         if self._keyring:
             told["keys"] = str(self._keyring.directory)
         if assignment.job == "ps":
-            hosts = list(told["ps_hosts"])
+            hosts = list(told.get("ps_hosts") or [""] * told["ps"])
             hosts[assignment.index] = f"{self._address}:0"
             told["ps_hosts"] = tuple(hosts)
         return msgspec.structs.replace(assignment, settings=told)

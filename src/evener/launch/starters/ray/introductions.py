@@ -32,5 +32,5 @@ class Introductions:
 
     def gone(self, task: str, actor: Any) -> None:
         with self._lock:
-            if self._standing.get(task) is actor:
+            if actor is not None and self._standing.get(task) is actor:
                 del self._standing[task]

@@ -12,6 +12,9 @@ from evener.control import control
 from evener.control.control import LauncherEnd, Order
 from evener.report import AnyReport
 
+#: Seconds that an actor may take to end its process.
+CLOSE = 5.0
+
 
 class RayTask:
     """A task that a thread brings to life, and listens to: `bringing`.
@@ -19,12 +22,12 @@ class RayTask:
     Args:
         task: "ps:0".
         log: what it writes where it runs.
-        kill: ends an actor at once.
+        kill: ends an actor: first its process, with all that this has started, or (False) whatever it is doing.
         watch: gets every report too.
     """
 
     def __init__(
-        self, task: str, log: str, kill: Callable[[Any], None], watch: Callable[[AnyReport], None] = lambda report: None
+        self, task: str, log: str, kill: Callable[[Any, bool], None], watch: Callable[[AnyReport], None]
     ) -> None:
         self.task, self.host, self.log = task, "the Ray cluster", log
         self.pid = 0  # not of this machine
@@ -36,6 +39,12 @@ class RayTask:
         self._lock = threading.Lock()
         self._send: Callable[[bytes], object] | None = None
         self._unsent: list[bytes] = []
+        self._thread: threading.Thread | None = None
+
+    def begin(self, life: Callable[[], None]) -> None:
+        """`life` brings it to where it stands, in a thread."""
+        self._thread = threading.Thread(target=life, name=f"{self.task} on Ray", daemon=True)
+        self._thread.start()
 
     # --- for the launcher
 
@@ -65,15 +74,20 @@ class RayTask:
 
     def kill(self) -> None:
         with self._lock:
-            self.killed = self.killed or self._how is None
-            actor = self._actor
-        if actor is not None and self._how is None:
-            self._kill(actor)
+            if self._how is not None:
+                return
+            self.killed = True
+            actor, stands = self._actor, self._send is not None
+        if actor is not None:
+            self._kill(actor, stands)
 
     def close(self) -> None:
-        """The thread leaves when it hears of its actor's end."""
         self.kill()
         self._end.close()
+        if self._thread is not None:
+            self._thread.join(CLOSE)
+            if self._thread.is_alive() and self._actor is not None:
+                self._kill(self._actor, False)
 
     # --- for the thread
 
@@ -83,7 +97,7 @@ class RayTask:
             self._actor = actor
             killed = self.killed
         if killed:
-            self._kill(actor)
+            self._kill(actor, False)
 
     def stands(self, host: str, send: Callable[[bytes], object]) -> None:
         """It stands on this machine: `send` brings it orders, from now on and those that wait."""
@@ -105,7 +119,9 @@ class RayTask:
         self.heard(b"".join(map(control.framed, reports)))
 
     def over(self, how: str) -> None:
-        """It has ended so."""
+        """It has ended so; its actor is not needed any longer, and leaves its place to the next one."""
         with self._lock:
-            self._how = how
+            self._how, actor = how, self._actor
+        if actor is not None:
+            self._kill(actor, False)
         self._theirs.close()

@@ -32,13 +32,10 @@ def lacking(
     'they need 4 CPU; 3 nodes have 6, 5 of them free: Ray has found no node so far'
     """
     where = f"{nodes} node{'s have' if nodes != 1 else ' has'}"
+    sums = total(asked)
+    short = [name for name, amount in sums.items() if amount > free.get(name, 0.0)]
     told = []
-    for name, amount in total(asked).items():
-        if amount > free.get(name, 0.0):
-            some = f"{has[name]:g}, {free.get(name, 0.0):g} of them free" if has.get(name) else "none"
-            told.append(f"{amount:g} {name}; {where} {some}")
-    if told:
-        return "they need " + ", and ".join(told)
-    needs = ", ".join(f"{amount:g} {name}" for name, amount in total(asked).items())
-    some = ", ".join(f"{has.get(name, 0.0):g}, {free.get(name, 0.0):g} of them free" for name in total(asked))
-    return f"they need {needs}; {where} {some}: Ray has found no node so far"
+    for name in short or sums:
+        some = f"{has[name]:g}, {free.get(name, 0.0):g} of them free" if has.get(name) else "none"
+        told.append(f"{sums[name]:g} {name}; {where} {some}")
+    return "they need " + ", and ".join(told) + ("" if short else ": Ray has found no node so far")

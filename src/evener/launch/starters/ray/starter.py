@@ -65,8 +65,7 @@ class RayTasks:
     def start(self, assignment: Assignment) -> Running:
         task = f"{assignment.job}:{assignment.index}"
         running = RayTask(task, str(log_of(assignment)), _kill, self._metrics.hear)
-        life = Bringing(running, assignment, self._ground)
-        threading.Thread(target=life, name=f"{task} on Ray", daemon=True).start()
+        running.begin(Bringing(running, assignment, self._ground))
         return running
 
     # --- for the lives, which are threads
@@ -109,6 +108,6 @@ class RayTasks:
         self._leave()
 
 
-def _kill(actor: Any) -> None:
+def _kill(actor: Any, stands: bool) -> None:
     with contextlib.suppress(Exception):  # it is gone already, or this process is no longer connected
-        ray.kill(actor, no_restart=True)
+        actor.end.remote() if stands else ray.kill(actor, no_restart=True)

@@ -15,9 +15,9 @@ STEPS = 40
 GONE = r"{} +was killed by SIGKILL; the others go on without it"
 
 
-def train(place, logdir, *options, plan="", recipe="small.py:double"):
+def train(place, logdir, *options, plan="", length=("--train-steps", STEPS)):
     (place / "small.py").write_text(SMALL)
-    words = ["train", recipe, "--train-steps", STEPS, "--logdir", logdir, "--max-restarts", 0, "--json", *options]
+    words = ["train", "small.py:double", *length, "--logdir", logdir, "--max-restarts", 0, "--json", *options]
     with Run([*EVENER, *words], place, EVENER_CHAOS=plan) as run:
         return run.finish(PATIENCE)
 
@@ -53,6 +53,19 @@ def test_a_run_of_2_to_3_begins_with_two_and_ends_whole(mode, tmp_path):
     assert done.json["global_step"] == STEPS
     assert re.search(GONE.format("worker:1"), done.text), done.text
     assert evener(tmp_path, "audit", "run").code == 0
+
+
+@pytest.mark.slow
+def test_an_epoch_is_all_samples_once_however_many_workers_there_are(tmp_path):
+    """Updates of fewer gradients are more updates."""
+    plan = "worker:0/worker.computing@3=kill; worker:2/worker.pushed@5=kill"
+    options = ["--ps", 1, "--workers", "1..3", "--mode", "sync", "--batch-size", 10]
+    done = train(tmp_path, "run", *options, plan=plan, length=["--epochs", 4])
+
+    assert done.code == 0, done.text
+    assert done.json["global_step"] > 20
+    account = evener(tmp_path, "audit", "run", "--json").json
+    assert account["clean"] and (account["examples"], account["epochs"]) == (400, 4)
 
 
 @pytest.mark.slow

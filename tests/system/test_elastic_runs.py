@@ -6,8 +6,9 @@ import re
 
 import pytest
 import torch
-from running import EVENER, PATIENCE, Run, evener
+from running import EVENER, PATIENCE, Run, evener, until
 from test_batch_sizes_runs import SMALL
+from test_own_loop import SMALL as OWN_LOOP
 
 from evener import load
 
@@ -86,3 +87,35 @@ def test_it_waits_aloud_for_one_that_comes_back(tmp_path):
     assert done.code == 0, done.text
     assert "waits for 2 workers: only worker 0 is here, start another worker" in done.text
     assert evener(tmp_path, "audit", "run").code == 0
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("mode", ["sync", "bounded"])
+def test_a_program_s_own_loop_goes_on_without_one_of_three(mode, tmp_path):
+    """Its loops end one by one: nobody waits for those who have finished."""
+    (tmp_path / "train.py").write_text(OWN_LOOP)
+    words = ["launch", "--ps", 1, "--workers", "2..3", "--mode", mode, "--max-restarts", 0, "--logdir", "run",
+             "train.py"]  # fmt: skip
+    with Run([*EVENER, *words], tmp_path, EVENER_CHAOS="worker:1/worker.pushed@4=kill") as run:
+        done = run.finish(PATIENCE)
+
+    assert done.code == 0, done.text
+    assert re.search(GONE.format("worker:1"), done.text), done.text
+    account = evener(tmp_path, "audit", "run", "--json").json
+    assert account["clean"] and account["examples"] == 72
+
+
+@pytest.mark.slow
+def test_a_program_s_own_loop_leaves_by_a_notice_and_goes_on(tmp_path):
+    (tmp_path / "train.py").write_text(OWN_LOOP)
+    words = [*EVENER, "launch", "--ps", 1, "--workers", 2, "--preemption-notice", "notice", "--logdir", "run"]
+    with Run([*words, "train.py", "--gate", 20], tmp_path) as run:
+        until(lambda: list(tmp_path.glob("waits-*")), PATIENCE, "a worker waits at step 20")
+        (tmp_path / "notice").touch()
+        done = run.finish(PATIENCE)
+    assert done.code == 4 and "all is saved" in done.text, done.text
+    with Run([*words, "train.py"], tmp_path) as run:
+        done = run.finish(PATIENCE)
+    assert done.code == 0, done.text
+    account = evener(tmp_path, "audit", "run", "--json").json
+    assert account["clean"] and (account["examples"], account["lost"]) == (72, 0)

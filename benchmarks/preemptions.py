@@ -3,11 +3,11 @@
     python benchmarks/preemptions.py                    # 50 preemptions with 1 and 2 ps tasks, and torchrun: 20 minutes
     python benchmarks/preemptions.py --preemptions 5 --steps 1500 --only ps1
 
-A seeded choice of tasks gets SIGTERM, one each time that the run has come so much further; now and then the whole
-machine gives notice instead (`--preemption-notice`), all leave, and the same command is started again. Every worker
-writes one byte for each batch that it begins: goodput is gradients in the parameters in the end, of all that were
-begun. Beside it the same without preemptions, and the same network in DistributedDataParallel under
-`torchrun --max-restarts`, with a checkpoint every 100 steps and as many SIGTERMs, at the same shares of the way.
+A seeded choice of tasks gets SIGTERM, each at a drawn step; now and then the whole machine gives notice instead
+(`--preemption-notice`), all leave, and the same command is started again. Every worker writes one byte for each batch
+that it begins: goodput is gradients in the parameters in the end, of all that were begun. Beside it the same without
+preemptions, and the same network in DistributedDataParallel under `torchrun --max-restarts 100`, with a checkpoint
+every 100 steps and as many SIGTERMs, at steps drawn in the same way.
 """
 
 from __future__ import annotations
@@ -93,7 +93,7 @@ class Plan:
         random = Random(seed)
         tasks = [*(f"ps:{index}" for index in range(ps)), *(f"worker:{index}" for index in range(WORKERS))]
         notices = set(random.sample(range(count), count // 15 if ps else 0))
-        marks = [(number + 1) * steps // (count + 1) for number in range(count)]
+        marks = sorted(random.sample(range(1, steps), count))  # even ones would fall on torchrun's checkpoints
         return cls(tuple((at, "" if number in notices else random.choice(tasks)) for number, at in enumerate(marks)))
 
 

@@ -47,7 +47,7 @@ FLOORS = [
 ALONE = {
     "cryptography": ("transport.keys", "transport.tcp_seal"),
     "ssl": ("transport.keys", "transport.tcp_handshake"),
-    "ray": (),  # nothing of evener runs on it so far
+    "ray": ("launch.starters.ray",),
     "google_crc32c": ("data.tfrecord.crc",),
     "tensorflow": (),  # evener.tensorflow is written out in PyTorch
     "tensorboard": ("session.summary", "loop.sinks"),

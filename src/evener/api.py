@@ -8,8 +8,9 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TextIO
 
-from evener.cluster.environment import rank_here, seeing_devices
+from evener.cluster.environment import Rank, rank_here, seeing_devices
 from evener.cluster.private import keyed_here
+from evener.commands.on_ray import OnRay, on_ray
 from evener.commands.preparation import as_rank, download, make_logdir, options_there, script_settings, settings_of
 from evener.commands.training import train_apart, train_here, watched
 from evener.errors import ConfigError, EvenerError
@@ -35,6 +36,7 @@ def run(
     stream: TextIO | None = None,
     quiet: bool = False,
     existing_servers: Cluster | None = None,
+    launcher: str = "local",
     **options: Any,
 ) -> Result:
     """Train a recipe and return its figures.
@@ -47,7 +49,9 @@ def run(
         stream: where progress is shown; standard output if None.
         quiet: show nothing.
         existing_servers: run on these standing servers (`evener server`), and leave them waiting for the next run.
-        **options: see `evener.Settings`: mode, ps, workers, towers, train_steps, logdir, recipe_options, ...
+        launcher: "local": tasks are processes of this machine; "ray": actors of a Ray cluster.
+        **options: see `evener.Settings`: mode, ps, workers, towers, train_steps, logdir, recipe_options, ...; with
+            "ray" also those of `RayAsked`: ray_address, resources_per_worker, ...
 
     Raises:
         ConfigError: an option or recipe that cannot work.
@@ -65,19 +69,18 @@ def run(
         )
     if existing_servers is not None:
         options = options_there(recipe, existing_servers, options)
+    ray, options = on_ray(launcher, options)
     rank = None if options.get("ps") or options.get("pipeline_stages", 1) != 1 else rank_here()
     leads = rank is None or rank.rank == 0
     start, here = Path.cwd(), existing_servers is None
     settings, made = settings_of(recipe, as_rank(options, rank), elsewhere=rank is None, fresh_logdir=leads, here=here)
-    check_gpus(settings, rank.local_size if rank else settings.processes)
-    if settings.ps and here:
-        settings = keyed_here(settings)
+    settings = ray.settings(settings) if ray else _checked(settings, rank, here)
     if settings.logdir and leads and here:
         make_logdir(Path(settings.logdir), settings.resume_step)
     apart = rank is None and settings.way != "single"  # in processes that this one starts
     if apart and here and settings.recipe_options.get("download"):
         download(settings)
-    starter = None if existing_servers is None else partial(_reserved, existing_servers, settings)
+    starter = _starter(existing_servers, ray, settings, start)
 
     def train(hear: Callable[[AnyReport], None], say: Callable[[str], None]) -> bool:
         if not apart:
@@ -94,6 +97,7 @@ def launch(
     stream: TextIO | None = None,
     quiet: bool = False,
     existing_servers: Cluster | None = None,
+    launcher: str = "local",
     **options: Any,
 ) -> Result:
     """Run a program with a training loop of its own, which calls `evener.join`, and return the run's figures.
@@ -103,6 +107,7 @@ def launch(
         *args: its arguments, as on a command line.
         stream, quiet: as for `run`.
         existing_servers: run a program that lies on these standing servers, where their owner has allowed it.
+        launcher: as for `run`.
         **options: see `evener.Settings`: mode, ps, workers, towers, train_steps, logdir, ...
 
     Raises:
@@ -117,13 +122,12 @@ def launch(
     start, here = Path.cwd(), existing_servers is None
     if existing_servers is not None:
         options = options_there(script, existing_servers, options)
+    ray, options = on_ray(launcher, options)
     settings = script_settings(script, args, options, here=here)
-    check_gpus(settings, settings.processes)
-    if settings.ps and here:
-        settings = keyed_here(settings)
+    settings = ray.settings(settings) if ray else _checked(settings, None, here)
     if here:
         make_logdir(Path(settings.logdir), settings.resume_step)
-    starter = None if existing_servers is None else partial(_reserved, existing_servers, settings)
+    starter = _starter(existing_servers, ray, settings, start)
 
     def train(hear: Callable[[AnyReport], None], say: Callable[[str], None]) -> bool:
         if settings.way != "single":
@@ -227,6 +231,27 @@ def convert(
     into = Path(directory).absolute()  # before the recipe's code may change the current one
     made = (resolve if isinstance(recipe, str) else from_object)(recipe, recipe_options or {})  # type: ignore[arg-type]
     return images.convert(as_data(made.data()), into, shards=shards, name=made.name)
+
+
+def _checked(settings: Settings, rank: Rank | None, here: bool) -> Settings:
+    """The settings of a run of this machine, or of standing servers; with keys where links need them."""
+    check_gpus(settings, rank.local_size if rank else settings.processes)
+    return keyed_here(settings) if settings.ps and here else settings
+
+
+def _starter(
+    servers: Cluster | None, ray: OnRay | None, settings: Settings, start: Path
+) -> Callable[[Callable[[str], None]], Starter] | None:
+    """Who starts the tasks, once it can tell what it does; None: they are processes of this machine."""
+    if ray is not None:
+        if ray.asked.detach:
+            raise ConfigError(
+                "a run that is detached has no figures to return.",
+                why="it goes on when this call is over.",
+                fix="leave detach out, or start it from a shell: evener train ... --launcher ray --detach",
+            )
+        return partial(ray.starter, settings, start)
+    return None if servers is None else partial(_reserved, servers, settings)
 
 
 def _reserved(servers: Cluster, settings: Settings, say: Callable[[str], None]) -> Starter:

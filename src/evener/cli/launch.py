@@ -21,6 +21,7 @@ from evener.cli.options import (
     dashed,
     workers,
 )
+from evener.cli.ray import add_launcher_options, launcher_options, run_detached
 from evener.errors import ConfigError
 
 
@@ -40,6 +41,7 @@ def add_launch(commands: Any) -> None:
     add("--threads", type=int, metavar="T", help="PyTorch threads of each task; default 1")
     add("--worker-hosts", "--worker-host", metavar="HOST:PORT,...", help="standing servers: those of the workers")
     add_existing_servers(launch)
+    add_launcher_options(launch)
     add("--batch-size", type=int, metavar="B", help="with --batch-by-speed: samples of a batch, in the mean")
     add_mode_options(launch)
     add_size_options(launch)
@@ -74,7 +76,7 @@ def run_launch(args: argparse.Namespace) -> int:
     from evener.cluster.environment import Flags, find_cluster, hosts
 
     start = Path.cwd()
-    options = settings_options(args, recipe=False)
+    options = settings_options(args, recipe=False) | launcher_options(args)
     if args.existing_servers:
         named = Flags(ps_hosts=args.ps_hosts or "", worker_hosts=args.worker_hosts or "")
         options["existing_servers"] = find_cluster(named)
@@ -84,6 +86,8 @@ def run_launch(args: argparse.Namespace) -> int:
         raise ConfigError("--worker-hosts is for --existing-servers.", fix=fix)
     elif "ps_hosts" in options:
         options["ps_hosts"] = tuple(hosts(options["ps_hosts"]))
+    if options.get("detach"):
+        return run_detached(args, options)
     stream = sys.stderr if args.json else sys.stdout
     result = launch(args.script, *args.args, stream=stream, quiet=args.quiet, **options)
     if args.json:

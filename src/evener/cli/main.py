@@ -32,6 +32,7 @@ from evener.cli.options import (
     unknown_option,
     workers,
 )
+from evener.cli.ray import add_detached, add_launcher_options, launcher_options, run_detached
 from evener.cli.words import evener_words, parted
 from evener.leaving import leave
 from evener.view.outlet import unhindered
@@ -41,7 +42,7 @@ if TYPE_CHECKING:
 
 
 #: Commands that run for hours.
-LONG = (["train"], ["launch"], ["task"], ["server"])
+LONG = (["train"], ["launch"], ["attach"], ["task"], ["server"])
 
 
 class Commands(argparse.ArgumentParser):
@@ -60,6 +61,7 @@ def parser() -> argparse.ArgumentParser:
     commands = top.add_subparsers(dest="command", metavar="COMMAND")
     add_train(commands)
     add_launch(commands)
+    add_detached(commands)
     add_task(commands)
     add_eval(commands, add_recipe_options, recipe_options)
     add_export(commands, add_recipe_options, recipe_options)
@@ -90,6 +92,7 @@ def add_train(commands: Any) -> None:
     add("--ps-hosts", "--ps-host", metavar="HOST:PORT,...", help="fixed addresses of the ps tasks")
     add("--worker-hosts", "--worker-host", metavar="HOST:PORT,...", help="standing servers: those of the workers")
     add_existing_servers(train)
+    add_launcher_options(train)
     add_pipeline_options(train)
     add_link_options(train)
     add_training_options(train)
@@ -123,7 +126,7 @@ def run_train(args: argparse.Namespace) -> int:
     from evener.cluster.environment import Flags, find_cluster, hosts
 
     start = Path.cwd()
-    options = settings_options(args)
+    options = settings_options(args) | (launcher_options(args) if "launcher" in args else {})
     if args.existing_servers:
         named = Flags(ps_hosts=args.ps_hosts or "", worker_hosts=args.worker_hosts or "")
         options["existing_servers"] = find_cluster(named)
@@ -132,6 +135,8 @@ def run_train(args: argparse.Namespace) -> int:
         raise errors.ConfigError("--worker-hosts is for --existing-servers.", fix="use --workers W, or `evener task`.")
     elif "ps_hosts" in options:
         options["ps_hosts"] = tuple(hosts(options["ps_hosts"]))
+    if options.get("detach"):
+        return run_detached(args, options)
     result = run(args.recipe, stream=sys.stderr if args.json else sys.stdout, quiet=args.quiet, **options)
     if not result.leads:
         return OK  # tower 0 of torchrun's tells

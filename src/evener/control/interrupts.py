@@ -24,9 +24,13 @@ class Interrupts:
 
 
 @contextmanager
-def collected() -> Iterator[Interrupts]:
-    """Collect these signals instead of dying of them. Outside the main thread signals stay as they are."""
-    interrupts = Interrupts()
+def collected(into: Interrupts | None = None) -> Iterator[Interrupts]:
+    """Collect these signals instead of dying of them. Outside the main thread signals stay as they are.
+
+    Args:
+        into: where to; another thread may put some there too.
+    """
+    interrupts = Interrupts() if into is None else into
     if threading.current_thread() is not threading.main_thread():
         yield interrupts
         return

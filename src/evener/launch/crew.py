@@ -101,14 +101,17 @@ class Crew:
         self.done = False  # the leader ended as it should
         self.deadline: float | None = None  # when the rest is killed, once the run is being cut short
 
-    def run(self, rules: Rules) -> str:
+    def run(self, rules: Rules, asked: Interrupts | None = None) -> str:
         """Run to the end; returns "" or the name of the signal that cut it short.
+
+        Args:
+            asked: gets the signals of this process; another thread may ask here that the run ends.
 
         Raises:
             RunFailed: a task failed.
             Preempted: a task was told to leave that the others cannot do without.
         """
-        with collected() as interrupts:
+        with collected(asked) as interrupts:
             try:
                 for task in sorted(self.tasks, key=lambda task: task.job == "ps"):  # these take longest to import
                     self.start(task)

@@ -35,9 +35,9 @@ class LocalRun:
         self._settings = settings
         self.crew = Crew(settings, hear=hear, say=say, clock=clock, starter=starter)
 
-    def run(self) -> str:
-        """Run to the end; returns and raises as `Crew.run`."""
-        return self.crew.run(self)
+    def run(self, asked: Interrupts | None = None) -> str:
+        """Run to the end; takes, returns and raises as `Crew.run`."""
+        return self.crew.run(self, asked)
 
     def turned(self, interrupts: Interrupts) -> None:
         """Each task's end is seen to when it comes."""

@@ -18,7 +18,7 @@ import socket
 import time
 from collections.abc import Callable, Sequence
 
-from evener.errors import ConfigError, PeerGone, ProtocolError
+from evener.errors import ConfigError, PeerGone, ProtocolError, SecurityError
 from evener.transport import tcp_silence
 from evener.transport.channel import Arrived, Closed, Complaints, Incoming, Opened, check_header, check_sizes, flat
 from evener.transport.keys import Keys, said
@@ -113,6 +113,11 @@ class TcpListener:
     # --- who comes
 
     def _accept(self) -> None:
+        if self._credentials is not None:
+            try:
+                self._credentials = self._credentials.renewed()
+            except SecurityError as error:  # the old ones go on to count
+                self._complain(f"cannot read the keys anew: {error}")
         for sock, address in self._reception.newcomers(self._clock()):
             link = self._links[sock.fileno()] = Link(sock, address)
             self._epoll.register(sock, READ)

@@ -14,9 +14,10 @@ from __future__ import annotations
 
 import os
 import ssl
+from pathlib import Path
 
 from evener.errors import AuthError, SecurityError
-from evener.transport.keys import Keys, named, pem, said
+from evener.transport.keys import Keys, load, named, pem, said
 from evener.transport.tcp_seal import KEY_BYTES, Sealing
 
 #: Bytes that somebody who has proven nothing may make us keep: of one record, and of a whole handshake.
@@ -51,6 +52,7 @@ class Credentials:
     def __init__(self, keys: Keys, server: str = "") -> None:
         """Without `server`: as a server, to all tasks. With it: to that server. Raises SecurityError."""
         self.name, self.server_side = keys.name, not server
+        self._directory, self._as_of = keys.directory, changed(keys.directory)
         accepted = dict(keys.public)
         if server:
             if (name := named(server)) not in keys.public:
@@ -69,6 +71,26 @@ class Credentials:
             self.context.num_tickets = 0  # nobody comes back without his key, and no record follows our last
         self.context.load_verify_locations(cadata="".join(pem(one) for one in accepted.values()))
         _load(self.context, pem(keys.public[keys.name]).encode() + keys.secret)
+
+    def renewed(self) -> Credentials:
+        """These; or new ones, if a file was put into the directory of keys since. Of a server.
+
+        A task that comes to stand on another machine makes itself a new key there. A key that was known goes on to
+        mean the task that it has meant, whatever its file is called now. Raises SecurityError.
+        """
+        if changed(self._directory) == self._as_of:
+            return self
+        new = Credentials(load(self._directory, self.name))
+        new.tasks = {certificate: self.tasks.get(certificate, name) for certificate, name in new.tasks.items()}
+        return new
+
+
+def changed(directory: Path) -> int:
+    """When a file was last put into a directory, or taken out; 0: it is not there (any more)."""
+    try:
+        return os.stat(directory).st_mtime_ns
+    except OSError:
+        return 0
 
 
 def _load(context: ssl.SSLContext, chain: bytes) -> None:

@@ -1,0 +1,92 @@
+"""A connection to a Ray cluster, or a Ray of this machine where there is none."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import ray
+from ray._private import ray_constants, worker
+
+from evener.errors import SecurityError, Unavailable
+from evener.launch.starters.ray.nodes import addresses
+
+#: Where actors are named, whatever program has made them.
+NAMESPACE = "evener"
+LOOPBACK = "127.0.0.1"
+
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, slots=True)
+class Joined:
+    """This process is connected to a cluster."""
+
+    own: bool  # a Ray that was started for this run
+    where: str  # in words
+    leave: Callable[[], None]
+
+
+def joined(address: str, runtime_env: dict[str, Any], cpus: int) -> Joined:
+    """Connect this process: to `address`, else to the Ray that runs here, else to one that is started for it.
+
+    Args:
+        address: as `RayAsked.ray_address`.
+        runtime_env: what the nodes get; not those of a Ray of our own, who have it.
+        cpus: that a Ray of our own says it has: as many as its tasks ask for; 0: there may be no such one.
+
+    Raises:
+        Unavailable: nothing answers at this address.
+        SecurityError: a Ray of our own would listen beyond this machine.
+    """
+    if ray.is_initialized():  # by the program that calls us, which goes on to use it
+        return Joined(False, "the Ray that this program uses", lambda: None)
+    try:
+        _init(address or "auto", loopback=address.startswith("127."), runtime_env=runtime_env)
+    except ConnectionError as error:
+        if not address and cpus:
+            return _own(cpus)
+        where = f"no Ray cluster answers at {address}" if address else "no Ray runs on this machine"
+        fix = "start one by `ray start --head`" + (
+            ", or leave --ray-address out: one of this machine is started" * bool(cpus)
+        )
+        raise Unavailable(f"{where}.", why=_line(error), fix=f"{fix}.") from error
+    except (RuntimeError, ValueError) as error:  # another version, a wrong token, a directory that is too large
+        raise Unavailable(f"the Ray cluster at {address or 'auto'} refuses this run.", why=_line(error)) from error
+    return Joined(False, f"the Ray cluster at {address or ray.get_runtime_context().gcs_address}", ray.shutdown)
+
+
+def _own(cpus: int) -> Joined:
+    """A Ray that listens on loopback alone, and to those who have this user's token (its default for such a one)."""
+    _init(None, loopback=True, num_cpus=cpus, include_dashboard=False, _node_ip_address=LOOPBACK)
+    if (found := addresses()) != {LOOPBACK}:
+        ray.shutdown()
+        raise SecurityError(
+            f"the Ray that was started listens at {', '.join(sorted(found))}.",
+            why=f"ray {ray.__version__} does not stay on loopback as it should.",
+            fix="start one by `ray start --head`, as its documentation advises.",
+        )
+    return Joined(True, "a Ray of this machine, started for this run", ray.shutdown)
+
+
+def _init(address: str | None, *, loopback: bool, **more: Any) -> None:
+    """`loopback`: the cluster is of this machine alone, and its addresses are not replaced by outer ones."""
+    # What Ray asks on systems where it takes no other machines in.
+    before, ray_constants.ENABLE_RAY_CLUSTER = ray_constants.ENABLE_RAY_CLUSTER, not loopback
+    # Of a node that is lost Ray prints the last twenty lines of its log, into whatever this process prints.
+    worker.print_to_stdstream = _to_log
+    try:
+        ray.init(address, namespace=NAMESPACE, log_to_driver=False, logging_level=logging.ERROR, **more)
+    finally:
+        ray_constants.ENABLE_RAY_CLUSTER = before
+
+
+def _line(error: Exception) -> str:
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    return (lines[-1] if lines else type(error).__name__)[:300]
+
+
+def _to_log(data: Any, ignore_prefix: bool) -> None:
+    log.info("Ray: %s", "\n".join(data["lines"]))

@@ -372,3 +372,10 @@ def test_who_is_not_here_is_not_waited_for_in_sync_and_quorum():
     assert chosen(ps=1, workers="2..8", mode="bounded").mode == Bounded()
     by_speed = chosen(ps=1, workers="2..8", mode="sync", batch_by_speed=True)
     assert by_speed.mode == Sync() and by_speed.terms.fewest == 2, "a round is so many samples, whoever computes them"
+
+
+def test_a_notice_is_a_path_or_an_address_of_the_web():
+    for place in ("", "/run/notice", "notice", "http://169.254.169.254/latest", "https://here/there"):
+        assert chosen(preemption_notice=place).preemption_notice == place
+    for place in ("ftp://here/there", "s3://bucket/key", 3):
+        assert refused(preemption_notice=place).what == f"preemption_notice={place!r} cannot work."

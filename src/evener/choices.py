@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import TYPE_CHECKING
 
+from evener.control.notice import is_url
 from evener.devices.plan import canonical
 from evener.errors import ConfigError
 from evener.rules import COMPENSATE, STALENESS_LR
@@ -190,6 +191,15 @@ def check_rule_names(settings: Settings) -> None:
             fix="use --ps P --workers W --mode async, bounded, ringmaster, softsync or quorum, "
             "or leave --compensate out.",
         )
+
+
+def check_notice(place: object) -> None:
+    """Where it is told that this machine goes away."""
+    if not isinstance(place, str) or ("://" in place and not is_url(place)):
+        raise ConfigError(
+            f"preemption_notice={place!r} cannot work.", why="it is a file that appears, or a URL that answers.",
+            fix="write a path, or http://169.254.169.254/latest/meta-data/spot/instance-action as on AWS.",
+        )  # fmt: skip
 
 
 def check_length(settings: Settings) -> None:

@@ -43,9 +43,13 @@ class Line(Report, frozen=True):
 
 
 class Leaves(Report, frozen=True):
-    """A task that the others cannot do without was told to leave: the run is to be saved and ended."""
+    """A task that the others cannot do without was told to leave: the run is to be saved and ended.
+
+    `machine`: its whole machine goes away, so that this holds if all others are there too.
+    """
 
     task: str
+    machine: bool = False
 
 
 class Published(Report, frozen=True):

@@ -16,6 +16,7 @@ from evener.choices import (
     check_devices,
     check_elastic,
     check_length,
+    check_notice,
     check_pipeline,
     check_rule_names,
     check_script,
@@ -117,6 +118,7 @@ class Settings:
     # when things go wrong
     max_restarts: int = 3  # of one task in a row: progress gives them back
     grace: float = 10.0  # for a task that is told to leave, and for all when the run is cut short
+    preemption_notice: str = ""  # a path or URL that says when this machine goes away; see `control.notice`
     on_nan: str = "stop"  # what a loss or gradient that is not finite does: stop, skip, rollback
     refuse_norm: float | None = None  # a gradient longer than this is treated as one that is not finite
     spike: float | None = None  # warn of a loss so many times its running mean; None: never
@@ -139,6 +141,7 @@ class Settings:
         check_pipeline(self)
         check_devices(self)
         check_length(self)
+        check_notice(self.preemption_notice)
         check_clipping(self.clip_norm, self.clip_value)
         check_script(self)
         check_rule_names(self)

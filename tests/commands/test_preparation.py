@@ -113,3 +113,12 @@ def test_a_logdir_whose_name_could_not_be_told_to_other_tasks_is_refused(tmp_pat
         make_logdir(Path(os.fsdecode(os.fsencode(tmp_path) + b"/caf\xe9")))
     make_logdir(tmp_path / "café")
     assert (tmp_path / "café" / "logs").is_dir()
+
+
+def test_a_notice_is_a_file_of_whoever_runs_the_command_and_of_no_other_machine(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    for place, found in (("notice", str(tmp_path / "notice")), ("http://cloud/notice", "http://cloud/notice")):
+        assert settings_of("mnist", {"preemption_notice": place})[0].preemption_notice == found
+    servers = Cluster.of({"ps": ["h0:1"], "worker": ["h1:1"]})
+    with pytest.raises(ConfigError, match="--preemption-notice does not go with --existing-servers"):
+        options_there("mnist", servers, {"preemption_notice": "notice"})

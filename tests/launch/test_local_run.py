@@ -12,7 +12,7 @@ from evener.control.told import LEFT
 from evener.launch import crew as crews
 from evener.launch.run import LocalRun
 from evener.launch.towers import GRACE, TowersRun
-from evener.report import Failed, Line
+from evener.report import Failed, Leaves, Line
 from evener.settings import Settings
 from evener.testing import Clock
 
@@ -236,6 +236,29 @@ def test_a_worker_that_was_given_up_stays_so_when_a_ps_dies(launch):
     run.end("ps:0", KILLED)
 
     assert run.look(60.0) == ["ps:0"]
+
+
+# --- machines that go away
+
+
+def test_a_run_whose_whole_machine_goes_away_is_cut_short_and_nothing_starts_again(launch):
+    run = launch(life=Stubborn)
+    run.life_of("worker:1").said = (Leaves("worker:1", machine=True),)
+    run.look()
+    for name in ("worker:1", "ps:1", "worker:0", "ps:0"):
+        run.end(name, LEFT)
+
+    assert run.look(60.0) == [] and all(task.over for task in run.crew.tasks)
+
+
+def test_a_run_with_tasks_on_machines_that_stay_goes_on_and_brings_the_others_back(launch):
+    run = launch(life=Stubborn)
+    run.life_of("ps:0").host = "that stays"
+    run.life_of("worker:1").said = (Leaves("worker:1", machine=True),)
+    run.look()
+    run.end("worker:1", LEFT)
+
+    assert run.look(60.0) == ["worker:1"]
 
 
 # --- towers

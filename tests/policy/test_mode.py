@@ -94,6 +94,8 @@ def test_defaults_follow_from_the_number_of_workers():
     assert Quorum().terms(5).fewest == 4
     assert Quorum().terms(1).fewest == 1
     assert Quorum(elastic=True).terms(5).fewest == 1
+    assert Sync(elastic=True).terms(5).gradients is None, "epochs end with their samples: updates are of whoever lives"
+    assert Sync(elastic=True, replicas_to_aggregate=4).terms(5).gradients == 4
 
 
 def test_more_than_there_are_workers_can_never_come():

@@ -467,3 +467,26 @@ def test_joining_twice_or_a_strangers_number_of_batches_is_refused(cluster):
     assert isinstance(a.refused(Join(a.identity)), errors.ProtocolError)
     b = Scripted(run, 1)
     assert "12 batches" in str(b.refused(b.hello(samples=12)))
+
+
+# --- workers that come and go
+
+
+def test_an_elastic_run_is_over_when_enough_loops_have_ended_though_one_worker_never_came_back(cluster):
+    run = cluster(workers="2..3", mode="async")
+    a, b, c = run.scripted(0, 1, 2)
+    c.die()
+    run.settle()
+    a.leave()
+    assert not run.leader.course.stopping
+    b.leave()
+    assert run.leader.course.stopping == "every worker has left its loop"
+
+
+def test_the_last_one_is_waited_for_if_it_was_lost_before_its_loop_ended(cluster):
+    run = cluster(workers="1..2", mode="async")
+    a, b = run.scripted(0, 1)
+    a.leave()
+    b.die()
+    run.settle()
+    assert not run.leader.course.stopping

@@ -6,8 +6,9 @@ import re
 
 import pytest
 import torch
-from running import EVENER, PATIENCE, Run, evener
+from running import EVENER, PATIENCE, Run, evener, until
 from test_batch_sizes_runs import SMALL
+from test_own_loop import SMALL as OWN_LOOP
 
 from evener import load
 
@@ -15,9 +16,9 @@ STEPS = 40
 GONE = r"{} +was killed by SIGKILL; the others go on without it"
 
 
-def train(place, logdir, *options, plan="", recipe="small.py:double"):
+def train(place, logdir, *options, plan="", length=("--train-steps", STEPS)):
     (place / "small.py").write_text(SMALL)
-    words = ["train", recipe, "--train-steps", STEPS, "--logdir", logdir, "--max-restarts", 0, "--json", *options]
+    words = ["train", "small.py:double", *length, "--logdir", logdir, "--max-restarts", 0, "--json", *options]
     with Run([*EVENER, *words], place, EVENER_CHAOS=plan) as run:
         return run.finish(PATIENCE)
 
@@ -56,6 +57,19 @@ def test_a_run_of_2_to_3_begins_with_two_and_ends_whole(mode, tmp_path):
 
 
 @pytest.mark.slow
+def test_an_epoch_is_all_samples_once_however_many_workers_there_are(tmp_path):
+    """Updates of fewer gradients are more updates."""
+    plan = "worker:0/worker.computing@3=kill; worker:2/worker.pushed@5=kill"
+    options = ["--ps", 1, "--workers", "1..3", "--mode", "sync", "--batch-size", 10]
+    done = train(tmp_path, "run", *options, plan=plan, length=["--epochs", 4])
+
+    assert done.code == 0, done.text
+    assert done.json["global_step"] > 20
+    account = evener(tmp_path, "audit", "run", "--json").json
+    assert account["clean"] and (account["examples"], account["epochs"]) == (400, 4)
+
+
+@pytest.mark.slow
 def test_with_fewer_than_the_fewest_left_the_run_ends_and_says_why(tmp_path):
     plan = "worker:0/worker.computing@5=kill; worker:1/worker.computing@9=kill"
     done = train(tmp_path, "run", "--ps", 1, "--workers", "2..3", "--mode", "sync", plan=plan)
@@ -73,3 +87,35 @@ def test_it_waits_aloud_for_one_that_comes_back(tmp_path):
     assert done.code == 0, done.text
     assert "waits for 2 workers: only worker 0 is here, start another worker" in done.text
     assert evener(tmp_path, "audit", "run").code == 0
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("mode", ["sync", "bounded"])
+def test_a_program_s_own_loop_goes_on_without_one_of_three(mode, tmp_path):
+    """Its loops end one by one: nobody waits for those who have finished."""
+    (tmp_path / "train.py").write_text(OWN_LOOP)
+    words = ["launch", "--ps", 1, "--workers", "2..3", "--mode", mode, "--max-restarts", 0, "--logdir", "run",
+             "train.py"]  # fmt: skip
+    with Run([*EVENER, *words], tmp_path, EVENER_CHAOS="worker:1/worker.pushed@4=kill") as run:
+        done = run.finish(PATIENCE)
+
+    assert done.code == 0, done.text
+    assert re.search(GONE.format("worker:1"), done.text), done.text
+    account = evener(tmp_path, "audit", "run", "--json").json
+    assert account["clean"] and account["examples"] == 72
+
+
+@pytest.mark.slow
+def test_a_program_s_own_loop_leaves_by_a_notice_and_goes_on(tmp_path):
+    (tmp_path / "train.py").write_text(OWN_LOOP)
+    words = [*EVENER, "launch", "--ps", 1, "--workers", 2, "--preemption-notice", "notice", "--logdir", "run"]
+    with Run([*words, "train.py", "--gate", 20], tmp_path) as run:
+        until(lambda: list(tmp_path.glob("waits-*")), PATIENCE, "a worker waits at step 20")
+        (tmp_path / "notice").touch()
+        done = run.finish(PATIENCE)
+    assert done.code == 4 and "all is saved" in done.text, done.text
+    with Run([*words, "train.py"], tmp_path) as run:
+        done = run.finish(PATIENCE)
+    assert done.code == 0, done.text
+    account = evener(tmp_path, "audit", "run", "--json").json
+    assert account["clean"] and (account["examples"], account["lost"]) == (72, 0)

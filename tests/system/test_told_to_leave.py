@@ -67,19 +67,55 @@ def test_everything_told_at_once_saves_first(tmp_path):
     assert load(newest)[0].step >= 20
 
 
-def test_a_task_without_a_launcher_ends_with_status_4_and_the_others_wait_for_it(tmp_path):
+WAYS = {
+    "sync": ["--ps", 2, "--workers", 2, "--mode", "sync"],
+    "async": ["--ps", 1, "--workers", "1..2"],
+    "towers": ["--towers", 2],
+    "alone": [],
+}
+
+
+@pytest.mark.parametrize("way", WAYS)
+def test_a_machine_that_gives_notice_ends_the_run_whole_and_the_same_command_goes_on(way, tmp_path):
+    """The notice lies there still when it does: it is of the life before."""
+    there = ["--preemption-notice", "notice", *WAYS[way], "--set", f"gate={tmp_path / 'gate'}"]
+    with train(tmp_path, *there, steps=10**6) as run:
+        until(lambda: list(tmp_path.glob("*.waits")), PATIENCE, "somebody waits at step 20")
+        (tmp_path / "notice").write_text("terminate")
+        (tmp_path / "gate").touch()
+        done = run.finish(PATIENCE)
+    assert done.code == 4, done.text
+    assert "all is saved, and the same command with --logdir continues" in done.text
+    assert "starts again" not in done.text
+    saved = load(max((tmp_path / "run" / "checkpoints").glob("step-*")))[0].step
+
+    with train(tmp_path, *there, steps=saved + 10) as run:
+        done = run.finish(PATIENCE)
+    assert (done.code, done.json["global_step"]) == (0, saved + 10), done.text
+    assert "was there before this task: it is ignored until it changes" in done.text
+    assert evener(tmp_path, "audit", "run").code == 0
+    lines = [json.loads(line) for line in (tmp_path / "run" / "ledger.jsonl").read_text().splitlines()]
+    assert [line[1] for line in lines if line[0] == "u"] == list(range(1, saved + 11)), "an update was taken back"
+
+
+@pytest.mark.parametrize("by", ["SIGTERM", "notice"])
+def test_a_task_without_a_launcher_ends_with_status_4_and_the_others_wait_for_it(by, tmp_path):
     (tmp_path / "small.py").write_text(RECIPE)
     cluster = ["--ps-hosts", "127.0.0.1:0", "--worker-hosts", "127.0.0.1:0", "--rendezvous", tmp_path / "meet"]
     more = ["--train-steps", STEPS, "--logdir", "run", "--set", f"gate={tmp_path / 'gate'}"]
     task = lambda job: ["task", "small:recipe", "--job-name", job, "--task-index", 0, *cluster, *more]  # noqa: E731
     with start(tmp_path, *task("worker")) as worker:
-        with start(tmp_path, *task("ps")) as ps:
+        with start(tmp_path, *task("ps"), "--preemption-notice", tmp_path / "notice") as ps:
             until(lambda: list(tmp_path.glob("*.waits")), PATIENCE, "the worker waits at step 20")
-            ps.signal(signal.SIGTERM)
-            assert ps.finish(PATIENCE).code == 4
+            if by == "notice":
+                (tmp_path / "notice").touch()
+            else:
+                ps.signal(signal.SIGTERM)
+            done = ps.finish(PATIENCE)
+            assert done.code == 4, done.text
         (tmp_path / "gate").touch()
         worker.wait_for(r"ps:0 .*(gone|told to leave)")
-        with start(tmp_path, *task("ps")) as again:
+        with start(tmp_path, *task("ps"), "--preemption-notice", tmp_path / "notice") as again:
             assert again.finish(PATIENCE).code == 0
         assert worker.finish(PATIENCE).code == 0
     assert evener(tmp_path, "audit", "run").code == 0

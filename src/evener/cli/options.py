@@ -155,6 +155,8 @@ def add_failure_options(command: argparse.ArgumentParser) -> None:
     add = command.add_argument_group("when things go wrong").add_argument
     add("--stall-timeout", type=float, metavar="S", help="seconds without an update that end the run; default 300")
     add("--grace", type=float, metavar="S", help="seconds to save and leave after SIGTERM or Ctrl-C; default 10")
+    text = "leave as after SIGTERM when this file appears or this URL answers (docs/preemption.md)"
+    add("--preemption-notice", metavar="PATH|URL", help=text)
     add("--on-nan", metavar="|".join(ON_NAN), help="what a loss or gradient that is not finite does; default stop")
     text = "a gradient longer than this counts as not finite; see --on-nan"
     add("--refuse-norm", type=float, metavar="X", help=text)

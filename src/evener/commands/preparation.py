@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 from evener import settings as settings_module
 from evener.cluster.environment import Rank
 from evener.commands.resume import resume_from
+from evener.control.notice import is_url
 from evener.errors import ConfigError
 from evener.settings import Settings
 
@@ -50,8 +51,7 @@ def settings_of(
         here: the logdir is on this machine.
     """
     start = Path.cwd()
-    mine = [name for name in ("keys", "init_from", *["logdir"] * here) if options.get(name)]
-    given = {**options, **{name: str(start / options[name]) for name in mine}}
+    given = {**options, **_absolute(options, start, here)}
     made: Recipe | None = None
     if isinstance(recipe, str):
         given["recipe"] = recipe
@@ -94,8 +94,7 @@ def script_settings(
             why="it is a Python file with a training loop that calls evener.join().",
             fix="name it: evener launch train.py ARGS; recipes are trained by `evener train`.",
         )
-    mine = [name for name in ("keys", "init_from", *["logdir"] * here) if options.get(name)]
-    named = {name: str(start / options[name]) for name in mine}
+    named = _absolute(options, start, here)
     program = {"recipe": path.name, "script": str(path), "script_args": tuple(args)}
     if not options.get("batch_by_speed"):
         options = {name: value for name, value in options.items() if name != "batch_size"}  # its loader's counts
@@ -103,6 +102,12 @@ def script_settings(
     given = {**sized, **options, **named, **program}
     settings = settings_module.make(given)
     return settings if settings.logdir else replace(settings, logdir=new_logdir(path.stem, start))
+
+
+def _absolute(options: Mapping[str, Any], start: Path, here: bool) -> dict[str, str]:
+    """Paths of this machine, of whoever runs a command in `start`."""
+    mine = [name for name in ("keys", "init_from", "preemption_notice", *["logdir"] * here) if options.get(name)]
+    return {name: str(start / options[name]) for name in mine if not is_url(str(options[name]))}
 
 
 def new_logdir(recipe: str, start: Path) -> str:
@@ -191,6 +196,11 @@ def options_there(recipe: object, servers: Cluster, options: Mapping[str, Any]) 
         raise ConfigError(
             "--resume-step does not go with --existing-servers.", why="the logdir is on their machine.",
             fix="set newer checkpoints aside there, by another name.",
+        )  # fmt: skip
+    if options.get("preemption_notice"):
+        raise ConfigError(
+            "--preemption-notice does not go with --existing-servers.", why="their machines are not this one.",
+            fix="send SIGTERM to `evener server` there: all is saved, and the run ends.",
         )  # fmt: skip
     base, now = Path(name).stem if name.endswith(".py") else run_name(name), time.strftime("%Y%m%d-%H%M%S")
     fresh = Path("evener-runs") / f"{base}-{now}-{secrets.token_hex(2)}"

@@ -24,7 +24,7 @@ LEFT = "left, as it was told to"
 
 
 class Told:
-    """Whether this task was told to leave, and by which signal.
+    """Whether this task was told to leave, and by which signal or notice.
 
     Args:
         raises: the signal interrupts what the main thread is doing with `Preempted`. A worker has nothing that others
@@ -33,17 +33,26 @@ class Told:
     """
 
     def __init__(self, task: str, *, raises: bool = False, notice: Callable[[], object] = lambda: None) -> None:
-        self._task, self._raises, self._notice = task, raises, notice
+        self.task, self._raises, self._notice = task, raises, notice
         self._signal = ""
+        self._noticed = ""  # that the machine goes away
 
     def reason(self) -> str:
         """Why this task is to leave; empty while it may stay."""
-        return f"{self._task} {TOLD} ({self._signal})" if self._signal else ""
+        return f"{self.task} {TOLD} ({self._signal})" if self._signal else ""
+
+    def announce(self, notice: str) -> None:
+        """The machine goes away, as a notice says: leave as after a signal. Any thread may call it."""
+        self._noticed = notice
+        os.kill(os.getpid(), signal.SIGTERM)
 
     def __call__(self, number: int, _frame: FrameType | None) -> None:
+        if self._signal and self._noticed:
+            self._noticed = ""  # a machine that has given notice goes on to shut down: told once more, not twice
+            return
         if self._signal:
             os._exit(PREEMPTED)  # told twice: at once
-        self._signal = signal.Signals(number).name
+        self._signal = self._noticed or signal.Signals(number).name
         self._notice()
         if self._raises:
             raise Preempted(self.reason())

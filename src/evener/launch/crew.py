@@ -96,6 +96,7 @@ class Crew:
         self.addresses: dict[int, str] = {}  # of those who listen, by index
         self._stopped = Stopped(hear, clock)
         self.first: Failed | None = None
+        self._going: set[str] = set()  # hosts whose tasks were told that it goes away
         self._left = ""  # a task that was told to leave, and with it the run
         self.done = False  # the leader ended as it should
         self.deadline: float | None = None  # when the rest is killed, once the run is being cut short
@@ -193,12 +194,21 @@ class Crew:
                 case Progress():
                     self.reached = max(self.reached, report.global_step)
                 case Leaves():
-                    self._left = report.task
-                    self.cut_short(f"{report.task} {TOLD}", self.settings.grace)
+                    self._leaves(task, report)
                 case Failed():
                     task.failed = report
                     self.first = self.first or report
             self.hear(report)
+
+    def _leaves(self, task: Task, report: Leaves) -> None:
+        """End the run, unless some of its tasks are on machines that stay: those go on, and this one comes back."""
+        if report.machine:
+            self._going.add(task.running.host if task.running is not None else "")
+            lives = [other.running for other in self.tasks if not other.over and other.running is not None]
+            if any(running.host not in self._going for running in lives):
+                return
+        self._left = report.task
+        self.cut_short(f"{report.task} {TOLD}", self.settings.grace)
 
     def _publish(self, index: int, address: str) -> None:
         self.addresses[index] = address

@@ -60,9 +60,11 @@ class Sync:
     def terms(self, workers: int) -> Terms:
         aggregate = self.replicas_to_aggregate or workers
         drops = aggregate < workers or self.accumulate or self.elastic
+        shrinks = self.elastic and aggregate == workers and not self.accumulate
         return Terms(
-            gradients=aggregate, held=aggregate, fewest=1 if self.accumulate or self.elastic else aggregate,
-            late=False, drops=drops, exact=not drops, together=True, needs_all=not self.elastic,
+            gradients=None if shrinks else aggregate, held=aggregate, late=False,
+            fewest=1 if self.accumulate or self.elastic else aggregate,
+            drops=drops, exact=not drops, together=True, needs_all=not self.elastic,
             several_optimizers=not self.accumulate,
         )  # fmt: skip
 

@@ -80,6 +80,16 @@ class Course:
         self._last_move = self.setup.clock()
         return True
 
+    def loops_over(self, *, just_now: bool) -> bool:
+        """Where nobody is here: whether all loops have ended, or in an elastic run enough of them.
+
+        Args:
+            just_now: the last one to leave did so since its loop has ended. If it was lost it may come back.
+        """
+        if 0 < self.settings.min_workers <= len(self.left):
+            return just_now
+        return bool(self.left) and self.came <= self.left
+
     def gave_lease(self) -> None:
         """A worker begins a step. The first one starts the clock of all rates."""
         self._last_move = self.setup.clock()

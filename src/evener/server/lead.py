@@ -233,7 +233,7 @@ class Leader:
             self.pushes.decide(Left(seat.worker, ended))
         else:
             self.rounds.tell_followers()
-        if self.course.left and self.course.came <= self.course.left and not self.links.seats:
+        if not self.links.seats and self.course.loops_over(just_now=ended):
             self.leases.unbegin()
             self.stop("every worker has left its loop")
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import os
 import signal
 import threading
 from collections.abc import Callable, Iterator
@@ -12,7 +13,10 @@ from pathlib import Path
 import torch
 
 from evener.control.interrupts import STOPPING
+from evener.control.notice import noticed
+from evener.control.told import TOLD
 from evener.devices import prepare_process
+from evener.errors import Preempted
 from evener.recipes.recipe import Recipe
 from evener.report import AnyReport, Line
 from evener.session.session import Session
@@ -28,6 +32,8 @@ def run_alone(
 ) -> str:
     """Train in this process to the end; returns why it ended ("interrupted" after Ctrl-C or SIGTERM).
 
+    Raises Preempted after a notice, when all is saved.
+
     `tower`: together with other processes that do the same.
     """
     threads = torch.get_num_threads()
@@ -42,8 +48,10 @@ def run_alone(
     logger.setLevel(logging.INFO)
     try:
         session = session_of(build(settings, recipe), settings, report, tower)
-        with stopping(session):
-            return session.run()
+        with stopping(session, settings, report):
+            ended = session.run()
+        check_preempted(ended)
+        return ended
     finally:
         torch.set_num_threads(threads)
         logger.removeHandler(handler)
@@ -69,8 +77,9 @@ def in_this_process(settings: Settings, joining: Joining) -> Iterator[list[str]]
         joining.stop(reason)
 
     try:
-        with _signals(stop):
+        with _signals(stop, settings.preemption_notice, lambda text: joining.report(Line("worker:0", text))):
             yield reasons
+        check_preempted(reasons[0] if reasons else "")
     finally:
         torch.set_num_threads(threads)
         logger.removeHandler(handler)
@@ -78,25 +87,38 @@ def in_this_process(settings: Settings, joining: Joining) -> Iterator[list[str]]
 
 
 @contextmanager
-def stopping(session: Session) -> Iterator[None]:
-    """The first Ctrl-C or SIGTERM ends the run after its step and saves; the second ends it at once."""
-    with _signals(lambda reason: session.stop(reason, complete=False)):
+def stopping(session: Session, settings: Settings, report: Callable[[AnyReport], None]) -> Iterator[None]:
+    """The first Ctrl-C, SIGTERM or notice ends the run after its step and saves; the second ends it at once."""
+    say = lambda text: report(Line(session.task, text))  # noqa: E731
+    with _signals(lambda reason: session.stop(reason, complete=False), settings.preemption_notice, say):
         yield
 
 
+def check_preempted(reason: str) -> None:
+    """Raises Preempted if this is why a run has ended."""
+    if TOLD in reason:
+        raise Preempted(f"{reason}: all is saved, and the same command with --logdir continues")
+
+
 @contextmanager
-def _signals(stopped: Callable[[str], object]) -> Iterator[None]:
+def _signals(stopped: Callable[[str], object], notice: str, say: Callable[[str], object]) -> Iterator[None]:
+    why: list[str] = []
     if threading.current_thread() is not threading.main_thread():
         yield
         return
 
     def stop(number: int, _frame: object) -> None:
         signal.signal(number, signal.default_int_handler)
-        stopped("interrupted")
+        stopped(why[0] if why else "interrupted")
+
+    def leaves(seen: str) -> None:
+        why.append(f"this process {TOLD} ({seen})")
+        os.kill(os.getpid(), signal.SIGTERM)
 
     before = {number: signal.signal(number, stop) for number in STOPPING}
     try:
-        yield
+        with noticed(notice, leaves, say):
+            yield
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)

@@ -13,12 +13,14 @@ import signal
 import sys
 import time
 import traceback
+from functools import partial
 
 from setproctitle import setproctitle
 
 from evener import chaos, errors
 from evener.cluster.environment import chaos_plan
 from evener.control.control import Assignment, TaskEnd, log_of
+from evener.control.notice import noticed
 from evener.control.proc import die_with_parent, guard
 from evener.control.told import Told, told_to_leave
 from evener.leaving import leave
@@ -47,10 +49,12 @@ def main(line: int) -> int:
     try:
         chaos.arm(chaos_plan(), task, assignment.life)
         told = _told(assignment, control)
+        notice = str(assignment.settings.get("preemption_notice", ""))
         tell, log = (lambda text: control.offer(Line(task, text))), str(log_of(assignment))
         with (
             passed_on(tell, clock=time.monotonic, rest=log),
             told_to_leave(told, grace=float(assignment.settings.get("grace", GRACE))),
+            noticed(notice, partial(_leaving, control, told, task), tell),
         ):
             run(assignment, control, told)
     except errors.Preempted as left:
@@ -71,6 +75,12 @@ def _told(assignment: Assignment, control: TaskEnd) -> Told:
         return Told(task, notice=lambda: control.offer(Leaves(task)))  # the launcher lets all stages end together
     alone = assignment.job == "worker" and bool(assignment.settings.get("ps"))
     return Told(task, raises=alone)
+
+
+def _leaving(control: TaskEnd, told: Told, task: str, notice: str) -> None:
+    """This machine goes away: the launcher ends the run if it is all here, and starts nothing again then."""
+    control.report(Leaves(task, machine=True))
+    told.announce(notice)
 
 
 def run(assignment: Assignment, control: TaskEnd, told: Told) -> None:

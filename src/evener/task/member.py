@@ -6,6 +6,7 @@ import contextlib
 import logging
 import signal
 from collections.abc import Callable, Iterator, Mapping
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +14,7 @@ from evener import chaos
 from evener.choices import counts_of
 from evener.cluster.cluster import Cluster
 from evener.cluster.environment import Found, chaos_plan, explain, seeing_devices
+from evener.control.notice import noticed
 from evener.control.told import Told, told_to_leave
 from evener.devices import prepare_process
 from evener.errors import ConfigError
@@ -83,25 +85,34 @@ def _run(found: Found, settings: Settings, report: Reporter, rendezvous: str) ->
     prepare_process(settings.threads, serves=job == "ps")
     _log_and_explain(found, settings, report)
     told = Told(str(found.task), raises=job == "worker")
+    leaves = partial(_leaves, settings, told, report)
     if settings.script:
         joining = Joining(
             job=job, index=index, settings=settings, report=report, run=run, rendezvous=meeting,
             stop_asked=stop_asked, leave_asked=told.reason, rank=rank,
         )  # fmt: skip
-        with _interrupted(asked, job == "ps"), told_to_leave(told, grace=settings.grace):
+        with _interrupted(asked, job == "ps"), leaves():
             run_script(joining)
         return
     built = build(settings)
     if job == "worker":
-        with told_to_leave(told, grace=settings.grace):
+        with leaves():
             run_worker(index, built, settings, run=run, rendezvous=meeting, report=report, rank=rank)
         return
 
-    with _interrupted(asked, True), told_to_leave(told, grace=settings.grace):
+    with _interrupted(asked, True), leaves():
         run_server(
             index, built, settings, run=run, rendezvous=meeting, stop_asked=stop_asked, report=report,
             leave_asked=told.reason,
         )  # fmt: skip
+
+
+@contextlib.contextmanager
+def _leaves(settings: Settings, told: Told, report: Reporter) -> Iterator[None]:
+    """A signal or a notice lets it leave."""
+    say = lambda text: report(Line(told.task, text))  # noqa: E731
+    with told_to_leave(told, grace=settings.grace), noticed(settings.preemption_notice, told.announce, say):
+        yield
 
 
 def _meeting(

@@ -227,7 +227,8 @@ class StandingServer:
         task = self._own.task
         if (order.job, order.index) != (task.job, task.index):
             raise errors.ClusterMismatch(f"this is {task}, not {order.job}:{order.index}.")
-        told = {**order.settings, **self._own.settings}
+        # What a client names is read by this machine: the one that says when it goes away is its owner's to name.
+        told = {**order.settings, "preemption_notice": "", **self._own.settings}
         if told.get("script"):
             told["script"] = self._own.allowed.check_script(str(told["script"]))
         else:

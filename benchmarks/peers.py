@@ -1,8 +1,8 @@
 """evener beside every peer on the same work, in turns: gradients a second, CPU of one, and the ratios aimed at.
 
     make bench-peers                                         # all, and writes benchmarks/RESULTS.md and what quotes it
-    python benchmarks/peers.py --only "MLP 500" --ways evener,free --rounds 1 --seconds 2
-    python benchmarks/peers.py --python .venv-peers/bin/python --write
+    make bench-peers BENCH='--only "MLP 500" --rounds 1'      # a part, and writes nothing
+    python benchmarks/peers.py --ways evener,free --rounds 1 --seconds 1 --busy
 
 Works: MLP 784-H-10 on the digits (H = 100, 500, 13,900), a small transformer, and two hosts (network namespaces, root).
 Batch 100, plain SGD, one thread a process. Each way is started anew in each round, does the first updates of its work,
@@ -17,6 +17,7 @@ import datetime
 import math
 import os
 import platform
+import signal
 import subprocess
 import sys
 import tempfile
@@ -38,7 +39,7 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--only", default="", metavar="WORK,...", help=", ".join(work.name for work in WORKS))
     parser.add_argument("--ways", default="", metavar="WORD,...", help="those whose names hold one of these words")
     parser.add_argument("--rounds", type=int, default=3)
-    parser.add_argument("--seconds", type=float, default=2.5, help="of one measurement")
+    parser.add_argument("--seconds", type=float, default=2.0, help="of one measurement")
     parser.add_argument("--busy", action="store_true", help="while another process uses a core")
     parser.add_argument("--write", action="store_true", help="RESULTS.md, and the figures that documents quote")
     args = parser.parse_args()
@@ -92,11 +93,13 @@ def heading(args: argparse.Namespace, load: float) -> str:
     commit = subprocess.run(words, capture_output=True, text=True, check=False).stdout.strip() or "no commit"
     with open("/proc/cpuinfo") as file:
         model = next((line.partition(":")[2].strip() for line in file if line.startswith("model name")), "")
+    machine = f"{os.cpu_count()} cores ({model or platform.machine()}), load before {load:.1f}"
+    machine = f"{os.cpu_count()} cores ({model or platform.machine()}), load before {load:.1f}"
     return (
-        f"Commit {commit}, {datetime.datetime.now(datetime.UTC):%Y-%m-%d}, {os.cpu_count()} cores ({model or platform.machine()}), "
-        f"load before {load:.1f}{', one core kept busy' if args.busy else ''}; {args.rounds} rounds in turns, "
-        f"{args.seconds:g} s each: median (range). One thread a process, batch 100, plain SGD; the loss is that of the "
-        "last fifth of the work's first updates (200; 11 M: 40; transformer: 100)."
+        f"Commit {commit}, {datetime.datetime.now(datetime.UTC):%Y-%m-%d}, {machine}"
+        f"{', one core kept busy' if args.busy else ''}; {args.rounds} rounds in turns, {args.seconds:g} s each:\n"
+        "median (range). One thread a process, batch 100, plain SGD. The loss is that of the last fifth of the first\n"
+        "200 updates (11 M: 40, transformer: 100)."
     )
 
 
@@ -112,6 +115,7 @@ def write(text: str) -> None:
 
 def main() -> None:
     args = arguments()
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit("ended by SIGTERM"))  # so that all children are ended too
     load = os.getloadavg()[0]
     with tempfile.TemporaryDirectory(prefix="bench-", dir="/tmp") as place, hosts() as network, busy(args.busy):
         prepare(Path(place))

@@ -94,8 +94,8 @@ AIMS = (
 def learned(losses: Mapping[str, float], *, untrained: float) -> dict[str, bool]:
     """Way -> whether its loss fell to about what the others reach after as many updates.
 
-    About: at most 1.5 times the median and 0.1 (stale gradients and other batches differ so much), and below half of
-    the loss of a model that knows nothing.
+    About: at most 1.5 times the median and 0.1 (stale gradients and other batches differ so much), and below two
+    thirds of the loss of a model that knows nothing.
     """
     usual = statistics.median(losses.values()) if losses else 0.0
-    return {name: loss <= min(1.5 * usual + 0.1, untrained / 2) for name, loss in losses.items()}
+    return {name: loss <= min(1.5 * usual + 0.1, untrained * 2 / 3) for name, loss in losses.items()}

@@ -14,7 +14,6 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import psutil
-
 from beside.ways import Way, Work
 
 ROOT = Path(__file__).parents[2]
@@ -40,7 +39,7 @@ class Sample:
     rate: float  # gradients a second, of all its workers
     cpu_ms: float  # of all its processes, for one gradient
     begin: float  # seconds from the command to the first step
-    loss: float  # mean over the last fifth of the steps until the work's `updates`
+    loss: float  # mean over the last fifth of the gradients of the work's first `updates`
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -64,11 +63,11 @@ class Bench:
             stack.callback(meter.close)
             runs = [stack.enter_context(run) for run in self._start(work, way, path)]
             watch = Watch(runs, meter, way.counts)
-            steps = way.steps(work.updates)
-            watch.until(steps)
+            gradients = way.gradients(work.updates)
+            watch.until(gradients // way.counts)
             rate, cpu_ms = watch.window(self.seconds)
             first = min(mark.first for mark in watch.marks())
-            losses = [loss for slot in range(way.counts) for loss in meter.losses(slot, steps * 4 // 5, steps)]
+            losses = meter.losses(way.counts)[gradients * 4 // 5 : gradients]
             return Sample(rate, cpu_ms, first - began, statistics.fmean(losses))
 
     def _start(self, work: Work, way: Way, meter: Path) -> Iterator[Run]:

@@ -64,10 +64,12 @@ def replaced(document: str, text: str) -> str:
 def requoted(document: str, measured: Mapping[str, float]) -> str:
     """The document with the newest figures: it quotes them as `<!--bench-peers: NAME-->1.8<!---->`.
 
-    With as many decimals as they were written with. Raises KeyError for a name that was never measured.
+    With as many decimals as they were written with; what was not measured stays.
     """
 
     def newest(match: re.Match[str]) -> str:
+        if match[2] not in measured:
+            return match[0]
         digits = len(match[3].partition(".")[2])
         return f"{match[1]}{measured[match[2]]:.{digits}f}{match[4]}"
 

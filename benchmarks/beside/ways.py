@@ -29,9 +29,9 @@ class Way:
     peer: bool = False  # needs the environment of the peers
     keys: bool = False
 
-    def steps(self, updates: int) -> int:
-        """How many each slot counts until there are so many updates."""
-        return updates // self.counts if self.shared else updates
+    def gradients(self, updates: int) -> int:
+        """How many all slots count together until there are so many updates."""
+        return updates if self.shared else updates * self.counts
 
 
 def _evener(name: str, mode: str, ps: int, workers: int) -> Way:
@@ -110,14 +110,14 @@ WORKS = (
         name="MLP 500", hidden=500,
         ways=(*FREE, ASYNC_1, ASYNC_2, ASYNC_4, SYNC, TOWERS, TF_1, TF_2, TF_4, SYNC_REPLICAS, STRATEGY, DDP, RPC, RAY),
     ),
-    Work(name="MLP 100", hidden=100, ways=(PLAIN, ALONE, TWO_ALONE, ASYNC_2, SYNC, TOWERS, TF_2, DDP)),
+    Work(name="MLP 100", hidden=100, ways=(PLAIN, ALONE, TWO_ALONE, ASYNC_2, TF_2)),
     Work(
         name="MLP 11 M", hidden=13_900, updates=40,
         ways=(TWO_PLAIN, LOCKSTEP, ALONE, TWO_ALONE, ASYNC_2, SYNC, TOWERS, DDP),
     ),
     Work(
         name="transformer", model="transformer", updates=100,
-        ways=(PLAIN, LOCKSTEP, ALONE, TWO_ALONE, ASYNC_2, SYNC, TOWERS, DDP),
+        ways=(PLAIN, ALONE, ASYNC_2, SYNC, TOWERS, DDP),
     ),
     Work(
         name="MLP 500 between hosts", hidden=500, apart=True,

@@ -7,7 +7,9 @@ was done in a window of time, and how the loss fell, is read in the same way fro
 from __future__ import annotations
 
 import argparse
+import ctypes
 import mmap
+import signal
 import struct
 import time
 from dataclasses import dataclass
@@ -15,8 +17,9 @@ from pathlib import Path
 from typing import NamedTuple
 
 BATCH, CLASSES, PIXELS = 100, 10, 784
+LIMIT = 600  # seconds
 LOSSES = 1024  # of its first steps a worker keeps this many
-_COUNTED, _LOSS = struct.Struct("=qdd"), struct.Struct("=f")
+_COUNTED, _LOSS = struct.Struct("=qdd"), struct.Struct("=df")
 _SLOT = _COUNTED.size + LOSSES * _LOSS.size
 
 
@@ -46,17 +49,21 @@ class Meter:
         now = time.monotonic()
         self._first = self._first or now
         if self._steps < LOSSES:
-            _LOSS.pack_into(self._map, self._at + _COUNTED.size + self._steps * _LOSS.size, loss)
+            _LOSS.pack_into(self._map, self._at + _COUNTED.size + self._steps * _LOSS.size, now, loss)
         self._steps += 1
         _COUNTED.pack_into(self._map, self._at, self._steps, now, self._first)
 
     def mark(self, slot: int) -> Mark:
         return Mark(*_COUNTED.unpack_from(self._map, slot * _SLOT))
 
-    def losses(self, slot: int, start: int, stop: int) -> list[float]:
-        """Of steps start..stop-1 of that worker, counted from 0."""
-        first = slot * _SLOT + _COUNTED.size
-        return [_LOSS.unpack_from(self._map, first + step * _LOSS.size)[0] for step in range(start, stop)]
+    def losses(self, slots: int) -> list[float]:
+        """Of the first steps of all these workers, in the order in which they were done."""
+        found = []
+        for slot in range(slots):
+            first = slot * _SLOT + _COUNTED.size
+            kept = min(self.mark(slot).steps, LOSSES)
+            found += [_LOSS.unpack_from(self._map, first + step * _LOSS.size) for step in range(kept)]
+        return [loss for _, loss in sorted(found, key=lambda one: one[0])]
 
     def close(self) -> None:
         self._map.close()
@@ -85,7 +92,7 @@ class Job:
     @property
     def learning_rate(self) -> float:
         """Plain SGD; wide networks need small steps, since each hidden unit moves the scores."""
-        return 0.1 * min(1.0, 500 / self.hidden) if self.model == "mlp" else 0.5
+        return 0.1 * min(1.0, 500 / self.hidden) if self.model == "mlp" else 0.2
 
     @property
     def stddev(self) -> float:
@@ -98,8 +105,15 @@ class Job:
         return 4 * (PIXELS * self.hidden + self.hidden * (CLASSES + 1) + CLASSES)
 
 
+def end_with_parent() -> None:
+    """This process ends when the driver does, however that ends, and after ten minutes in any case."""
+    ctypes.CDLL(None).prctl(1, signal.SIGKILL)  # PR_SET_PDEATHSIG
+    signal.alarm(LIMIT)
+
+
 def told() -> Job:
-    """The command line of this process."""
+    """The command line of this process, which is bounded in time from here on."""
+    end_with_parent()
     parser = argparse.ArgumentParser()
     parser.add_argument("--role", choices=["ps", "worker", "chief", "launcher"], required=True)
     for name in ("--index", "--hidden"):

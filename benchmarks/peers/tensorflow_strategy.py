@@ -21,7 +21,9 @@ def cluster_of(job: Job) -> tf.train.ClusterSpec:
 
 
 def serve(job: Job) -> None:
-    config = tf.compat.v1.ConfigProto(intra_op_parallelism_threads=1, inter_op_parallelism_threads=1)
+    # With fewer a server waits for itself (TensorFlow's tutorial says so); an operation still has one thread.
+    between = len(job.workers) + 1
+    config = tf.compat.v1.ConfigProto(intra_op_parallelism_threads=1, inter_op_parallelism_threads=between)
     tf.distribute.Server(
         cluster_of(job), job_name=job.role, task_index=job.index, protocol="grpc", config=config
     ).join()  # fmt: skip
@@ -63,7 +65,6 @@ def coordinate(job: Job) -> None:
 def main() -> None:
     job = told()
     tf.config.threading.set_intra_op_parallelism_threads(1)
-    tf.config.threading.set_inter_op_parallelism_threads(1)
     if job.role == "chief":
         coordinate(job)
     else:

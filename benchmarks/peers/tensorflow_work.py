@@ -7,7 +7,7 @@ from collections.abc import Iterator
 
 os.environ.update(
     TF_CPP_MIN_LOG_LEVEL="2", CUDA_VISIBLE_DEVICES="", OMP_NUM_THREADS="1", TF_ENABLE_ONEDNN_OPTS="1",
-    TF_NUM_INTRAOP_THREADS="1", TF_NUM_INTEROP_THREADS="1",
+    TF_NUM_INTRAOP_THREADS="1",
 )  # fmt: skip
 
 import numpy as np

@@ -64,7 +64,7 @@ def _at_least(work: str, way: Way, *others: tuple[Way, float]) -> list[Aim]:
     return [Aim(work, way, other, bound) for other, bound in others]
 
 
-SMALL, LATE, LARGE, APART, LINK = "MLP 500", "MLP 100", "MLP 11 M", "MLP 500 between hosts", "1.6 MB, two hosts"
+SMALL, LATE, LARGE, APART, LINK = "MLP 500", "MLP 100", "MLP 11 M", "MLP 500 between hosts", "1.6 MB between hosts"
 AIMS = (
     *_at_least(
         SMALL, ways.ASYNC_2, (ways.TWO_ALONE, 0.90), (ways.TF_2, 3.5), (ways.STRATEGY, 4.0), (ways.RPC, 2.5),

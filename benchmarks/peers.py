@@ -43,6 +43,10 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--busy", action="store_true", help="while another process uses a core")
     parser.add_argument("--write", action="store_true", help="RESULTS.md, and the figures that documents quote")
     args = parser.parse_args()
+    if args.python:
+        args.python = str(Path(args.python).absolute())  # programs start elsewhere; a venv's link is not followed
+        if not os.access(args.python, os.X_OK):
+            parser.error(f"there is no {args.python}.")
     if args.write and (args.only or args.ways):
         parser.error("--write is for whole runs: figures that are compared come from one run.")
     return args

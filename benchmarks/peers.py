@@ -120,14 +120,14 @@ def write(text: str) -> None:
 def main() -> None:
     args = arguments()
     signal.signal(signal.SIGTERM, lambda *_: sys.exit("ended by SIGTERM"))  # so that all children are ended too
-    load = os.getloadavg()[0]
+    head = heading(args, os.getloadavg()[0])  # before: the commit and the load that is measured
     with tempfile.TemporaryDirectory(prefix="bench-", dir="/tmp") as place, hosts() as network, busy(args.busy):
         prepare(Path(place))
         bench = Bench(place=Path(place), peers=args.python, network=network, seconds=args.seconds)
         found = measure(bench, chosen(bench, args), args.rounds)
     bad = drop_unlearned(found)
     parts = [tables.of_work(work, found) for work in WORKS if any(key[0] == work.name for key in found)]
-    text = "\n\n".join([heading(args, load), tables.of_aims(found), *parts, *bad])
+    text = "\n\n".join([head, tables.of_aims(found), *parts, *bad])
     print(text)
     if args.write:
         write(text)

@@ -39,7 +39,7 @@ class Sample:
     rate: float  # gradients a second, of all its workers
     cpu_ms: float  # of all its processes, for one gradient
     begin: float  # seconds from the command to the first step
-    loss: float  # mean over the last fifth of the gradients of the work's first `updates`
+    loss: float  # mean over the last fifth of the work's first `updates`
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -63,11 +63,11 @@ class Bench:
             stack.callback(meter.close)
             runs = [stack.enter_context(run) for run in self._start(work, way, path)]
             watch = Watch(runs, meter, way.counts)
-            gradients = way.gradients(work.updates)
-            watch.until(gradients // way.counts)
+            watch.until(work.updates // len(way.groups[0]))
             rate, cpu_ms = watch.window(self.seconds)
             first = min(mark.first for mark in watch.marks())
-            losses = meter.losses(way.counts)[gradients * 4 // 5 : gradients]
+            late = slice(work.updates * 4 // 5, work.updates)
+            losses = [loss for group in way.groups for loss in meter.losses(group)[late]]
             return Sample(rate, cpu_ms, first - began, statistics.fmean(losses))
 
     def _start(self, work: Work, way: Way, meter: Path) -> Iterator[Run]:

@@ -29,9 +29,11 @@ class Way:
     peer: bool = False  # needs the environment of the peers
     keys: bool = False
 
-    def gradients(self, updates: int) -> int:
-        """How many all slots count together until there are so many updates."""
-        return updates if self.shared else updates * self.counts
+    @property
+    def groups(self) -> list[list[int]]:
+        """The slots that train one model with updates of their own, together: one group; else each is for itself."""
+        slots = list(range(self.counts))
+        return [slots] if self.shared else [[slot] for slot in slots]
 
 
 def _evener(name: str, mode: str, ps: int, workers: int) -> Way:

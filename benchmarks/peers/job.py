@@ -12,6 +12,7 @@ import mmap
 import signal
 import struct
 import time
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple
@@ -56,10 +57,10 @@ class Meter:
     def mark(self, slot: int) -> Mark:
         return Mark(*_COUNTED.unpack_from(self._map, slot * _SLOT))
 
-    def losses(self, slots: int) -> list[float]:
-        """Of the first steps of all these workers, in the order in which they were done."""
+    def losses(self, slots: Iterable[int]) -> list[float]:
+        """Of the first steps of these workers, in the order in which they were done."""
         found = []
-        for slot in range(slots):
+        for slot in slots:
             first = slot * _SLOT + _COUNTED.size
             kept = min(self.mark(slot).steps, LOSSES)
             found += [_LOSS.unpack_from(self._map, first + step * _LOSS.size) for step in range(kept)]

@@ -31,7 +31,7 @@ class Way:
 
     @property
     def groups(self) -> list[list[int]]:
-        """The slots that train one model with updates of their own, together: one group; else each is for itself."""
+        """Slots whose steps together are the updates: all where each gradient is an update of its own, else each alone."""
         slots = list(range(self.counts))
         return [slots] if self.shared else [[slot] for slot in slots]
 

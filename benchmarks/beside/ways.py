@@ -31,7 +31,7 @@ class Way:
 
     @property
     def groups(self) -> list[list[int]]:
-        """Slots whose steps together are the updates: all where each gradient is an update of its own, else each alone."""
+        """Slots whose steps together are the updates: all where each gradient is an update, else each alone."""
         slots = list(range(self.counts))
         return [slots] if self.shared else [[slot] for slot in slots]
 
@@ -118,7 +118,7 @@ WORKS = (
         ways=(TWO_PLAIN, LOCKSTEP, ALONE, TWO_ALONE, ASYNC_2, SYNC, TOWERS, DDP),
     ),
     Work(
-        name="transformer", model="transformer", updates=100,
+        name="transformer", model="transformer", updates=150,
         ways=(PLAIN, ALONE, ASYNC_2, SYNC, TOWERS, DDP),
     ),
     Work(

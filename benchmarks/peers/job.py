@@ -93,7 +93,7 @@ class Job:
     @property
     def learning_rate(self) -> float:
         """Plain SGD; wide networks need small steps, since each hidden unit moves the scores."""
-        return 0.1 * min(1.0, 500 / self.hidden) if self.model == "mlp" else 0.2
+        return 0.1 * min(1.0, 500 / self.hidden) if self.model == "mlp" else 0.1
 
     @property
     def stddev(self) -> float:

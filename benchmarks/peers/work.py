@@ -45,7 +45,7 @@ class Transformer(nn.Module):
 
 
 def samples(job: Job) -> tuple[Tensor, Tensor]:
-    """All inputs and targets. For the transformer: sentences in which three words of four are of one class."""
+    """All inputs and targets. For the transformer: sentences in which nine words of ten are of one class."""
     if job.model == "mlp":
         with np.load(job.data) as data:
             return torch.from_numpy(data["inputs"]), torch.from_numpy(data["target"])
@@ -53,7 +53,7 @@ def samples(job: Job) -> tuple[Tensor, Tensor]:
     target = torch.randint(CLASSES, (2000,), generator=chance)
     words = torch.randint(WORDS, (2000, LENGTH), generator=chance)
     of_class = target[:, None] * (WORDS // CLASSES) + words % (WORDS // CLASSES)
-    return torch.where(torch.rand(2000, LENGTH, generator=chance) < 0.75, of_class, words), target
+    return torch.where(torch.rand(2000, LENGTH, generator=chance) < 0.9, of_class, words), target
 
 
 def batches(job: Job) -> Iterator[tuple[Tensor, Tensor]]:

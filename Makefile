@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 
-.PHONY: demo test check fuzz chaos bench bench-tcp bench-gpu docs clean
+.PHONY: demo test check fuzz chaos bench bench-peers bench-gpu docs clean
 .DEFAULT_GOAL := demo
 
 $(STAMP): pyproject.toml constraints.txt
@@ -33,13 +33,21 @@ check: $(STAMP)  ## lint, types and the fast tests: under a minute
 chaos: $(STAMP)  ## 200 random schedules of faults over short runs: about half an hour; CHAOS="17 18" plays those seeds
 	$(BIN)/python tests/system/chaos_soak.py $(CHAOS)
 
-bench: $(STAMP)  ## speed, as ratios within one run
-	$(BIN)/python benchmarks/steps.py
+bench: $(STAMP)  ## speed beside plain PyTorch, as ratios within one run; nothing is written
+	$(BIN)/python benchmarks/peers.py --only "MLP 500"
 	$(BIN)/python benchmarks/own_loop.py
 	$(BIN)/python benchmarks/policies.py
 
-bench-tcp: $(STAMP)  ## speed between two network namespaces (root), beside TensorFlow if TENSORFLOW=PYTHON has it
-	$(BIN)/python benchmarks/tcp.py $(if $(TENSORFLOW),--tensorflow $(TENSORFLOW))
+PEERS := .venv-peers
+$(PEERS)/.installed: benchmarks/peers/requirements.txt constraints.txt
+	@echo "setting up $(PEERS) ..."
+	@test -x $(PEERS)/bin/python || $(PYTHON) -m venv $(PEERS)
+	@$(PEERS)/bin/python -m pip install --quiet --disable-pip-version-check -c constraints.txt \
+		-r benchmarks/peers/requirements.txt 2>$(PEERS)/pip.log || { cat $(PEERS)/pip.log >&2; exit 1; }
+	@touch $@
+
+bench-peers: $(STAMP) $(PEERS)/.installed  ## beside TensorFlow, Ray and PyTorch's own, 15 minutes; writes benchmarks/RESULTS.md
+	$(BIN)/python benchmarks/peers.py --python $(PEERS)/bin/python $(or $(BENCH),--write)
 
 N ?= 1000000
 bench-gpu:  ## on a machine with a GPU, builds nothing: the tests that need one, then CIFAR-10's step beside a plain loop
@@ -51,4 +59,4 @@ fuzz: $(STAMP)  ## mutated frames through codec, servers and ports, and files th
 	$(BIN)/python tests/properties/fuzzing_files.py --n $$(($(N) / 10)) $(if $(SEED),--seed $(SEED))
 
 clean:
-	rm -rf $(VENV) .pytest_cache .mypy_cache .ruff_cache .hypothesis
+	rm -rf $(VENV) $(PEERS) .pytest_cache .mypy_cache .ruff_cache .hypothesis

@@ -1,16 +1,13 @@
-"""What the network itself moves: a payload to the server and one back, over and over, with nothing but sockets.
-
-python plain_sockets.py serve ADDRESS PORT NBYTES CLIENTS       one thread for each client, until all have left
-python plain_sockets.py ask ADDRESS PORT NBYTES SECONDS         says "go", then the rounds a second
-"""
+"""What the network itself moves: a payload to the server and one back, over and over, with nothing but sockets."""
 
 from __future__ import annotations
 
-import json
+import math
 import socket
-import sys
 import threading
 import time
+
+from job import Job, told
 
 
 def exactly(connection: socket.socket, into: memoryview) -> bool:
@@ -29,33 +26,37 @@ def answer(connection: socket.socket, nbytes: int) -> None:
         connection.sendall(outbox)
 
 
-def serve(address: str, port: int, nbytes: int, clients: int) -> None:
-    with socket.create_server((address, port)) as door:
-        threads = [threading.Thread(target=answer, args=(door.accept()[0], nbytes)) for _ in range(clients)]
+def place_of(host: str) -> tuple[str, int]:
+    address, _, port = host.rpartition(":")
+    return address, int(port)
+
+
+def serve(job: Job) -> None:
+    """One thread for each client, until all have left."""
+    with socket.create_server(place_of(job.ps[0])) as door:
+        threads = [threading.Thread(target=answer, args=(door.accept()[0], job.nbytes)) for _ in job.workers]
         for thread in threads:
             thread.start()
         for thread in threads:
             thread.join()
 
 
-def ask(address: str, port: int, nbytes: int, seconds: float) -> None:
-    with connected(address, port) as connection:
+def ask(job: Job) -> None:
+    meter = job.slot()
+    with connected(place_of(job.ps[0])) as connection:
         connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-        inbox, outbox, rounds = memoryview(bytearray(nbytes)), b"x" * nbytes, 0
-        print("go", flush=True)
-        since = time.monotonic()
-        while time.monotonic() - since < seconds:
+        inbox, outbox = memoryview(bytearray(job.nbytes)), b"x" * job.nbytes
+        while True:
             connection.sendall(outbox)
             assert exactly(connection, inbox)
-            rounds += 1
-        print(json.dumps({"rate": rounds / (time.monotonic() - since), "count": rounds}), flush=True)
+            meter.count(math.nan)
 
 
-def connected(address: str, port: int) -> socket.socket:
+def connected(place: tuple[str, int]) -> socket.socket:
     deadline = time.monotonic() + 30
     while True:
         try:
-            return socket.create_connection((address, port))
+            return socket.create_connection(place)
         except ConnectionRefusedError:
             if time.monotonic() > deadline:
                 raise
@@ -63,5 +64,5 @@ def connected(address: str, port: int) -> socket.socket:
 
 
 if __name__ == "__main__":
-    role, where, *numbers = sys.argv[1:]
-    (serve if role == "serve" else ask)(where, *map(int, numbers))  # type: ignore[arg-type]
+    mine = told()
+    (serve if mine.role == "ps" else ask)(mine)

@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 
-.PHONY: demo test check fuzz chaos bench bench-peers bench-gpu docs clean
+.PHONY: demo test test-ray check fuzz chaos bench bench-peers bench-gpu docs clean
 .DEFAULT_GOAL := demo
 
 $(STAMP): pyproject.toml constraints.txt
@@ -29,6 +29,9 @@ check: $(STAMP)  ## lint, types and the fast tests: under a minute
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 	QUICK=1 $(BIN)/python -m pytest -q -m "not slow" -n 2 --dist worksteal
+
+test-ray: $(STAMP)  ## every test of runs on a Ray cluster, of three nodes on this machine: about ten minutes
+	RAY=1 $(BIN)/python -m pytest -q tests/on_ray
 
 chaos: $(STAMP)  ## 200 random schedules of faults over short runs: about half an hour; CHAOS="17 18" plays those seeds
 	$(BIN)/python tests/system/chaos_soak.py $(CHAOS)

@@ -50,10 +50,10 @@ def _tensorflow(name: str, mode: str, ps: int, workers: int) -> Way:
     )  # fmt: skip
 
 
-PLAIN = Way(name="plain loop", program="plain.py", roots=PAIR[:1])
-TWO_PLAIN = Way(name="two free plain loops", program="plain.py", roots=PAIR, workers=2, counts=2)
+PLAIN = Way(name="plain loop", program="plain_loop.py", roots=PAIR[:1])
+TWO_PLAIN = Way(name="two free plain loops", program="plain_loop.py", roots=PAIR, workers=2, counts=2)
 LOCKSTEP = Way(
-    name="two plain loops in lockstep", program="plain.py", roots=PAIR, workers=2, counts=2, mode="lockstep"
+    name="two plain loops in lockstep", program="plain_loop.py", roots=PAIR, workers=2, counts=2, mode="lockstep"
 )  # fmt: skip
 ALONE = _evener("evener alone", "alone", 0, 1)
 TWO_ALONE = Way(

@@ -79,6 +79,30 @@ def serves(listener: TcpListener, mine: Keys) -> bool:
     return True
 
 
+def test_a_server_that_listens_learns_the_new_key_of_a_task_and_takes_the_old_one_no_longer(
+    listener: TcpListener, directory: Path, strangers: Path
+) -> None:
+    (strangers / "ps-0.public").write_bytes((directory / "ps-0.public").read_bytes())
+    before, after = load(directory, "worker-1"), load(strangers, "worker-1")
+    assert serves(listener, before)
+    os.replace(strangers / "worker-1.public", directory / "worker-1.public")
+
+    assert serves(listener, after)
+    with pytest.raises(AuthError, match="refused the key of worker:1"):
+        connect(listener, before)
+
+
+def test_where_the_keys_cannot_be_read_anew_the_old_ones_go_on_to_count(
+    listener: TcpListener, directory: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    mine = load(directory, "worker-1")
+    (directory / "worker-0.public").unlink()
+    (directory / "worker-0.public").write_text("half a certificate")
+
+    assert serves(listener, mine)
+    assert "cannot read the keys anew" in caplog.text
+
+
 # Files
 
 

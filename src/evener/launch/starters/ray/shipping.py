@@ -23,8 +23,6 @@ def shipped(settings: Settings, start: Path, asked: Mapping[str, Any]) -> tuple[
         asked: the person's own runtime_env: what it names is not found out.
     """
     names = {name: value for name, value in (("recipe", settings.recipe), ("script", settings.script)) if value}
-    if settings.script:
-        names.pop("recipe")  # only its name, for people
     there: dict[str, str] = {}
     environment = dict(asked)
     root = Path(start)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import re
@@ -10,8 +11,9 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import psutil
 import pytest
-from running import EVENER, PATIENCE, RECIPE, Run, evener, until
+from running import EVENER, PATIENCE, RECIPE, Run, alive, evener, until
 
 from evener.modes import MODES
 
@@ -250,3 +252,27 @@ for epoch in range(3):
         loss.backward()
         optimizer.step()
 """
+
+
+def test_without_a_cluster_one_of_this_machine_is_started_on_loopback_and_ended(place):
+    """In a directory for temporary files of its own, where Ray finds no other one."""
+    options = ["--launcher", "ray", "--ps", 1, "--workers", 1, "--train-steps", STEPS, "--logdir", "run", *SLOW]
+    with Run([*EVENER, "train", "small.py:recipe", *options], place) as run:
+        run.wait_for("runs on a Ray of this machine, started for this run")
+        run.wait_for(TRAINS)
+        started = psutil.Process(run.process.pid).children(recursive=True)
+        heard = [listens for process in started for listens in listening(process)]
+        done = run.finish()
+
+    assert done.code == 0, done.text
+    assert heard and {address.removeprefix("::ffff:") for address in heard} == {"127.0.0.1"}
+    until(lambda: not alive(started), PATIENCE, "Ray has ended")
+    whole(place, STEPS)
+
+
+def listening(process: psutil.Process) -> list[str]:
+    """The addresses at which it takes connections."""
+    with contextlib.suppress(psutil.NoSuchProcess):
+        found = process.net_connections(kind="tcp")
+        return [connection.laddr.ip for connection in found if connection.status == psutil.CONN_LISTEN]
+    return []

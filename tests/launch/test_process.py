@@ -13,6 +13,7 @@ import psutil
 import pytest
 
 from evener.control.control import Assignment
+from evener.control.told import LEFT
 from evener.launch.starters.forked import possible
 from evener.launch.starters.process import Process, Processes
 from evener.report import Failed, Published
@@ -270,6 +271,18 @@ def test_after_a_close_no_process_is_left(processes):
     process.close()
     processes.close()
     until(lambda: all(map(gone, below)))  # an orphan waits for init to look at it
+
+
+@pytest.mark.parametrize("processes", ["forked"], indirect=True)
+def test_a_task_that_is_told_to_leave_the_moment_it_is_born_leaves(processes):
+    """Forty, for the moment is short in which nothing of the task listens yet."""
+    for _ in range(40):
+        process = processes.start(assignment())
+        while not process.pid:
+            pass  # what sleeps comes too late
+        os.kill(process.pid, signal.SIGTERM)
+        assert until(process.ended) in ("was killed by SIGTERM", LEFT)
+        process.close()
 
 
 @pytest.mark.parametrize("processes", ["forked"], indirect=True)

@@ -254,9 +254,33 @@ for epoch in range(3):
 """
 
 
+@every
+def test_without_an_address_it_goes_to_the_ray_that_the_environment_names(nodes, gone, place):
+    """One that listens on loopback alone, too, whose address Ray would replace by an outer one."""
+    options = ["--launcher", "ray", "--ps", 1, "--workers", 1, "--train-steps", 20, "--logdir", "run"]
+    with Run([*EVENER, "train", "small.py:recipe", *options], place, RAY_ADDRESS=nodes.address) as run:
+        done = run.finish()
+
+    assert done.code == 0, done.text
+    assert f"runs on the Ray cluster at {nodes.address}" in done.text
+
+
 def test_without_a_cluster_one_of_this_machine_is_started_on_loopback_and_ended(place):
-    """In a directory for temporary files of its own, where Ray finds no other one."""
-    options = ["--launcher", "ray", "--ps", 1, "--workers", 1, "--train-steps", STEPS, "--logdir", "run", *SLOW]
+    options = [
+        "--launcher",
+        "ray",
+        "--ray-address",
+        "local",
+        "--ps",
+        1,
+        "--workers",
+        1,
+        "--train-steps",
+        STEPS,
+        "--logdir",
+        "run",
+        *SLOW,
+    ]
     with Run([*EVENER, "train", "small.py:recipe", *options], place) as run:
         run.wait_for("runs on a Ray of this machine, started for this run")
         run.wait_for(TRAINS)

@@ -16,8 +16,8 @@ from evener.launch.starters.ray.asked import NAMES, PLACEMENTS
 def add_launcher_options(command: argparse.ArgumentParser) -> None:
     add = command.add_argument_group("on a Ray cluster").add_argument
     add("--launcher", choices=LAUNCHERS, help="where tasks run: processes of this machine (default), or Ray's actors")
-    add("--ray-address", metavar="ADDRESS", help="auto, HOST:PORT or ray://HOST:10001; default: the Ray that runs "
-        "here, or one that is started for the run")  # fmt: skip
+    add("--ray-address", metavar="ADDRESS", help="auto, HOST:PORT, ray://HOST:10001, or local: one that is "
+        "started for the run; default: the Ray that runs here, else local")  # fmt: skip
     add("--resources-per-worker", metavar="JSON", help="""what Ray sets aside for each worker, as '{"GPU": 1}'; """
         "default: one CPU")  # fmt: skip
     add("--resources-per-ps", metavar="JSON", help="the same for each ps task")

@@ -158,6 +158,7 @@ def _become(wanted: Wanted, line: int, log: int, parent: int) -> None:
     os.setsid()
     for number in LEAVE:
         signal.signal(number, signal.SIG_DFL)  # until the task listens itself
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, LEAVE)
     for stream in (1, 2):
         os.dup2(log, stream)
     os.close(log)
@@ -180,8 +181,9 @@ def preload(*modules: str) -> None:
 
 if __name__ == "__main__":
     die_with_parent()
-    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):  # the launcher ends the run in order, tasks leave so
-        signal.signal(number, signal.SIG_IGN)
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the launcher ends the run in order
+    # Not ignored: what comes to a task in its first microseconds would be lost, where it waits now.
+    signal.pthread_sigmask(signal.SIG_BLOCK, LEAVE)
     signal.signal(signal.SIGCHLD, signal.SIG_DFL)  # whoever started the launcher may have had it ignored
     line = socket.socket(fileno=int(sys.argv[1]))
     preload("evener.task.build", "evener.task.server", "evener.task.worker")

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import ray
-from ray._private import ray_constants, worker
+from ray._private import ray_constants, services, worker
 
 from evener.errors import SecurityError, Unavailable
 from evener.launch.starters.ray.nodes import addresses
@@ -33,7 +33,7 @@ def joined(address: str, runtime_env: dict[str, Any], cpus: int) -> Joined:
     """Connect this process: to `address`, else to the Ray that runs here, else to one that is started for it.
 
     Args:
-        address: as `RayAsked.ray_address`.
+        address: as `RayAsked.ray_address`. "local", Ray's own word: one is started although others run here.
         runtime_env: what the nodes get; not those of a Ray of our own, who have it.
         cpus: that a Ray of our own says it has: as many as its tasks ask for; 0: there may be no such one.
 
@@ -44,7 +44,10 @@ def joined(address: str, runtime_env: dict[str, Any], cpus: int) -> Joined:
     if ray.is_initialized():  # by the program that calls us, which goes on to use it
         return Joined(False, "the Ray that this program uses", lambda: None)
     try:
-        _init(address or "auto", loopback=address.startswith("127."), runtime_env=runtime_env)
+        found = _found(address)
+        if found == "local":
+            return _own(cpus)
+        _init(found, loopback=found.startswith("127."), runtime_env=runtime_env)
     except ConnectionError as error:
         if not address and cpus:
             return _own(cpus)
@@ -58,8 +61,19 @@ def joined(address: str, runtime_env: dict[str, Any], cpus: int) -> Joined:
     return Joined(False, f"the Ray cluster at {address or ray.get_runtime_context().gcs_address}", ray.shutdown)
 
 
+def _found(address: str) -> str:
+    """The address of the Ray that runs here, in place of none. ConnectionError if there is no such Ray."""
+    return address if address not in ("", "auto") else str(services.get_ray_address_from_environment("auto", None))
+
+
 def _own(cpus: int) -> Joined:
     """A Ray that listens on loopback alone, and to those who have this user's token (its default for such a one)."""
+    if not cpus:
+        raise Unavailable(
+            "a Ray of this run alone ends with the process that started it.",
+            why="this run is to be found again on its cluster.",
+            fix="start one by `ray start --head`, and leave --ray-address local out.",
+        )
     _init(None, loopback=True, num_cpus=cpus, include_dashboard=False, _node_ip_address=LOOPBACK)
     if (found := addresses()) != {LOOPBACK}:
         ray.shutdown()

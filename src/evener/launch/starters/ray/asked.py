@@ -21,9 +21,7 @@ class RayAsked:
         ConfigError: a value that cannot work.
     """
 
-    ray_address: str = (
-        ""  # "auto", "local", "HOST:PORT", "ray://HOST:10001"; empty: the one here, or a new one
-    )
+    ray_address: str = ""  # "auto", "local", "HOST:PORT", "ray://HOST:10001"; empty: the one here, or a new one
     resources_per_worker: Mapping[str, float] = field(default_factory=lambda: {"CPU": 1.0})
     resources_per_ps: Mapping[str, float] = field(default_factory=lambda: {"CPU": 1.0})
     ray_placement: str = "pack"  # of the workers; ps tasks are spread

@@ -3,15 +3,19 @@
 from __future__ import annotations
 
 import os
+import socket
 import stat
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 from hypothesis import given, strategies as st
 
 from evener import errors
 from evener.commands.on_ray import on_ray
+from evener.launch.starters.ray import joining
 from evener.launch.starters.ray.asked import RayAsked
+from evener.launch.starters.ray.joining import joined
 from evener.launch.starters.ray.keyring import Keyring
 from evener.launch.starters.ray.room import lacking, total
 from evener.launch.starters.ray.run_host import Journal
@@ -241,3 +245,51 @@ def test_who_asks_again_is_told_what_came_since(kinds, cut):
         figures = sum(not isinstance(report, Line) for report in journal.since(heard))
         assert figures == len(set(kinds[cut:]) - {"line"})
     assert journal.since(journal.until) == []
+
+
+# --- to which Ray a run goes
+
+
+@pytest.fixture
+def begun(monkeypatch):
+    """What Ray is asked to begin with; nothing is begun."""
+    asked = []
+    monkeypatch.setattr(joining, "_init", lambda address, **more: asked.append(address))
+    monkeypatch.setattr(joining, "addresses", lambda: {"127.0.0.1"})
+    monkeypatch.delenv("RAY_ADDRESS", raising=False)
+    return asked
+
+
+@pytest.fixture
+def listens():
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        yield f"127.0.0.1:{server.getsockname()[1]}"
+
+
+def test_the_ray_that_runs_here_is_taken_if_it_answers_else_one_is_started(begun, listens, monkeypatch):
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        dead = f"127.0.0.1:{server.getsockname()[1]}"
+    for found, own in ((listens, False), (dead, True)):
+        monkeypatch.setattr(joining.services, "get_ray_address_from_environment", lambda *_, found=found: found)
+        monkeypatch.setattr(joining.ray, "get_runtime_context", lambda: SimpleNamespace(gcs_address=listens))
+        assert joined("", {}, 2).own is own
+    assert begun == [listens, "local"]
+
+
+def test_an_address_that_a_person_gave_is_the_only_one_and_said_at_once_if_nothing_listens(begun, monkeypatch):
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        dead = f"127.0.0.1:{server.getsockname()[1]}"
+    for address in (dead, f"ray://{dead}"):
+        with pytest.raises(errors.Unavailable, match=f"no Ray cluster answers at {address}"):
+            joined(address, {}, 2)
+    monkeypatch.setenv("RAY_ADDRESS", dead)
+    with pytest.raises(errors.Unavailable, match=f"no Ray cluster answers at {dead}"):
+        joined("", {}, 2)
+    assert begun == []
+
+
+def test_one_of_its_own_is_started_beside_others_if_asked_and_never_for_a_run_that_outlives_it(begun):
+    assert joined("local", {}, 2).own
+    with pytest.raises(errors.Unavailable, match="ends with the process"):
+        joined("local", {}, 0)
+    assert begun == ["local"]

@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import logging
+import os
+import socket
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
+from urllib.parse import urlsplit
 
 import ray
 from ray._private import ray_constants, services, worker
@@ -16,6 +19,8 @@ from evener.launch.starters.ray.nodes import addresses
 #: Where actors are named, whatever program has made them.
 NAMESPACE = "evener"
 LOOPBACK = "127.0.0.1"
+#: Seconds for a cluster to take a connection. Ray itself tries for five minutes, and does not say why.
+ANSWER = 5.0
 
 log = logging.getLogger(__name__)
 
@@ -43,6 +48,7 @@ def joined(address: str, runtime_env: dict[str, Any], cpus: int) -> Joined:
     """
     if ray.is_initialized():  # by the program that calls us, which goes on to use it
         return Joined(False, "the Ray that this program uses", lambda: None)
+    address = address or os.environ.get("RAY_ADDRESS", "")
     try:
         found = _found(address)
         if found == "local":
@@ -62,8 +68,16 @@ def joined(address: str, runtime_env: dict[str, Any], cpus: int) -> Joined:
 
 
 def _found(address: str) -> str:
-    """The address of the Ray that runs here, in place of none. ConnectionError if there is no such Ray."""
-    return address if address not in ("", "auto") else str(services.get_ray_address_from_environment("auto", None))
+    """The address of the Ray that runs here, in place of none. ConnectionError: nothing listens there."""
+    if address in ("", "auto"):
+        address = str(services.get_ray_address_from_environment("auto", None))
+    parts = urlsplit(address if "://" in address else f"//{address}")
+    if parts.hostname and parts.port:  # a Ray that was killed leaves its address behind
+        try:
+            socket.create_connection((parts.hostname, parts.port), ANSWER).close()
+        except OSError as error:
+            raise ConnectionError(f"{address}: {error}") from error
+    return address
 
 
 def _own(cpus: int) -> Joined:
@@ -74,7 +88,7 @@ def _own(cpus: int) -> Joined:
             why="this run is to be found again on its cluster.",
             fix="start one by `ray start --head`, and leave --ray-address local out.",
         )
-    _init(None, loopback=True, num_cpus=cpus, include_dashboard=False, _node_ip_address=LOOPBACK)
+    _init("local", loopback=True, num_cpus=cpus, include_dashboard=False, _node_ip_address=LOOPBACK)
     if (found := addresses()) != {LOOPBACK}:
         ray.shutdown()
         raise SecurityError(
@@ -85,7 +99,7 @@ def _own(cpus: int) -> Joined:
     return Joined(True, "a Ray of this machine, started for this run", ray.shutdown)
 
 
-def _init(address: str | None, *, loopback: bool, **more: Any) -> None:
+def _init(address: str, *, loopback: bool, **more: Any) -> None:
     """`loopback`: the cluster is of this machine alone, and its addresses are not replaced by outer ones."""
     # What Ray asks on systems where it takes no other machines in.
     before, ray_constants.ENABLE_RAY_CLUSTER = ray_constants.ENABLE_RAY_CLUSTER, not loopback

@@ -31,6 +31,8 @@ check: $(STAMP)  ## lint, types and the fast tests: under a minute
 	QUICK=1 $(BIN)/python -m pytest -q -m "not slow" -n 2 --dist worksteal
 
 test-ray: $(STAMP)  ## every test of runs on a Ray cluster, of three nodes on this machine: about ten minutes
+	@$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt 'ray[train]==2.60.0' \
+		2>$(VENV)/pip.log || { cat $(VENV)/pip.log >&2; exit 1; }
 	RAY=1 $(BIN)/python -m pytest -q tests/on_ray
 
 chaos: $(STAMP)  ## 200 random schedules of faults over short runs: about half an hour; CHAOS="17 18" plays those seeds

@@ -14,7 +14,7 @@ from evener.commands.on_ray import on_ray, placed
 from evener.commands.preparation import make_logdir, script_settings, settings_of
 from evener.commands.training import watched
 from evener.control import control
-from evener.errors import ConfigError, RunFailed
+from evener.errors import ConfigError, RunFailed, Unavailable
 from evener.launch.run import LocalRun
 from evener.launch.starters.ray.asked import RayAsked
 from evener.launch.starters.ray.run_host import Watcher
@@ -75,6 +75,7 @@ def attach(name: str, address: str, *, stream: TextIO | None, quiet: bool = Fals
     Raises:
         ConfigError: there is no such run.
         RunFailed: it has failed.
+        Unavailable: it is over, and somebody else was told how.
         KeyboardInterrupt: it was stopped.
     """
     with _found(name, address) as run:
@@ -83,7 +84,11 @@ def attach(name: str, address: str, *, stream: TextIO | None, quiet: bool = Fals
         def follow(hear: Callable[[AnyReport], None], say: Callable[[str], None]) -> bool:
             stream_of, since = control.reports(), 0
             while True:
-                news = run.hear(since)
+                if (news := run.hear(since)) is None:
+                    raise Unavailable(
+                        f"{name}: is over.", why="somebody else attached to it, or stopped it, and was told how.",
+                        fix=f"evener audit {settings.logdir} says where it stands.",
+                    )  # fmt: skip
                 since = news.until
                 for report in stream_of.feed(news.reports):
                     hear(report)
@@ -105,10 +110,11 @@ def stop(name: str, address: str, say: Callable[[str], None]) -> None:
         deadline, since = time.monotonic() + settings.grace + BEYOND, 0
         run.stop()
         say(f"{name}: saves and ends")
-        while (news := run.hear(since)).over is None and time.monotonic() < deadline:
+        while (news := run.hear(since)) and news.over is None and time.monotonic() < deadline:
             since = news.until
         run.end()
-        say(f"{name}: has ended" if news.over is not None else f"{name}: did not end within its grace, and was ended")
+        in_time = news is None or news.over is not None
+        say(f"{name}: has ended" if in_time else f"{name}: did not end within its grace, and was ended")
 
 
 @contextmanager

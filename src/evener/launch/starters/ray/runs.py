@@ -7,7 +7,7 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 import ray
-from ray.exceptions import GetTimeoutError
+from ray.exceptions import ActorDiedError, GetTimeoutError
 from ray.util import list_named_actors
 
 from evener.errors import ConfigError, Unavailable
@@ -30,13 +30,17 @@ class Detached:
         options: dict[str, Any] = self._get(self._actor.about.remote())
         return options
 
-    def hear(self, since: int) -> News:
-        """As `RunHost.hear`."""
-        news: News = self._get(self._actor.hear.remote(since))
+    def hear(self, since: int) -> News | None:
+        """As `RunHost.hear`. None: it is over, and somebody else who asked was told how."""
+        try:
+            news: News = self._get(self._actor.hear.remote(since))
+        except ActorDiedError:
+            return None
         return news
 
     def stop(self) -> None:
-        self._get(self._actor.stop.remote())
+        with contextlib.suppress(ActorDiedError):  # it is over
+            self._get(self._actor.stop.remote())
 
     def end(self) -> None:
         """It is over, and was asked all."""

@@ -270,7 +270,11 @@ def test_the_ray_that_runs_here_is_taken_if_it_answers_else_one_is_started(begun
     with socket.create_server(("127.0.0.1", 0)) as server:
         dead = f"127.0.0.1:{server.getsockname()[1]}"
     for found, own in ((listens, False), (dead, True)):
-        monkeypatch.setattr(joining.services, "get_ray_address_from_environment", lambda *_, found=found: found)
+        monkeypatch.setattr(
+            joining.services,
+            "get_ray_address_from_environment",
+            lambda asked, _, found=found: found * (asked == "auto"),
+        )
         monkeypatch.setattr(joining.ray, "get_runtime_context", lambda: SimpleNamespace(gcs_address=listens))
         assert joined("", {}, 2).own is own
     assert begun == [listens, "local"]

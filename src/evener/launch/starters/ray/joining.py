@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-import os
 import socket
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -48,7 +47,7 @@ def joined(address: str, runtime_env: dict[str, Any], cpus: int) -> Joined:
     """
     if ray.is_initialized():  # by the program that calls us, which goes on to use it
         return Joined(False, "the Ray that this program uses", lambda: None)
-    address = address or os.environ.get("RAY_ADDRESS", "")
+    address = address or services.get_ray_address_from_environment("", None)  # of RAY_ADDRESS alone
     try:
         found = _found(address)
         if found == "local":

@@ -155,6 +155,42 @@ def test_tasks_leave_a_node_that_is_to_go_away(nodes, gone, place):
 
 
 @every
+def test_a_worker_whose_node_goes_away_is_done_without_until_there_is_another(nodes, gone, place):
+    nodes.add(CPU=1, workers=1)
+    drained = nodes.add(CPU=1, workers=1)
+    options = ["--ps", 1, "--workers", "1..2", "--train-steps", 6 * STEPS, "--logdir", "run", *BOTH_SLOW]
+    with Run(words(nodes, *options, *on("workers")), place) as run:
+        run.wait_for(TRAINS)
+        run.wait_for("worker:1 [0-9]+ examples/s")
+        nodes.drain(drained)
+        line = run.wait_for(r"worker:(\d) +its node is to go away: it leaves")
+        run.wait_for(rf"worker:{line[1]} waits for room on the Ray cluster")
+        nodes.add(CPU=1, workers=1)
+        run.wait_for(rf"worker:{line[1]} stands on")
+        done = run.finish(150)
+
+    assert done.code == 0, done.text
+    whole(place, 6 * STEPS)
+
+
+@every
+def test_a_notice_that_all_machines_go_away_saves_the_run_and_the_same_command_goes_on(nodes, gone, place):
+    nodes.add(CPU=2)
+    options = ["--ps", 1, "--workers", 2, "--train-steps", 3 * STEPS, "--logdir", "run", *BOTH_SLOW]
+    command = words(nodes, *options, "--preemption-notice", "notice")
+    with Run(command, place) as run:
+        run.wait_for(TRAINS)
+        (place / "notice").touch()
+        done = run.finish()
+    assert done.code == 4 and "all is saved" in done.text, done.text
+    with Run(command, place) as run:
+        done = run.finish()
+
+    assert done.code == 0, done.text
+    whole(place, 3 * STEPS)
+
+
+@every
 def test_nothing_is_left_of_a_launcher_that_is_killed(nodes, gone, place):
     with Run(words(nodes, "--ps", 1, "--workers", 1, "--train-steps", 10**6, "--logdir", "run", *SLOW), place) as run:
         run.wait_for(TRAINS)

@@ -79,7 +79,6 @@ class Places:
         """Its node is to go away: the next life of this task stands elsewhere."""
         group, _ = self._bundles.pop(task)
         if all(other is not group for other, _ in self._bundles.values()):
-            self._groups.remove(group)
             remove_placement_group(group)
 
     def _group(self, tasks: list[Task], strategy: str, name: str) -> PlacementGroup:
@@ -89,6 +88,6 @@ class Places:
         return group
 
     def close(self) -> None:
-        for group in self._groups:
+        for group in self._groups:  # also those that are gone: Ray takes no notice
             remove_placement_group(group)
         self._groups.clear()

@@ -104,7 +104,9 @@ def share_of(pid: int) -> tuple[str, int]:
     """What it is called, and its PSS in bytes. Raises OSError when it is gone."""
     place = Path(f"/proc/{pid}")
     words = (place / "cmdline").read_bytes().replace(b"\0", b" ").decode(errors="replace").split()
-    name = next((word.rstrip(",;") for word in words if word.startswith(("worker:", "ps:"))), "launcher, alone or plain")
+    name = next(
+        (word.rstrip(",;") for word in words if word.startswith(("worker:", "ps:"))), "launcher, alone or plain"
+    )
     if "fork" in " ".join(words):
         name = "fork server"
     for line in (place / "smaps_rollup").read_text().splitlines():
@@ -154,7 +156,9 @@ def main() -> None:
         print(f"{way.name}: {peaks.total / GB:.2f} in sum, {seconds:.0f} s")
         for name, peak in sorted(peaks.tasks.items()):
             allowed = way.ps if name.startswith("ps:") else way.worker
-            if name.startswith(("ps:", "worker:")) or not (way.ps or way.workers > 1 or way.own and len(peaks.tasks) > 2):
+            if name.startswith(("ps:", "worker:")) or not (
+                way.ps or way.workers > 1 or (way.own and len(peaks.tasks) > 2)
+            ):
                 print(f"    {name}: {peak / GB:.2f} = {max(0.0, peak / GB - BASE) / size:.1f} P + {BASE}"
                       f" ({allowed * size + BASE:.2f} = {allowed:g} P + {BASE})", flush=True)  # fmt: skip
             else:

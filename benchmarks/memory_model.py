@@ -1,8 +1,8 @@
 """What `memory.py` trains: two linear layers of equal size, by SGD. As a recipe, as a plain loop and as a loop of its own.
 
-    python benchmarks/memory_model.py WIDTH STEPS DIRECTORY            # plain PyTorch, which saves twice
-    evener train benchmarks/memory_model.py:recipe --set width=7000
-    evener launch benchmarks/memory_model.py WIDTH STEPS               # the same loop, prepared
+python benchmarks/memory_model.py WIDTH STEPS DIRECTORY            # plain PyTorch, which saves twice
+evener train benchmarks/memory_model.py:recipe --set width=7000
+evener launch benchmarks/memory_model.py WIDTH STEPS               # the same loop, prepared
 """
 
 from __future__ import annotations

@@ -204,7 +204,9 @@ def _add_graph(writer: Any, session: Session) -> None:
     if session.recipe.step is not None:
         return  # it calls the model as it likes
     inputs, _ = first_of(session.batches.dataset)
-    model = copy.deepcopy(session.towers.model).eval()
+    # Buffers are its own; parameters are only read, as in a validation, and a second copy of them may be large.
+    shared = {id(parameter): parameter for parameter in session.towers.model.parameters()}
+    model = copy.deepcopy(session.towers.model, shared).eval()
     with warnings.catch_warnings(), joined(model):
         warnings.simplefilter("ignore")  # that the tracer will go one day, and what it thinks of the model
         # `add_graph` alone would trace twice and compare, which imports half of PyTorch (0.6 s).

@@ -234,6 +234,15 @@ def bind(model: nn.Module, views: dict[str, Tensor]) -> None:
             buffer.data = views[name]
 
 
+def let_go(model: nn.Module) -> None:
+    """Give back the memory of a model whose values are elsewhere by now; it can compute nothing any more.
+
+    Whoever made it may still refer to it, so it is emptied rather than forgotten.
+    """
+    for tensor in named_tensors(model).values():
+        tensor.data = torch.empty(0, dtype=tensor.dtype, device=tensor.device)
+
+
 def copied(tensor: Tensor) -> Tensor:
     """In this process's own memory, whatever happens to the tensor from now on."""
     return tensor.detach().to("cpu", copy=True)

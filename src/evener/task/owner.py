@@ -65,7 +65,8 @@ def session_of(built: Built, settings: Settings, report: Reporter, tower: Tower 
         for block in (parameters, travelling.block)
     ]
     state, gradients = State(built.model, built.recipe, layout, slot=slots[0]), slots[1]
-    model = Model.over(parts, parameters, travelling.block, homes if home == CPU else None)
+    # Towers sum in that block, and are asked afterwards whose gradient was not finite.
+    model = Model.over(parts, parameters, travelling.block, homes if home == CPU else None, apart=tower is not None)
     local = _local(parts, kept, state, gradients, tower)
     exchange: Exchange = local
     if tower is not None and group is not None:

@@ -1,4 +1,4 @@
-"""What `memory.py` trains: two linear layers of equal size, by SGD. As a recipe, as a plain loop and as a loop of its own.
+"""What `memory.py` trains: two linear layers of equal size, by SGD; as a recipe, a plain loop and a prepared one.
 
 python benchmarks/memory_model.py WIDTH STEPS DIRECTORY            # plain PyTorch, which saves twice
 evener train benchmarks/memory_model.py:recipe --set width=7000
@@ -48,12 +48,10 @@ def loop(width: int, steps: int, keep: Path | None) -> None:
     loader = DataLoader(TensorDataset(*data(width)), batch_size=BATCH, shuffle=True)
     if keep is None:
         made, optimizer, loader = evener.join().prepare(made, optimizer, loader)
-    done = 0
-    for inputs, labels in loader:
+    for done, (inputs, labels) in enumerate(loader, 1):
         optimizer.zero_grad()
         nn.functional.cross_entropy(made(inputs), labels).backward()
         optimizer.step()
-        done += 1
         if keep is not None and done in (steps // 2, steps):
             torch.save(made.state_dict(), keep / f"{done}.pt")
         if done >= steps:

@@ -289,8 +289,8 @@ def test_parameters_come_back_when_a_histogram_fails(tmp_path, monkeypatch):
 
     from torch.utils.tensorboard import summary
 
-    original = summary.histogram
-    monkeypatch.setattr(summary, "histogram", fail)
+    original = summary.histogram_raw
+    monkeypatch.setattr(summary, "histogram_raw", fail)
     with pytest.raises(ValueError, match="planted"):
         train(tmp_path, before=[Keep(kept := [])])
     owner = kept[0].exchange

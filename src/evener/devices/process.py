@@ -16,8 +16,8 @@ LARGE = 32 << 20
 def prepare_process(threads: int, *, serves: bool = False) -> None:
     """Set PyTorch's threads, and let the allocator keep its pages.
 
-    Several tasks share the cores: PyTorch's default pool of one thread a core ruins small steps. And glibc gives every
-    block of more than 128 KB back to the kernel when it is freed, so that each step pays for fresh zeroed pages: keeping
+    Several tasks share the cores: PyTorch's default pool of one thread a core ruins small steps. And glibc gives blocks
+    of more than 128 KB back to the kernel when they are freed, so that each step pays for fresh zeroed pages: keeping
     them made the MNIST step with its gradients of 1.6 MB 15 % faster (2.1 to 1.8 ms). Blocks that are `LARGE` do go
     back: a layer of 200 MB computes for so long that its pages do not matter, and each block that was ever held once
     (the initial values, a checkpoint) would stay in the heap for the rest of the run.

@@ -51,7 +51,7 @@ SUSPICIOUS = 3
 
 
 class Leader:
-    """Shard 0. `handle`, `gone` and `tick` are called by the loop, never at once. `contents`: of what it goes on from."""
+    """Shard 0. `handle`, `gone` and `tick` are called by the loop, never at once. `contents`: what it goes on from."""
 
     def __init__(self, links: Links, shard: Shard, setup: Setup, contents: Contents | None = None) -> None:
         self.links, self.shard, self.setup, self._contents = links, shard, setup, contents

@@ -18,7 +18,7 @@ _ORDER = {dtype: place for place, dtype in enumerate(_KINDS)}
 
 
 def serialized(tensors: Mapping[str, Tensor]) -> Iterator[bytes | memoryview]:
-    """The bytes of `safetensors.torch.save`, which would make two copies of everything first: of each tensor, and of all.
+    """The bytes of `safetensors.torch.save`, which would first copy each tensor, and then all of them.
 
     Tensors on the CPU are not copied at all where they are contiguous; others one at a time.
     """

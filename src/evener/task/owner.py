@@ -15,7 +15,7 @@ from evener.session.session import Session
 from evener.settings import Settings
 from evener.state.saver import NoSaver, Saver
 from evener.state.state import State
-from evener.state.tensors import CPU, Slot, digest_of, named_tensors
+from evener.state.tensors import CPU, Slot, digest_of, named_tensors, zeros
 from evener.task.build import VERSION, Built, beginning, open_ledger, open_store, tell_start
 from evener.task.parts import Model, Parts, prepared
 from evener.task.placing import place_model
@@ -57,8 +57,8 @@ def session_of(built: Built, settings: Settings, report: Reporter, tower: Tower 
     home = next(iter(homes.values())) if homes and len(set(homes.values())) == 1 else CPU
     group = tower.meet(home) if tower else None
     kept = _beginning(parts, home, tower, group)
-    # uint8 tensors rather than bytearrays: their memory is aligned to cache lines
-    parameters = torch.zeros(layout.nbytes, dtype=torch.uint8, device=home)
+    # tensors rather than bytearrays: their memory is aligned to cache lines
+    parameters = zeros(layout.nbytes, home)
     travelling = Travelling.of(layout, home)
     slots = [
         Slot(layout, 0, [block[at : at + nbytes] for at, nbytes in layout.ranges(0)])

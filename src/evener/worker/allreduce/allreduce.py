@@ -15,7 +15,7 @@ from evener import errors
 from evener.state.checkpoint import Manifest
 from evener.state.contents import Contents
 from evener.state.rules import NARROW, weights
-from evener.state.tensors import CPU, Slot, as_tensor, dtype_of
+from evener.state.tensors import CPU, Slot, as_tensor, dtype_of, zeros
 from evener.wire.layout import ITEMSIZE, Layout
 from evener.worker.allreduce.group import Group
 from evener.worker.exchange.exchange import Computed, Turn
@@ -43,7 +43,7 @@ class Travelling:
     def of(cls, layout: Layout, device: torch.device = CPU, *, head: int = USED) -> Travelling:
         """`head`: numbers before those of the tensors."""
         nbytes = -(-(head + len(layout.trained)) * 8 // _LINE) * _LINE
-        memory = torch.zeros(nbytes + layout.nbytes, dtype=torch.uint8, device=device)
+        memory = zeros(nbytes + layout.nbytes, device)
         block = memory[nbytes:]
         averaged = {spec.dtype for spec in layout.specs if spec.trained}
         flats: list[Tensor] = []

@@ -73,7 +73,7 @@ class Towers:
         self._homes = homes
         for parameter, gradient in zip(self._parameters, self._gradients, strict=True) if not apart else ():
             if gradient.nbytes >= LARGE:
-                parameter.register_post_accumulate_grad_hook(_into(gradient))
+                parameter.register_post_accumulate_grad_hook(_into(gradient))  # type: ignore[no-untyped-call]
         self._buffers = [Buffer.of(model, spec.name, views[spec.name]) for spec in layout.specs if not spec.trained]
         self.names = [name for name, _ in trained]
         self.constants = Constants(model, layout)

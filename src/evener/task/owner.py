@@ -9,6 +9,7 @@ from dataclasses import dataclass
 
 import torch
 
+from evener.devices.process import LARGE
 from evener.ledger import LOADER, Ledger
 from evener.report import Reporter
 from evener.session.session import Session
@@ -65,13 +66,17 @@ def session_of(built: Built, settings: Settings, report: Reporter, tower: Tower 
         for block in (parameters, travelling.block)
     ]
     state, gradients = State(built.model, built.recipe, layout, slot=slots[0]), slots[1]
-    # Towers sum in that block, and are asked afterwards whose gradient was not finite.
-    model = Model.over(parts, parameters, travelling.block, homes if home == CPU else None, apart=tower is not None)
+    # Towers sum in that block, and may be asked afterwards whose gradient was not finite. To look before each sum takes
+    # a twentieth of the step of a small model; a large one would have all its gradients twice instead.
+    apart = tower is not None and layout.nbytes < LARGE
+    model = Model.over(parts, parameters, travelling.block, homes if home == CPU else None, apart=apart)
     local = _local(parts, kept, state, gradients, tower)
     exchange: Exchange = local
     if tower is not None and group is not None:
         suspect = model.towers.first_non_finite
-        exchange = AllReduce(local, gradients, travelling, group, suspect=suspect, stop_asked=tower.stop_asked)
+        exchange = AllReduce(
+            local, gradients, travelling, group, suspect=suspect, early=not apart, stop_asked=tower.stop_asked
+        )
     return parts.session(model.reached_by(exchange), model.towers, homes)
 
 

@@ -161,7 +161,10 @@ class Towers:
     def first_non_finite(self) -> str:
         """The name of a parameter whose own gradient, of the last batch, holds NaN or infinity; empty if none does."""
         for name, parameter in zip(self.names, self._parameters, strict=True):
-            if parameter.grad is not None and not bool(torch.isfinite(parameter.grad).all()):
+            gradient = parameter.grad
+            if gradient is None or (not gradient.is_sparse and bool(torch.isfinite(gradient.sum()))):
+                continue  # a sum takes no memory, and is finite only if all is
+            if not bool(torch.isfinite(gradient).all()):
                 return name
         return ""
 

@@ -216,7 +216,7 @@ def test_a_gradient_that_is_not_finite_is_applied_by_nobody_and_named_by_all(tmp
 
     assert {type(end) for end in ends} == {errors.NonFinite}
     bad = next(lease for lease in range(4) if math.isinf(float(sessions[0].batches.batch(lease)[0])))
-    assert f"'row' of worker:{bad % 2} is not finite, at global step {bad // 2}" in str(ends[0])
+    assert f"gradient of 'row' of worker:{bad % 2} is not finite, at global step {bad // 2}" in str(ends[0])
     assert [state_of(session).step for session in sessions] == [bad // 2] * 2
     assert all(bool(torch.isfinite(state_of(session).parameters.flats[0]).all()) for session in sessions)
 

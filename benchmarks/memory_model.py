@@ -7,7 +7,7 @@ evener launch benchmarks/memory_model.py WIDTH STEPS               # the same lo
 
 from __future__ import annotations
 
-import sys
+import argparse
 from pathlib import Path
 
 import torch
@@ -59,4 +59,9 @@ def loop(width: int, steps: int, keep: Path | None) -> None:
 
 
 if __name__ == "__main__":
-    loop(int(sys.argv[1]), int(sys.argv[2]), Path(sys.argv[3]) if len(sys.argv) > 3 else None)
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("width", type=int)
+    parser.add_argument("steps", type=int)
+    parser.add_argument("keep", type=Path, nargs="?", help="a directory: plain PyTorch saves there")
+    options = parser.parse_args()
+    loop(options.width, options.steps, options.keep)

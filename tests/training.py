@@ -1,5 +1,6 @@
 """A small model, its recipe, and training on any number of shards in this process, for the tests of state and files."""
 
+import gc
 from collections.abc import Callable, Sequence
 
 import torch
@@ -125,3 +126,11 @@ def assert_equal(these: dict[str, Tensor], those: dict[str, Tensor], *, rtol: fl
     assert these.keys() == those.keys()
     for name, tensor in these.items():
         torch.testing.assert_close(tensor, those[name], rtol=rtol, atol=atol, msg=lambda m, n=name: f"{n}: {m}")
+
+
+def large_ones(nbytes: int) -> int:
+    """How many blocks of at least so many bytes all tensors of this process hold together."""
+    gc.collect()
+    tensors = (held for held in gc.get_objects() if type(held) in (Tensor, nn.Parameter))
+    storages = (tensor.untyped_storage() for tensor in tensors)
+    return len({storage.data_ptr() for storage in storages if storage.nbytes() >= nbytes})

@@ -10,8 +10,10 @@ from torch.optim.lr_scheduler import ReduceLROnPlateau, StepLR
 from torch.utils.data import DataLoader, TensorDataset
 
 from evener.errors import ConfigError
-from evener.loop.parts import Afresh, Several, build, sorted_out
+from evener.loop.parts import Several, build, sorted_out
 from evener.settings import Settings
+from evener.state.state import State
+from evener.state.tensors import Slot
 
 
 def linear(seed=0):
@@ -172,29 +174,33 @@ def test_several_keep_one_state_by_which_a_checkpoint_finds_all():
 
 
 @pytest.mark.parametrize("begun", [False, True], ids=["new", "with a state of its own"])
-def test_each_life_begins_as_the_program_made_it(begun):
+def test_each_life_of_a_ps_task_begins_as_the_program_made_it(begun):
+    """Without a copy of the model: a ps task's state reads it, and changes memory of its own."""
     model = nn.Sequential(nn.Linear(3, 4), nn.BatchNorm1d(4))
     optimizer = Adam(model.parameters(), lr=0.1)
     if begun:
         model(torch.randn(5, 3)).sum().backward()
         optimizer.step()
         optimizer.zero_grad()
+    built = build(sorted_out([model, optimizer]), Settings(recipe="train.py", script="train.py"))
 
     def life():
-        for number in range(3):
-            (model(torch.arange(15.0).reshape(5, 3) + number) ** 3).sum().backward()
-            optimizer.step()
-            optimizer.zero_grad()
-            optimizer.param_groups[0]["lr"] *= 0.5
-        return [value.clone() for value in model.state_dict().values()]
-
-    afresh = Afresh(sorted_out([model, optimizer]))
-    first = life()
-    for _ in range(2):
-        assert afresh.model() is model
-        assert afresh.optimizer(model) is optimizer
+        state = State(built.recipe.model(), built.recipe, built.layout)
+        state.begin(10)
+        assert state.optimizer is optimizer
         assert optimizer.param_groups[0]["lr"] == 0.1
-        assert all(map(torch.equal, life(), first))
+        for number in range(3):
+            gradient = Slot(built.layout, 0)
+            for view in gradient.views:
+                view.fill_(number + 1)
+            state.apply(gradient)
+            optimizer.param_groups[0]["lr"] *= 0.5
+        return [view.clone() for view in state.parameters.views]
+
+    before = [value.clone() for value in model.state_dict().values()]
+    first = life()
+    assert all(map(torch.equal, life(), first))
+    assert all(map(torch.equal, model.state_dict().values(), before))
 
 
 # --- what tasks must agree upon

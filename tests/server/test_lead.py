@@ -1,5 +1,6 @@
 """Shard 0 as workers and the launcher see it: who may come in, what an answer holds, when it ends, what is saved."""
 
+import gc
 import math
 import re
 from functools import partial
@@ -17,6 +18,7 @@ from evener.ledger.reading import read
 from evener.report import Finished, Progress
 from evener.server.serve import serve
 from evener.state.checkpoint import load
+from evener.state.contents import Contents as Checkpointed
 from evener.testing import Cluster, Row, row_recipe
 from evener.transport.channel import Arrived
 from evener.wire import codec
@@ -789,6 +791,22 @@ def test_a_resumed_run_counts_on_and_gives_out_what_was_not_applied(cluster):
 
     assert leases == [1, 4, 5]
     assert (again.step, row(again)) == (6, -7.0 - 3 * 16.0)
+
+
+def test_the_checkpoint_that_a_run_goes_on_from_is_let_go_once_it_is_taken_over(cluster):
+    """It is as large as the state, and would stay for the whole run."""
+    first = cluster(train_steps=6, save_checkpoint_steps=1, ps=2)
+    (a,) = first.started(0)
+    a.push(1.0)
+    first.tick()
+    first.close()
+
+    again = cluster(train_steps=6, before=first, ps=2)
+    gc.collect()
+    assert sum(type(held) is Checkpointed for held in gc.get_objects()) == 2, "one for each ps task"
+    again.started(0)
+    gc.collect()
+    assert not [held for held in gc.get_objects() if type(held) is Checkpointed]
 
 
 def test_a_push_of_the_generation_before_is_refused(cluster):

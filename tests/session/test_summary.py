@@ -289,8 +289,8 @@ def test_parameters_come_back_when_a_histogram_fails(tmp_path, monkeypatch):
 
     from torch.utils.tensorboard import summary
 
-    original = summary.histogram
-    monkeypatch.setattr(summary, "histogram", fail)
+    original = summary.histogram_raw
+    monkeypatch.setattr(summary, "histogram_raw", fail)
     with pytest.raises(ValueError, match="planted"):
         train(tmp_path, before=[Keep(kept := [])])
     owner = kept[0].exchange
@@ -333,6 +333,21 @@ def test_the_graph_shows_the_layers(tmp_path):
     assert any("Linear[0]" in name for name in nodes), nodes
     assert any("Linear[2]" in name for name in nodes), nodes
     assert lines == []
+
+
+def test_the_graph_is_traced_with_the_models_own_parameters(tmp_path, monkeypatch):
+    """A copy of them may be large; buffers are its own, since a trace may change them."""
+    traced, trace = [], torch.jit.trace
+    monkeypatch.setattr(
+        torch.jit, "trace", lambda model, *rest, **more: traced.append(model) or trace(model, *rest, **more)
+    )
+    model = nn.Sequential(nn.Linear(3, 3), nn.BatchNorm1d(3), nn.Linear(3, 2))
+    train(tmp_path, model=model, steps=2)
+
+    other = traced[0]  # then its layers
+    assert other is not model
+    assert all(one is mine for one, mine in zip(other.parameters(), model.parameters(), strict=True))
+    assert all(one is not mine for one, mine in zip(other.buffers(), model.buffers(), strict=True))
 
 
 def test_a_model_that_cannot_be_traced_costs_one_line_and_no_run(tmp_path):

@@ -9,6 +9,7 @@ from training import (
     assert_equal,
     fresh,
     gradient_at,
+    large_ones,
     recipe_of,
     restored,
     save,
@@ -21,7 +22,7 @@ from training import (
 from evener.errors import CheckpointError, ConfigError
 from evener.state.checkpoint import Store
 from evener.state.state import State
-from evener.state.tensors import Slot, specs_of
+from evener.state.tensors import Slot, let_go, specs_of
 from evener.wire.layout import Layout
 
 OPTIMIZERS = {
@@ -396,3 +397,89 @@ def test_a_shards_memory_is_the_callers_where_it_gives_some():
     train([state], 1)
 
     assert state.parameters is slot
+
+
+# --- how often the parameters are in memory
+
+
+class Large(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.weight = nn.Parameter(torch.ones(1 << 16))
+
+
+LARGE = 4 << 16  # bytes of it
+
+
+def large_state(**parts):
+    """A ps task's, once the model that it began with is let go, and how many large blocks there were before."""
+    before = large_ones(LARGE)
+    recipe = recipe_of(model=Large, **parts)
+    model = Large()
+    state = State(model, recipe, Layout(specs_of(model)))
+    let_go(model)
+    state.begin(10)
+    return state, before
+
+
+def slot_like(state, value=1.0):
+    slot = Slot(state.parameters.layout, 0)
+    slot.views[0].fill_(value)
+    return slot
+
+
+@pytest.mark.parametrize(
+    ("optimizer", "kept"),
+    [(OPTIMIZERS["sgd"], 0), (OPTIMIZERS["momentum"], 1), (OPTIMIZERS["adam"], 2)],
+    ids=["sgd", "momentum", "adam"],
+)
+def test_a_state_is_the_parameters_and_what_the_optimizer_keeps(optimizer, kept):
+    state, before = large_state(optimizer=optimizer)
+    assert large_ones(LARGE) - before == 1, "before its first update"
+
+    state.apply(slot_like(state))
+    for parameter in state.optimizer.param_groups[0]["params"]:
+        parameter.grad = None  # the memory of whoever gave it
+    assert large_ones(LARGE) - before == 1 + kept
+
+
+def test_averages_are_one_more():
+    state, before = large_state(ema_decay=0.9)
+    assert large_ones(LARGE) - before == 2
+    assert state.averages is not None
+
+
+@pytest.mark.parametrize(
+    ("what", "more"),
+    [
+        (lambda state, one: state.apply(one), 0),
+        (lambda state, one: state.apply(state.mean([one])), 0),
+        (lambda state, one: state.apply(one, scale=0.5), 1),
+        (lambda state, one: state.apply(state.mean([one, one])), 1),
+    ],
+    ids=["as it is", "the only one", "a shorter step", "a mean"],
+)
+def test_a_gradient_is_made_in_memory_of_its_own_only_where_one_is_made(what, more):
+    state, before = large_state()
+    one = slot_like(state)
+    what(state, one)
+    assert large_ones(LARGE) - before == 2 + more
+
+
+def test_clipping_makes_one_where_the_gradient_is_too_long():
+    for limit, more in ((1e9, 0), (1.0, 1)):
+        state, before = large_state(clip_norm=limit)
+        one = slot_like(state)
+        state.apply(one)
+        assert large_ones(LARGE) - before == 2 + more, limit
+        del state, one
+
+
+def test_a_copy_that_is_to_be_written_is_one():
+    state, before = large_state(optimizer=OPTIMIZERS["momentum"])
+    gradient = slot_like(state)
+    state.apply(gradient)
+    contents = state.contents()
+    assert large_ones(LARGE) - before == 5  # parameters, momentum, the gradient, and a copy of the first two
+    del contents
+    assert large_ones(LARGE) - before == 3

@@ -1,10 +1,14 @@
 """Tensors seen as views of the bytes that travel."""
 
+import re
+from pathlib import Path
+
 import pytest
 import torch
 from torch import nn
 
-from evener.state.tensors import Slot, bind, digest_of, frozen, specs_of, whole_views
+from evener.devices.process import LARGE
+from evener.state.tensors import PIECE, Slot, bind, digest_of, frozen, let_go, specs_of, whole_views, zeros
 from evener.wire.layout import Layout, Spec
 
 
@@ -287,3 +291,55 @@ def test_a_change_of_one_tensor_is_no_change_of_another_in_the_same_memory():
     views[0].add_(1)
 
     assert views[1]._version == before
+
+
+# --- memory
+
+
+def resident() -> int:
+    """Bytes of this process that are in memory and in no file."""
+    words = Path("/proc/self/status").read_text()
+    return int(re.search(r"RssAnon:\s+(\d+) kB", words)[1]) * 1024
+
+
+def test_many_zeros_take_memory_when_they_are_written():
+    before = resident()
+    made = zeros(8 * LARGE)
+    assert resident() - before < LARGE
+
+    assert not made[:: LARGE // 2].any()
+    made.fill_(1)
+    assert resident() - before > 7 * LARGE
+    assert int(made[-1]) == 1
+
+
+@pytest.mark.parametrize("nbytes", [0, 1, 4096, LARGE - 1, LARGE])
+def test_zeros_are_zero_however_many_they_are(nbytes):
+    made = zeros(nbytes)
+    assert (made.dtype, made.numel(), int(made.sum())) == (torch.uint8, nbytes, 0)
+    if nbytes:
+        assert made.data_ptr() % 64 == 0
+
+
+@pytest.mark.parametrize("numel", [3, 2 * PIECE + 5])
+def test_two_slots_change_places_and_back(numel):
+    layout = Layout([Spec("a", (numel,), "float32", trained=True), Spec("b", (5,), "int64", trained=False)])
+    one, two = Slot(layout, 0), Slot(layout, 0)
+    for number, slot in enumerate((one, two)):
+        for view in slot.views:
+            view.copy_(torch.arange(view.numel()) + number)
+    first, second = ([view.clone() for view in slot.views] for slot in (one, two))
+
+    one.swap(two)
+    assert all(map(torch.equal, one.views, second))
+    assert all(map(torch.equal, two.views, first))
+    two.swap(one)
+    assert all(map(torch.equal, one.views, first))
+
+
+def test_a_model_that_is_let_go_holds_no_memory():
+    model = Zoo()
+    let_go(model)
+
+    held = [*model.parameters(), *(value for name, value in model.named_buffers() if name != "cache")]
+    assert all(tensor.untyped_storage().nbytes() == 0 for tensor in held)

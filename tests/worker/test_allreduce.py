@@ -19,6 +19,7 @@ from evener.state.tensors import Slot, specs_of
 from evener.testing import one_process, row_recipe, same_bits
 from evener.wire.layout import Layout
 from evener.worker.allreduce.allreduce import AllReduce, Travelling, agree
+from evener.worker.compute import towers as compute
 from evener.worker.exchange.exchange import Computed
 
 
@@ -204,14 +205,18 @@ def test_a_finished_run_is_not_trained_further(tmp_path):
     assert again[0].exchange._group.meeting.collectives == 0
 
 
-def test_a_gradient_that_is_not_finite_is_applied_by_nobody_and_named_by_all(tmp_path):
+@pytest.mark.parametrize("apart", [True, False], ids=["apart from the sum", "where it is summed"])
+def test_a_gradient_that_is_not_finite_is_applied_by_nobody_and_named_by_all(tmp_path, monkeypatch, apart):
+    """Where it is summed nothing is left of it afterwards, as in a large model."""
+    monkeypatch.setattr(compute, "LARGE", 1)
     data = Data(Tensors(torch.tensor([1.0, 1.0, 1.0, math.inf]), torch.zeros(4)))
-    sessions = towers(row_recipe(data=lambda: data), tmp_path, 2, batch_size=1, train_steps=9, save_checkpoint_steps=99)
+    options = {"batch_size": 1, "train_steps": 9, "save_checkpoint_steps": 99}
+    sessions = towers(row_recipe(data=lambda: data), tmp_path, 2, apart=apart, **options)
     ends = run(sessions)
 
     assert {type(end) for end in ends} == {errors.NonFinite}
     bad = next(lease for lease in range(4) if math.isinf(float(sessions[0].batches.batch(lease)[0])))
-    assert f"'row' of worker:{bad % 2} is not finite, at global step {bad // 2}" in str(ends[0])
+    assert f"gradient of 'row' of worker:{bad % 2} is not finite, at global step {bad // 2}" in str(ends[0])
     assert [state_of(session).step for session in sessions] == [bad // 2] * 2
     assert all(bool(torch.isfinite(state_of(session).parameters.flats[0]).all()) for session in sessions)
 

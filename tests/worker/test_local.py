@@ -97,14 +97,14 @@ def test_show_lends_the_models_memory_and_gives_it_back_bit_for_bit(alone, what)
     model, state = session.towers.model, session.exchange._state
     before = {name: value.clone() for name, value in model.state_dict().items()}
     averages = [part.tobytes() for part in state.averages.parts]
-
-    assert session.exchange.show(what) == 3
-    shown = {name: value.clone() for name, value in model.state_dict().items()}
     expected = {
         "parameters": before,
         "gradients": session.towers.copy_of_gradients(),
-        "averages": dict(zip((piece.spec.name for piece in state.averages.pieces), state.averages.views, strict=True)),
+        "averages": {piece.spec.name: view.clone() for piece, view in state.averages.named()},
     }[what]
+
+    assert session.exchange.show(what) == 3
+    shown = {name: value.clone() for name, value in model.state_dict().items()}
     for name, value in expected.items():
         assert torch.equal(shown[name], value), name
     if what == "averages":

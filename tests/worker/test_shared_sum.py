@@ -34,18 +34,22 @@ def summing(rank, gather, **options):
         bell.close()
 
 
-@pytest.mark.parametrize("size", [2, 3, 5])
-def test_every_tower_has_the_sum_in_the_order_of_ranks_update_after_update(size):
+@pytest.mark.parametrize(
+    ("size", "window", "rounds"), [(2, 1 << 20, 1), (3, 1 << 20, 1), (5, 1 << 20, 1), (3, 1000, 5)]
+)
+def test_every_tower_has_the_sum_in_the_order_of_ranks_update_after_update(size, window, rounds):
     updates = 50
 
     def tower(rank, gather):
-        shared = summing(rank, gather)
+        shared = summing(rank, gather, window=window)
+        assert shared.rounds == rounds
         sums = []
         for update in range(updates):
             flats = given(rank, update)
-            shared.give(flats)
-            gather()
-            shared.take(flats)  # some have begun with the next update by now
+            for number in range(rounds):
+                shared.give(flats, number)
+                gather()
+                shared.take(flats, number)  # some have begun with the next round by now
             sums.append(flats)
         return sums
 
@@ -57,6 +61,14 @@ def test_every_tower_has_the_sum_in_the_order_of_ranks_update_after_update(size)
             expected = [one + other for one, other in zip(expected, given(rank, update), strict=True)]
         for sums in found:
             assert all(torch.equal(one, other) for one, other in zip(sums[update], expected, strict=True))
+
+
+def test_what_is_shared_is_two_windows_however_large_the_tensors_are(monkeypatch):
+    made, sizes = channel.Memory, []
+    monkeypatch.setattr(shared_sum, "Memory", lambda nbytes: sizes.append(nbytes) or made(nbytes))
+    together(2, lambda rank, gather: summing(rank, gather, window=1024).rounds)
+
+    assert sizes == [2 * 1024] * 2
 
 
 def test_nothing_is_left_open():

@@ -1,14 +1,18 @@
 """One batch in, its gradient in the flat buffer out, whatever the model does on the way."""
 
+import copy
+
 import pytest
 import torch
 from torch import nn
+from training import large_ones
 
 from evener.errors import ConfigError
 from evener.recipes.recipe import Recipe
 from evener.state.tensors import specs_of, whole_views
 from evener.wire.layout import Layout
 from evener.worker.compute.towers import Towers
+from evener.worker.exchange.exchange import OneOf
 
 TARGET = torch.zeros(4)
 
@@ -20,7 +24,7 @@ def squared(output, target):
 class Parts:
     """A model between two memory blocks, and views of the one that `Towers` fills."""
 
-    def __init__(self, model, *, loss=squared, shards=1, seed=0, **parts):
+    def __init__(self, model, *, loss=squared, shards=1, seed=0, apart=False, **parts):
         self.model = model
         layout = Layout(specs_of(model), shards=shards)
         self.memory, self.gradients = (torch.zeros(layout.nbytes, dtype=torch.uint8).numpy().data for _ in range(2))
@@ -28,7 +32,8 @@ class Parts:
             model=lambda: model, data=lambda: (None, None), loss=loss,
             optimizer=lambda made: torch.optim.SGD(made.parameters(), lr=1.0), **parts,
         )  # fmt: skip
-        self.towers = Towers(model, recipe, layout, parameters=self.memory, gradients=self.gradients, seed=seed)
+        memory = {"parameters": self.memory, "gradients": self.gradients}
+        self.towers = Towers(model, recipe, layout, **memory, seed=seed, apart=apart)
         self.unused = ()
         self.parameter, self.gradient = whole_views(layout, self.memory), whole_views(layout, self.gradients)
 
@@ -215,3 +220,56 @@ def test_a_penalty_does_not_hide_a_loss_that_trains_nothing(loss):
 
     with pytest.raises(ConfigError, match="the recipe's loss"):
         parts.compute((torch.ones(4, 3), TARGET), 0)
+
+
+# --- where gradients are
+
+
+WIDE = 512  # a weight of 1 MB
+
+
+def wide(**options):
+    torch.manual_seed(1)
+    model = nn.Sequential(nn.Linear(WIDE, WIDE), nn.Tanh(), nn.Linear(WIDE, WIDE))
+    return model, Parts(model, **options), torch.randn(4, WIDE)
+
+
+def test_a_large_gradient_is_in_the_memory_that_travels_as_soon_as_it_is_made():
+    """And autograd's own is gone before that of the next layer is made."""
+    model, parts, inputs = wide()
+    expected = plain(copy.deepcopy(model), inputs)
+    model.zero_grad()
+    nbytes, seen = 4 * WIDE * WIDE, []
+    before = large_ones(nbytes)
+    model[0].weight.register_hook(lambda gradient: seen.append(large_ones(nbytes) - before))
+
+    parts.towers.begin((inputs, TARGET), 0)
+    for number in (0, 2):
+        assert model[number].weight.grad.data_ptr() == parts.gradient[f"{number}.weight"].data_ptr()
+    assert seen == [1]  # this one
+    assert large_ones(nbytes) == before
+    parts.towers.collect()
+    assert all(torch.equal(parts.gradient[name], gradient) for name, gradient in expected.items())
+
+
+def test_what_a_hook_puts_in_its_place_travels_and_several_batches_add_up():
+    model, parts, inputs = wide()
+    first = plain(copy.deepcopy(model), inputs)["0.weight"]
+    for number in (0, 1):
+        parts.towers.begin((inputs, TARGET), number, OneOf(number, 2))
+    assert torch.equal(model[0].weight.grad, first / 2 + first / 2)
+
+    model[0].weight.grad = torch.ones(WIDE, WIDE)
+    model[2].weight.grad = None
+    assert parts.towers.collect() == ["2.weight"]
+    assert parts.gradient["0.weight"].eq(1).all()
+    assert parts.gradient["2.weight"].eq(0).all()
+
+
+def test_gradients_stay_apart_for_who_sums_in_the_memory_that_travels():
+    model, parts, inputs = wide(apart=True)
+    parts.compute((inputs, TARGET), 0)
+    own = model[0].weight.grad.clone()
+    parts.gradient["0.weight"].fill_(7.0)
+
+    assert torch.equal(model[0].weight.grad, own)

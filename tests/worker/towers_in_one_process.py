@@ -107,20 +107,26 @@ def towers(
     *,
     hooks: Callable[[int], Sequence[Hook]] = lambda rank: (),
     reports: list | None = None,
+    apart: bool = True,
     **options: object,
 ) -> list[Session]:
-    """The sessions of so many towers, put together as `evener train --towers` does; `run` lets them train."""
+    """The sessions of so many towers, put together as `evener train --towers` does; `run` lets them train.
+
+    `apart`: as a small model's gradients are, see `Towers`.
+    """
     everything: dict = {"save_checkpoint_secs": None, "logdir": str(directory), "towers": count} | options
     settings, meeting, reports = make(everything), Meeting(count), [] if reports is None else reports
     store = Store(Path(settings.logdir) / "checkpoints")
     restored = store.newest()
     found = []
     for rank in range(count):
-        found.append(_tower(recipe, settings, Member(meeting, rank), store, restored, hooks(rank), reports))
+        found.append(
+            _tower(recipe, settings, Member(meeting, rank), store, restored, hooks(rank), reports, apart=apart)
+        )
     return found
 
 
-def _tower(recipe, settings, group, store, restored, hooks, reports) -> Session:
+def _tower(recipe, settings, group, store, restored, hooks, reports, *, apart) -> Session:
     rank, clock = group.rank, Clock()
     built = build(settings, recipe)
     recipe = built.recipe
@@ -140,14 +146,15 @@ def _tower(recipe, settings, group, store, restored, hooks, reports) -> Session:
     parts = [[block[at : at + n] for at, n in built.layout.ranges(0)] for block in (parameters, travelling.block)]
     state = State(built.model, recipe, built.layout, slot=Slot(built.layout, 0, parts[0]))
     model = Towers(
-        built.model, recipe, built.layout, parameters=parameters, gradients=travelling.block, seed=settings.seed
-    )
+        built.model, recipe, built.layout, parameters=parameters, gradients=travelling.block, seed=settings.seed,
+        apart=apart,
+    )  # fmt: skip
     local = Local(
         state, Slot(built.layout, 0, parts[1]), settings=settings, samples=len(data.train), saver=saver, ledger=ledger,
         restored=restored, report=reports.append if rank == 0 else lambda report: None, clock=clock, evener=EVENER,
         tower=rank, towers=settings.towers,
     )  # fmt: skip
-    exchange = AllReduce(local, local._gradients, travelling, group, suspect=model.first_non_finite)
+    exchange = AllReduce(local, local._gradients, travelling, group, suspect=model.first_non_finite, early=not apart)
     local.ahead, local.named = batches.ahead, batches.named
     return Session(
         f"worker:{rank}", exchange, model, batches, hooks,

@@ -18,7 +18,7 @@ from evener.policy.leases import LeaseState
 from evener.report import Line
 from evener.state.saver import begin
 from evener.state.state import State
-from evener.state.tensors import CPU, Slot, bind, named_tensors, whole_views
+from evener.state.tensors import CPU, Slot, bind, named_tensors, whole_views, zeros
 from evener.task.build import Built, tell_start
 from evener.task.script import Joining
 from evener.worker.allreduce.allreduce import share_restored
@@ -237,7 +237,7 @@ class Here:
 
 def _state_of(built: Built, home: torch.device) -> State:
     """The model in one memory, its own optimizers beside it."""
-    memory = torch.zeros(built.layout.nbytes, dtype=torch.uint8, device=home)
+    memory = zeros(built.layout.nbytes, home)
     bind(built.model, whole_views(built.layout, memory))
     ranges = [memory[at : at + nbytes] for at, nbytes in built.layout.ranges(0)]
     return State(built.model, built.recipe, built.layout, slot=Slot(built.layout, 0, ranges), own=True)

@@ -8,7 +8,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler, ReduceLROnPlateau
@@ -119,19 +118,18 @@ def _one_model(models: Sequence[nn.Module], optimizers: Sequence[Optimizer]) -> 
 
 
 class Afresh:
-    """Models and optimizer as the program made them, again for each life of a ps task."""
+    """Models and optimizer as the program made them, again for each life of a ps task.
+
+    The models are so still: a ps task reads their values and computes nothing with them. Only a task that trains them
+    changes them, and it has one life.
+    """
 
     def __init__(self, parts: Parts) -> None:
         self._model, self._optimizer = parts.model, parts.optimizer
-        tensors = [*parts.model.parameters(), *parts.model.buffers()]
-        self._values = [(tensor, tensor.detach().clone()) for tensor in tensors]
         self._groups = [dict(group) for group in parts.optimizer.param_groups]
         self._state = {p: _copied(entries) for p, entries in parts.optimizer.state.items()}
 
     def model(self) -> nn.Module:
-        with torch.no_grad():
-            for tensor, value in self._values:
-                tensor.copy_(value)
         return self._model
 
     def optimizer(self, _model: nn.Module) -> Optimizer:

@@ -53,6 +53,7 @@ class Record:
         self._state, self._samples, self._book, self._first_step = state, samples, book, state.step
         if restored is not None:
             self.script, self.counted = restored[0].script.encode(), restored[0].counted
+        self.restored = None  # as large as the state, which has taken it over
         self._ledger.begin(state.step, samples, book(), script=True)
 
     def stepping(self, seconds: float) -> None:

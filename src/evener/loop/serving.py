@@ -17,8 +17,7 @@ def serve(joining: Joining, parts: Parts, built: Built) -> NoReturn:
     settings = joining.settings
 
     def again() -> Built:
-        built.recipe.model()  # values as the program made them
-        return built
+        return built  # values as the program made them: nothing here has changed them
 
     run_server(
         joining.index, built, settings, run=joining.run, rendezvous=joining.rendezvous,

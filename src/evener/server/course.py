@@ -13,7 +13,6 @@ from evener.report import Finished, Line, Progress, Reporter
 from evener.server.batches import named
 from evener.settings import ENDLESS, Settings
 from evener.state.checkpoint import Manifest
-from evener.state.contents import Contents
 from evener.state.saver import Saver
 from evener.tally import Spikes, Tally
 from evener.wire.messages import Hello, Push
@@ -31,7 +30,7 @@ class Setup:
     ledger: Ledger
     report: Reporter
     clock: Callable[[], float]
-    restored: tuple[Manifest, Contents] | None
+    restored: Manifest | None  # what it says, without its tensors: `Leader` takes these over
     generation: int
     epochs: dict[int, int]
     holders: dict[int, str]
@@ -45,11 +44,11 @@ class Course:
 
     def __init__(self, setup: Setup) -> None:
         self.setup, self.settings = setup, setup.settings
-        self.first_step = setup.restored[0].step if setup.restored else 0
+        self.first_step = setup.restored.step if setup.restored else 0
         #: Updates that count for the length of the run: of a script those of its first optimizer.
         self.counted = self.first_step
         if setup.restored and setup.settings.script:
-            self.counted = setup.restored[0].counted
+            self.counted = setup.restored.counted
         #: Workers that have come, and those of them whose loops have ended.
         self.came: set[int] = set()
         self.left: set[int] = set()

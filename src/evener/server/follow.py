@@ -11,6 +11,7 @@ from dataclasses import replace
 import msgspec
 
 from evener import errors
+from evener.devices.process import give_back
 from evener.report import Reporter, Status
 from evener.server.batches import only_of_scripts
 from evener.server.links import Link, Links, Seat
@@ -73,7 +74,7 @@ class Follower:
         self._last_report = clock()
         self._keys: dict[Key, int] = {}  # pushes that the leader has not decided over -> handle
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="saver")
-        self._saving: tuple[Contents, Future[dict[str, Record]]] | None = None
+        self._saving: tuple[int, bytes, Future[dict[str, Record]]] | None = None  # its step and values
 
     @property
     def sources(self) -> Sequence[Source]:
@@ -126,10 +127,10 @@ class Follower:
             self._started = True
             self._several = hello.batches or self.settings.batches > 1
             settings = replace(self.settings, batch_size=1) if hello.batches else self.settings
+            restored, self._restored = self._restored, None  # as large as the state: not kept once it is taken over
             self.shard.state.begin(
-                settings.steps_per_epoch(hello.samples), self._restored,
-                hyperparameters=self.settings.hyperparameters,
-            )  # fmt: skip
+                settings.steps_per_epoch(hello.samples), restored, hyperparameters=self.settings.hyperparameters
+            )
         self.links.admit(link, hello, epoch)
         self.links.answer(link, Granted(Identity(worker, epoch, self.generation)))
 
@@ -223,18 +224,19 @@ class Follower:
 
     def _save(self) -> None:
         contents = self.shard.state.contents()
-        self._saving = (contents, self._thread.submit(self._store.write_shard, contents, self.index))
+        written = self._thread.submit(self._store.write_shard, contents, self.index)
+        self._saving = (contents.step, msgspec.json.encode(contents.values), written)
 
     # --- time
 
     def tick(self) -> None:
         """Called between messages, at least every 0.2 s."""
-        if self._saving is not None and self._saving[1].done():
-            (contents, written), self._saving = self._saving, None
+        if self._saving is not None and self._saving[2].done():
+            (step, values, written), self._saving = self._saving, None
+            give_back()  # the copy that was written
             error = written.exception()
             files = {} if error else {name: (r.nbytes, r.sha256) for name, r in written.result().items()}
-            values = msgspec.json.encode(contents.values)
-            self._tell(Saved(self.index, contents.step, files, values, str(error) if error else ""))
+            self._tell(Saved(self.index, step, files, values, str(error) if error else ""))
         now = self._clock()
         if now - self._last_report >= 0.2:
             self._last_report = now

@@ -19,6 +19,7 @@ from evener.server.rounds import Rounds
 from evener.server.saves import Saves
 from evener.server.shard import Shard
 from evener.state.atomic import Record
+from evener.state.contents import Contents
 from evener.state.saver import begin
 from evener.wire import codec
 from evener.wire.messages import (
@@ -50,14 +51,14 @@ SUSPICIOUS = 3
 
 
 class Leader:
-    """Shard 0. `handle`, `gone` and `tick` are called by the loop, never at once."""
+    """Shard 0. `handle`, `gone` and `tick` are called by the loop, never at once. `contents`: what it goes on from."""
 
-    def __init__(self, links: Links, shard: Shard, setup: Setup) -> None:
-        self.links, self.shard, self.setup = links, shard, setup
+    def __init__(self, links: Links, shard: Shard, setup: Setup, contents: Contents | None = None) -> None:
+        self.links, self.shard, self.setup, self._contents = links, shard, setup, contents
         self.settings = setup.settings
         self.course = Course(setup)
         shard.state.step = self.course.first_step  # the first worker's Hello restores the rest
-        manifest = setup.restored[0] if setup.restored else None
+        manifest = setup.restored
         seqs = {int(worker): seq for worker, seq in manifest.seqs.items()} if manifest else {}
         self.members = Members(generation=setup.generation, epochs=setup.epochs, holders=setup.holders, seqs=seqs)
         self.leases = book_of(manifest, self.settings)
@@ -146,7 +147,9 @@ class Leader:
             self.rounds.sharing.begin(samples)
         self.rounds.counsel.begin()
         self.rounds.leave_out(self.setup.without)
-        for difference in begin(self.shard.state, self.setup.restored, self.settings, samples):
+        restored = (self.setup.restored, self._contents) if self.setup.restored and self._contents else None
+        self._contents = None  # as large as the state, which takes it over
+        for difference in begin(self.shard.state, restored, self.settings, samples):
             self._tell(f"warning: {difference}")
         if self.course.over(first) or (self.settings.ends_by_samples and self.leases.exhausted):
             end = f" of {self.course.length}" if self.course.length else ""

@@ -69,7 +69,7 @@ class Rounds:
             self.giver = OneEach(links, shard, leases, self.lives, clock)
         if settings.batches > 1:
             self.deal_ahead()
-        self.kept = Kept(course.setup.restored[0].script if course.setup.restored else "")
+        self.kept = Kept(course.setup.restored.script if course.setup.restored else "")
 
     def deal_ahead(self) -> None:
         """Workers may have several batches in hand. Before any of them has one."""

@@ -119,7 +119,7 @@ class Shard:
             )
         applied = self.state.apply(mean, unused, factor, scale)
         chaos.point("server.applied")
-        self._mean_is_last = applied is self.state.averaged
+        self._mean_is_last = self.state.is_averaged(applied)
         return pushes
 
     def weigh(self, gradients: Sequence[Gradient]) -> tuple[Sequence[float] | None, float]:

@@ -19,7 +19,7 @@ from evener.settings import Settings
 from evener.state.atomic import atomic_write
 from evener.state.checkpoint import Manifest, Store
 from evener.state.contents import Contents
-from evener.state.tensors import copied, named_tensors
+from evener.state.tensors import named_tensors
 from evener.state.values import plain
 
 #: The directory in a logdir, and the file in it that says how good it is.
@@ -78,7 +78,7 @@ class Best:
         return note.value if note.figure == self._figure.name else math.nan
 
     def _keep(self, model: nn.Module, step: int, value: float) -> None:
-        tensors = {name: copied(tensor) for name, tensor in named_tensors(model).items()}
+        tensors = named_tensors(model)  # written before anybody goes on, so nothing is copied
         store = Store(self._directory, tell=_ignore)  # the run's own has told what its file system lacks
         try:
             files = store.write_shard(Contents(step, tensors, {}, {}), 0)

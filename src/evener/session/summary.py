@@ -11,7 +11,9 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
 import torch
+from torch import Tensor
 
 from evener.data.batches import first_of
 from evener.devices.modules import joined
@@ -28,6 +30,8 @@ if TYPE_CHECKING:
 EDGES = [-(1.1**power) for power in range(930, -290, -1)] + [0.0] + [1.1**power for power in range(-290, 931)]
 
 
+#: Numbers of a layer that are counted at once.
+PIECE = 1 << 20
 #: Bytes that a disk must take to be tried again: more than the graph and the histograms of a small model.
 PROBE = 1 << 18
 
@@ -189,22 +193,44 @@ def _histograms(session: Session) -> list[Any]:
 
 
 def _histograms_of(session: Session, group: str) -> Iterator[Any]:
-    from torch.utils.tensorboard.summary import histogram
-
     for name, parameter in session.towers.model.named_parameters():
-        values = parameter.detach().double().flatten()
-        if not values.abs().sum() <= EDGES[-1]:  # a histogram has no place for what is not finite
-            values = values[values.abs() <= EDGES[-1]]
-        values = values.cpu()
-        if parameter.requires_grad and len(values):
-            yield histogram(f"{group}/{name}", values.numpy(), EDGES)  # type: ignore[no-untyped-call]
+        if parameter.requires_grad and (found := _histogram(f"{group}/{name}", parameter.detach())) is not None:
+            yield found
+
+
+def _histogram(tag: str, values: Tensor) -> Any:
+    """Of all finite values, `PIECE` at a time: TensorBoard's own makes several copies of a layer in float64.
+
+    None: there are none.
+    """
+    from torch.utils.tensorboard.summary import histogram_raw
+
+    counts, total, squares, bounds = np.zeros(len(EDGES) - 1, dtype=np.int64), 0.0, 0.0, list[float]()
+    for piece in torch.split(values.reshape(-1), PIECE):
+        wide = piece.double().cpu()
+        finite = wide[wide.abs() <= EDGES[-1]].numpy()  # a histogram has no place for what is not
+        if finite.size:
+            counts += np.histogram(finite, bins=EDGES)[0]
+            total, squares = total + float(finite.sum()), squares + float(finite.dot(finite))
+            bounds += [float(finite.min()), float(finite.max())]
+    if not bounds:
+        return None
+    filled = np.flatnonzero(counts)
+    first, last = int(filled[0]), int(filled[-1])
+    # A bucket is known by its right edge alone, so an empty one before the first says where that begins.
+    buckets = [0, *counts[first : last + 1].tolist()]
+    return histogram_raw(  # type: ignore[no-untyped-call]
+        tag, min(bounds), max(bounds), int(counts.sum()), total, squares, EDGES[first : last + 2], buckets
+    )
 
 
 def _add_graph(writer: Any, session: Session) -> None:
     if session.recipe.step is not None:
         return  # it calls the model as it likes
     inputs, _ = first_of(session.batches.dataset)
-    model = copy.deepcopy(session.towers.model).eval()
+    # Buffers are its own; parameters are only read, as in a validation, and a second copy of them may be large.
+    shared = {id(parameter): parameter for parameter in session.towers.model.parameters()}
+    model = copy.deepcopy(session.towers.model, shared).eval()
     with warnings.catch_warnings(), joined(model):
         warnings.simplefilter("ignore")  # that the tracer will go one day, and what it thinks of the model
         # `add_graph` alone would trace twice and compare, which imports half of PyTorch (0.6 s).

@@ -34,11 +34,11 @@ def atomic_write(path: Path, chunks: Iterable[bytes | memoryview]) -> Record:
     fd = os.open(draft, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o644)
     try:
         with os.fdopen(fd, "wb", buffering=0) as file:
+            chaos.point("disk.write")
             for chunk in chunks:
                 view = memoryview(chunk).cast("B")
                 digest.update(view)
                 nbytes += len(view)
-                chaos.point("disk.write")
                 while len(view):
                     view = view[file.write(view) :]
             chaos.point("disk.fsync")

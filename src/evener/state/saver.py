@@ -12,6 +12,7 @@ from dataclasses import dataclass
 import msgspec
 
 from evener import errors
+from evener.devices.process import give_back
 from evener.policy.leases import LeaseState
 from evener.policy.stretches import StretchState
 from evener.settings import Settings
@@ -189,6 +190,7 @@ class Saver:
             return ""
         manifest, own, files = self._manifest, self._own, self._files
         self._manifest, self._own, self._files = None, None, {}
+        give_back()  # the copy that was written
         try:
             everything = own.result()  # if all failed, the first is the cause that was seen first-hand
             if self._error is not None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Collection, Mapping, Sequence
 from fractions import Fraction
+from functools import cached_property
 from typing import Any
 
 from torch import Tensor, nn
@@ -12,6 +13,7 @@ from torch.optim import Optimizer
 from evener.errors import NonFinite
 from evener.recipes.recipe import Recipe
 from evener.state import foreign, rules
+from evener.state.averages import Averages
 from evener.state.contents import Contents
 from evener.state.hyperparameters import Groups, beside_the_recipes, damage_told, kept, schedule_differences, told
 from evener.state.optimizers import check_apart, cut_like, known_as, names_of_groups, optimizer_of, over_pieces
@@ -48,8 +50,8 @@ class State:
         self.recipe = recipe
         self.step = 0
         self.parameters = slot or Slot(layout, shard)
-        source = {name: tensor.detach().clone() for name, tensor in named_tensors(model).items()}
-        for piece, view in self.parameters.named():
+        source = {name: tensor.detach() for name, tensor in named_tensors(model).items()}
+        for piece, view in self.parameters.named():  # one by one: they may be the very same memory
             view.copy_(_cut(source[piece.spec.name], piece))
         stay = frozen(model, layout)
         self._stay = frozenset(stay)
@@ -70,16 +72,10 @@ class State:
         trained = dict(zip(self._indices, self._trained, strict=True))
         self.ruled = Ruled(recipe.rules, self.parameters, trained, self.optimizer)
         self.schedule: Schedule | None = None
-        self._averages: Slot | None = None
-        self._owed = False  # the averages lack the last update
         #: Buffers that are meant to hold infinities, since they do from the start: a mask.
         self.infinite = self.parameters.infinite_buffers()
-        if recipe.ema_decay is not None:
-            self._averages = Slot(layout, shard, device=self.parameters.device)
-            for average, value in zip(self._averages.views, self.parameters.views, strict=True):
-                average.copy_(value)
-        #: Where gradients of several workers are averaged.
-        self.averaged = self.parameters if own else Slot(layout, shard, device=self.parameters.device)
+        self._averages = Averages(self.parameters, recipe.ema_decay) if recipe.ema_decay is not None else None
+        self._own = own
 
     def _moved(self, model: nn.Module, *, own: bool) -> tuple[Optimizer, list[list[str]]]:
         """The recipe's optimizer over this shard's pieces, and the names of each group's parameters."""
@@ -128,7 +124,7 @@ class State:
     def back(self, contents: Contents) -> None:
         """Be again as this checkpoint of the same run: parameters, optimizer, averages, schedule."""
         foreign.check(contents, self.parameters.layout, self.frozen, self._stay, self.optimizer)
-        self._owed = False
+        self.settle()  # before what it owes is overwritten
         groups = self._groups(contents)
         groups.regroup()
         self.step = contents.step
@@ -168,9 +164,23 @@ class State:
         """Of the first parameter group, for the next update."""
         return float(self.optimizer.param_groups[0]["lr"])
 
+    @cached_property
+    def averaged(self) -> Slot:
+        """Where a gradient is made of those of workers: their mean, or one that is clipped or scaled.
+
+        As large as the parameters, and made when it is needed first: a gradient that is applied as it is needs none.
+        """
+        if self._own:
+            return self.parameters
+        return Slot(self.parameters.layout, self.parameters.shard, device=self.parameters.device)
+
+    def is_averaged(self, gradient: Slot) -> bool:
+        """Whether this is what lies in `averaged`."""
+        return gradient is vars(self).get("averaged")
+
     def mean(self, gradients: Sequence[Slot], weights: Sequence[float] | None = None) -> Slot:
         """The average of some gradients, summed in the order given; buffers are those of the last one."""
-        return rules.mean(gradients, self.averaged, weights)
+        return gradients[0] if len(gradients) == 1 else rules.mean(gradients, self.averaged, weights)
 
     def clipped(self, gradient: Slot, factor: float | None = None) -> Slot:
         """The gradient as the recipe wants it clipped.
@@ -191,9 +201,6 @@ class State:
     ) -> Slot:
         """One update: clipping, optimizer step, schedule, buffers. The gradient's buffers replace the state's.
 
-        The moving averages follow with `settle`, at the latest when somebody looks at them: a server sends the new
-        parameters first.
-
         Args:
             unused: parameters whose gradient is None, not zero: the optimizer leaves them alone, as in PyTorch.
             factor: see `clipped`.
@@ -206,7 +213,9 @@ class State:
             NonFinite: the update has made a parameter NaN or infinite.
         """
         self.settle()
-        gradient = self.steps.gradient(self.clipped(gradient, factor), scale, self.averaged)
+        gradient = self.clipped(gradient, factor)
+        if self.steps.scales_gradients(scale):
+            gradient = rules.scaled(gradient, scale, self.averaged)
         for index, parameter in zip(self._indices, self._trained, strict=True):
             used = not unused or self.parameters.pieces[index].spec.name not in unused
             parameter.grad = gradient.views[index] if used else None
@@ -224,7 +233,8 @@ class State:
             self.schedule.updated(self.step)
         for mine, new in zip(self.parameters.buffers, gradient.buffers, strict=True):
             mine.copy_(new)
-        self._owed = self._averages is not None
+        if self._averages is not None:
+            self._averages.owed = True
         return gradient
 
     def judged(self, figures: Mapping[str, float]) -> None:
@@ -233,24 +243,15 @@ class State:
             self.schedule.judged(figures, self.step)
 
     def settle(self) -> None:
-        """Let the averages follow the last update.
-
-        TensorFlow's rule (SEMANTICS E1, E2, S18): shadow -= (1-d)(shadow - value), d = min(decay, (1+n)/(10+n)).
-        """
-        if not self._owed or self._averages is None or self.recipe.ema_decay is None:
-            return
-        self._owed = False
-        decay = min(self.recipe.ema_decay, (1 + self.step) / (10 + self.step))
-        for average, value in zip(self._averages.trained, self.parameters.trained, strict=True):
-            average.lerp_(value, 1 - decay)
-        for average, value in zip(self._averages.buffers, self.parameters.buffers, strict=True):
-            average.copy_(value)
+        """Let the averages follow the last update."""
+        if self._averages is not None:
+            self._averages.settle(self.step)
 
     @property
     def averages(self) -> Slot | None:
         """The moving averages of the parameters; None if the recipe keeps none."""
         self.settle()
-        return self._averages
+        return self._averages.slot if self._averages is not None else None
 
     def contents(self) -> Contents:
         """A copy of everything, to be written while training goes on."""

@@ -9,9 +9,7 @@ from typing import Any
 import torch
 from torch.optim import Optimizer
 
-from evener.state import rules
 from evener.state.optimizers import parts_of
-from evener.state.tensors import Slot
 
 #: In these a gradient of half the size makes half the step, momentum included. A smaller learning rate would not
 #: do where there is momentum: the gradient would stay in it at full weight, and others would be damped for it.
@@ -41,9 +39,9 @@ class StepScale:
             "optimizer makes of it is for you to know"
         )  # fmt: skip
 
-    def gradient(self, gradient: Slot, scale: float, out: Slot) -> Slot:
-        """What the optimizer is to see of a gradient; at scale 1 the gradient itself."""
-        return rules.scaled(gradient, scale, out) if self._linear and scale != 1.0 else gradient
+    def scales_gradients(self, scale: float) -> bool:
+        """Whether the optimizer is to see its gradient times this, rather than another learning rate."""
+        return self._linear and scale != 1.0
 
     @contextmanager
     def learning_rate(self, scale: float) -> Iterator[None]:

@@ -3,15 +3,19 @@
 from __future__ import annotations
 
 import hashlib
+import mmap
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from evener.devices.process import LARGE
 from evener.wire.layout import ITEMSIZE, Layout, Piece, Spec
 
 CPU = torch.device("cpu")
+#: Numbers that change places at once.
+PIECE = 1 << 20
 #: Memory of this process; on another device a flat uint8 tensor.
 Bytes = memoryview | bytearray | Tensor
 
@@ -83,6 +87,14 @@ def as_tensor(part: Bytes, dtype: str) -> Tensor:
     return torch.frombuffer(part, dtype=dtype_of(dtype))
 
 
+def zeros(nbytes: int, device: torch.device = CPU) -> Tensor:
+    """Fresh bytes [nbytes]. Many of them take memory as they are written, not before: in a buffer that is made for
+    what may never come, or beside a model that goes when it has moved into it."""
+    if device.type != "cpu" or nbytes < LARGE:
+        return torch.zeros(nbytes, dtype=torch.uint8, device=device)
+    return torch.frombuffer(mmap.mmap(-1, nbytes, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS), dtype=torch.uint8)
+
+
 def _elsewhere(part: Bytes) -> bool:
     return isinstance(part, Tensor) and part.device.type != "cpu"
 
@@ -113,9 +125,7 @@ class Slot:
         self.shard = shard
         if parts is None:
             # torch's allocator aligns to cache lines, bytearray does not
-            parts = [
-                torch.zeros(nbytes, dtype=torch.uint8, device=device) for _, nbytes in layout.ranges(shard)
-            ]  # fmt: skip
+            parts = [zeros(nbytes, device) for _, nbytes in layout.ranges(shard)]
         #: What travels; empty where the memory is not this process's own.
         self.parts = [memoryview(_bytes(part)) for part in parts if not _elsewhere(part)]
         self.pieces = layout.on(shard)
@@ -152,6 +162,14 @@ class Slot:
     def put_buffers(self, copies: Sequence[Tensor]) -> None:
         for flat, copy in zip(self.buffers, copies, strict=True):
             flat.copy_(copy)
+
+    def swap(self, other: Slot) -> None:
+        """Each gets what the other one has, with no memory for all of it."""
+        for mine, theirs in zip(self.flats, other.flats, strict=True):
+            for here, there in zip(torch.split(mine, PIECE), torch.split(theirs, PIECE), strict=True):
+                before = here.clone()
+                here.copy_(there)
+                there.copy_(before)
 
     def infinite_buffers(self) -> frozenset[str]:
         """The names of buffers that hold NaN or infinity."""
@@ -232,6 +250,15 @@ def bind(model: nn.Module, views: dict[str, Tensor]) -> None:
         if name in views and buffer.numel():
             views[name].copy_(buffer)
             buffer.data = views[name]
+
+
+def let_go(model: nn.Module) -> None:
+    """Give back the memory of a model whose values are elsewhere by now; it can compute nothing any more.
+
+    Whoever made it may still refer to it, so it is emptied rather than forgotten.
+    """
+    for tensor in named_tensors(model).values():
+        tensor.data = torch.empty(0, dtype=tensor.dtype, device=tensor.device)
 
 
 def copied(tensor: Tensor) -> Tensor:

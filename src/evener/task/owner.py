@@ -9,13 +9,14 @@ from dataclasses import dataclass
 
 import torch
 
+from evener.devices.process import LARGE
 from evener.ledger import LOADER, Ledger
 from evener.report import Reporter
 from evener.session.session import Session
 from evener.settings import Settings
 from evener.state.saver import NoSaver, Saver
 from evener.state.state import State
-from evener.state.tensors import CPU, Slot, digest_of, named_tensors
+from evener.state.tensors import CPU, Slot, digest_of, named_tensors, zeros
 from evener.task.build import VERSION, Built, beginning, open_ledger, open_store, tell_start
 from evener.task.parts import Model, Parts, prepared
 from evener.task.placing import place_model
@@ -57,20 +58,25 @@ def session_of(built: Built, settings: Settings, report: Reporter, tower: Tower 
     home = next(iter(homes.values())) if homes and len(set(homes.values())) == 1 else CPU
     group = tower.meet(home) if tower else None
     kept = _beginning(parts, home, tower, group)
-    # uint8 tensors rather than bytearrays: their memory is aligned to cache lines
-    parameters = torch.zeros(layout.nbytes, dtype=torch.uint8, device=home)
+    # tensors rather than bytearrays: their memory is aligned to cache lines
+    parameters = zeros(layout.nbytes, home)
     travelling = Travelling.of(layout, home)
     slots = [
         Slot(layout, 0, [block[at : at + nbytes] for at, nbytes in layout.ranges(0)])
         for block in (parameters, travelling.block)
     ]
     state, gradients = State(built.model, built.recipe, layout, slot=slots[0]), slots[1]
-    model = Model.over(parts, parameters, travelling.block, homes if home == CPU else None)
+    # Towers sum in that block, and may be asked afterwards whose gradient was not finite. To look before each sum takes
+    # a twentieth of the step of a small model; a large one would have all its gradients twice instead.
+    apart = tower is not None and layout.nbytes < LARGE
+    model = Model.over(parts, parameters, travelling.block, homes if home == CPU else None, apart=apart)
     local = _local(parts, kept, state, gradients, tower)
     exchange: Exchange = local
     if tower is not None and group is not None:
         suspect = model.towers.first_non_finite
-        exchange = AllReduce(local, gradients, travelling, group, suspect=suspect, stop_asked=tower.stop_asked)
+        exchange = AllReduce(
+            local, gradients, travelling, group, suspect=suspect, early=not apart, stop_asked=tower.stop_asked
+        )
     return parts.session(model.reached_by(exchange), model.towers, homes)
 
 

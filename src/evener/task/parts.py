@@ -81,15 +81,21 @@ class Model:
 
     @classmethod
     def over(
-        cls, parts: Parts, parameters: Bytes, gradients: Bytes, elsewhere: Mapping[str, torch.device] | None
+        cls,
+        parts: Parts,
+        parameters: Bytes,
+        gradients: Bytes,
+        elsewhere: Mapping[str, torch.device] | None,
+        *,
+        apart: bool = False,
     ) -> Model:
-        """`elsewhere`: where the model's tensors are, if not in this memory."""
+        """`elsewhere`: where the model's tensors are, if not in this memory. `apart`: see `Towers`."""
         built, memory = parts.built, None
         if elsewhere:
             memory = DeviceMemory(built.layout, elsewhere, parameters=parameters, gradients=gradients)
         towers = Towers(
             built.model, built.recipe, built.layout, parameters=parameters, gradients=gradients,
-            seed=parts.settings.seed, memory=memory,
+            seed=parts.settings.seed, memory=memory, apart=apart,
         )  # fmt: skip
         return cls(towers, memory)
 

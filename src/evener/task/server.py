@@ -9,6 +9,7 @@ from functools import partial
 from pathlib import Path
 
 from evener import chaos, errors
+from evener.devices.process import give_back
 from evener.ledger import path_of
 from evener.policy.synchronous import Sync
 from evener.report import Reporter
@@ -21,6 +22,7 @@ from evener.server.shard import Shard
 from evener.settings import Settings
 from evener.state.saver import Saver, Schedule
 from evener.state.state import State
+from evener.state.tensors import let_go
 from evener.task.build import (
     VERSION,
     Built,
@@ -79,7 +81,7 @@ def run_server(  # noqa: PLR0913 - what a task is told, each once
     listeners = listen(settings, index, run)
     lives = _Lives(
         index, settings, run, listeners, leader=lambda: rendezvous.addresses()[0],
-        stop_asked=stop_asked, leave_asked=leave_asked, report=report,
+        stop_asked=stop_asked, leave_asked=leave_asked, report=report, anew=again is None,
     )  # fmt: skip
     task = f"ps:{index}"
     try:
@@ -118,6 +120,7 @@ class _Lives:
     stop_asked: Callable[[], str]
     leave_asked: Callable[[], str]
     report: Reporter
+    anew: bool  # whether a model is made for each
     without: tuple[int, ...] = ()  # leases that roll-backs left out
 
     def serve(self, built: Built) -> errors.ServerLost | None:
@@ -128,6 +131,9 @@ class _Lives:
             TaskFailed: the run has failed.
         """
         state = State(built.model, built.recipe, built.layout, shard=self.index)
+        if self.anew:  # each life makes a model of its own; a program's stays as it made it, for the next life
+            let_go(built.model)
+            give_back()
         shard = Shard(
             state, measure=self.settings.refuse_norm is not None, usual=usual_batch(self.settings),
             workers=self.settings.workers,
@@ -201,8 +207,9 @@ def _leader(  # noqa: PLR0913 - what a leader is given, each once
     grants = file.grants
     ledger = open_ledger(settings, generation=grants.generation, run=run, report=report)
     setup = Setup(
-        settings=settings, saver=saver, ledger=ledger, report=report, clock=time.monotonic, restored=restored,
+        settings=settings, saver=saver, ledger=ledger, report=report, clock=time.monotonic,
+        restored=restored[0] if restored else None,
         generation=grants.generation, epochs=dict(grants.epochs), holders=dict(grants.holders),
         keep_grants=file.keep, evener=VERSION, without=without,
     )  # fmt: skip
-    return Leader(links, shard, setup)
+    return Leader(links, shard, setup, restored[1] if restored else None)

@@ -132,19 +132,19 @@ class Cluster:
             every_seconds=settings.save_checkpoint_secs, every_steps=settings.save_checkpoint_steps, keep=settings.keep
         )
         saver = Saver(store, schedule, shards=settings.ps, clock=self.clock)
-        if restored := store.newest():
-            saver.resumed(restored[0].step, str(store.path(restored[0].step)))
-            manifest = in_unit(restored[0], settings.batch_size, by_samples=settings.by_samples)
-            restored = (manifest, restored[1])
+        manifest, contents = store.newest() or (None, None)
+        if manifest is not None:
+            saver.resumed(manifest.step, str(store.path(manifest.step)))
+            manifest = in_unit(manifest, settings.batch_size, by_samples=settings.by_samples)
         mode = settings.mode.name + (SEVERAL if settings.batches > 1 else "")
         about = Begin(generation=self.generation, mode=mode, batch_size=settings.batch_size)
         ledger = Ledger(path_of(Path(settings.logdir)), about)
         setup = Setup(
             settings=settings, saver=saver, ledger=ledger, report=self.reports.append, clock=self.clock,
-            restored=restored, generation=self.generation, epochs=dict(self.epochs), holders=dict(self.holders),
+            restored=manifest, generation=self.generation, epochs=dict(self.epochs), holders=dict(self.holders),
             keep_grants=self._keep, evener=EVENER, without=self._without,
         )  # fmt: skip
-        return Leader(*self._parts(0), setup)
+        return Leader(*self._parts(0), setup, contents)
 
     def _keep(self, epochs: dict[int, int], holders: dict[int, str]) -> None:
         self.epochs.update(epochs)

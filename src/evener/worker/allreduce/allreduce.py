@@ -15,7 +15,7 @@ from evener import errors
 from evener.state.checkpoint import Manifest
 from evener.state.contents import Contents
 from evener.state.rules import NARROW, weights
-from evener.state.tensors import CPU, Slot, as_tensor, dtype_of
+from evener.state.tensors import CPU, Slot, as_tensor, dtype_of, zeros
 from evener.wire.layout import ITEMSIZE, Layout
 from evener.worker.allreduce.group import Group
 from evener.worker.exchange.exchange import Computed, Turn
@@ -43,7 +43,7 @@ class Travelling:
     def of(cls, layout: Layout, device: torch.device = CPU, *, head: int = USED) -> Travelling:
         """`head`: numbers before those of the tensors."""
         nbytes = -(-(head + len(layout.trained)) * 8 // _LINE) * _LINE
-        memory = torch.zeros(nbytes + layout.nbytes, dtype=torch.uint8, device=device)
+        memory = zeros(nbytes + layout.nbytes, device)
         block = memory[nbytes:]
         averaged = {spec.dtype for spec in layout.specs if spec.trained}
         flats: list[Tensor] = []
@@ -75,6 +75,7 @@ class AllReduce:
         inner: this tower's replica of everything; it counts the leases of all towers.
         gradients: this tower's, over the memory that travels.
         suspect: the name of a tensor of this tower's own gradient that is not finite; empty if all are.
+        early: that is to be asked before each sum, since the gradient is there where it is summed.
         stop_asked: why somebody outside wants the run to end early; empty otherwise.
     """
 
@@ -86,10 +87,12 @@ class AllReduce:
         group: Group,
         *,
         suspect: Callable[[], str],
+        early: bool = False,
         stop_asked: Callable[[], str] = lambda: "",
     ) -> None:
         self._inner, self._gradients, self._travelling, self._group = inner, gradients, travelling, group
-        self._suspect, self._stop_asked = suspect, stop_asked
+        self._suspect, self._early, self._stop_asked = suspect, early, stop_asked
+        self._suspected = ""  # what it said before the last sum
         self._head, self._names = travelling.head, gradients.layout.trained
         self._asked: tuple[str, bool] | None = None  # why to stop, and whether it is complete then
         self._updates = 0
@@ -148,6 +151,8 @@ class AllReduce:
     def _sum(self) -> None:
         """Give the gradients and numbers; what lies there afterwards is the mean, and the last tower's buffers."""
         mine, everybody = self._share()
+        if self._early:
+            self._suspected = self._suspect()
         if self._group.rank != self._group.size - 1:
             for buffer in self._gradients.buffers:
                 buffer.zero_()  # the sum is the last tower's
@@ -176,7 +181,7 @@ class AllReduce:
 
     def _named(self, error: errors.NonFinite) -> errors.NonFinite:
         """The mean is not finite on any tower: each says whether it is to blame."""
-        found = self._group.gather(self._suspect())
+        found = self._group.gather(self._suspected if self._early else self._suspect())
         self._blamed = [rank for rank, name in enumerate(found) if name]
         blamed = [f"{name!r} of worker:{rank}" for rank, name in enumerate(found) if name]
         if not blamed:

@@ -121,9 +121,16 @@ class ProcessGroup:
         assert memory is not None
         assert bell is not None
         self._awaited = []
-        memory.give(flats)
-        bell.ring()
-        meanwhile()
+        for number in range(memory.rounds):
+            memory.give(flats, number)
+            bell.ring()
+            if number == 0:
+                meanwhile()
+            self._meet(bell, what)
+            memory.take(flats, number)
+
+    def _meet(self, bell: Doorbell, what: str) -> None:
+        """Wait until all have rung."""
         since = self._clock()
         told = False
         try:
@@ -134,7 +141,6 @@ class ProcessGroup:
             raise self._gone(what, gone.why, bell.gone()) from None
         if told:
             self._report(Status(f"worker:{self.rank}", "training"))
-        memory.take(flats)
 
     def gather(self, text: str) -> list[str]:
         return self._gather(text, "a word")

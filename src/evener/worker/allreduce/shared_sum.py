@@ -5,6 +5,7 @@ from __future__ import annotations
 import mmap
 import os
 from collections.abc import Sequence
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
@@ -15,35 +16,53 @@ from evener.worker.allreduce.doorbell import Doorbell, Gather
 
 #: Every tower reads what all have given, so this serves few towers; a ring moves less among many.
 MOST = 8
+#: Bytes that a tower gives at once.
+WINDOW = 16 << 20
 #: Tensors begin at multiples of this many bytes.
 _ALIGNMENT = 64
 
 
-class SharedSum:
-    """What one tower gives, and what it reads of the others.
+@dataclass(frozen=True, slots=True)
+class _Cut:
+    """A stretch of one flat that is summed in one round."""
 
-    `give`, meet the others, `take`. The sum is taken in the order of ranks, so every tower has the same bits, and three
-    towers those of three workers of a parameter server. Each tower has two blocks, used in turn: whoever has met the
-    others for update k + 1 has read what they gave at update k, so its memory may be written again at k + 2, and nobody
-    has to wait a second time.
+    flat: int
+    start: int  # elements
+    stop: int
+    at: int  # byte in the block
+
+
+class SharedSum:
+    """What one tower gives, and what it reads of the others, `WINDOW` bytes at a time.
+
+    In each of the `rounds`: `give`, meet the others, `take`. The sum is taken in the order of ranks, so every tower has
+    the same bits, and three towers those of three workers of a parameter server. Each tower has two blocks, used in
+    turn: whoever has met the others in round k + 1 has read what they gave in round k, so its memory may be written
+    again in k + 2, and nobody has to wait a second time. With one round for everything, these blocks would be two more
+    copies of a large model, which every tower maps; a meeting costs 30 microseconds.
 
     Args:
         flats: like those that are summed, on the CPU.
         gather: what every tower says, in the order of ranks.
         bell: the links over which memory is given to the others.
         free: bytes of memory that this machine has left, if that is known.
+        window: bytes of one round.
 
     Raises:
         OSError: this tower, or another one, cannot map the memory of all. It is the same on every tower.
     """
 
-    def __init__(
-        self, flats: Sequence[Tensor], rank: int, gather: Gather, bell: Doorbell, *, free: int | None = None
+    def __init__(  # noqa: PLR0913 - what is summed, and with whom
+        self,
+        flats: Sequence[Tensor],
+        rank: int,
+        gather: Gather,
+        bell: Doorbell,
+        *,
+        free: int | None = None,
+        window: int = WINDOW,
     ) -> None:
-        starts, end = [], 0
-        for flat in flats:
-            starts.append(end)
-            end += -(-flat.nbytes // _ALIGNMENT) * _ALIGNMENT
+        cuts, end = _cuts(flats, window)
         mine, failure = _made(2 * end, bell.size, free)
         try:
             # All are here: nobody waits for a ring any more, so descriptors may travel.
@@ -55,30 +74,52 @@ class SharedSum:
             if mine is not None:
                 mine.close()  # all that wanted to have mapped it
         self._rank, self._kinds = rank, _kinds(flats)
+        self.rounds = len(cuts)
         self._turns = [
-            [
-                [as_tensor(block[turn * end + start :][: flat.nbytes], _name(flat.dtype)) for block in blocks]
-                for flat, start in zip(flats, starts, strict=True)
-            ]
+            [[(cut, [_seen(block[turn * end :], cut, flats) for block in blocks]) for cut in part] for part in cuts]
             for turn in range(2)
-        ]  # [turn][flat][rank]
+        ]  # [turn][round] -> stretches, each with what every rank gives of it
 
     def fits(self, flats: Sequence[Tensor]) -> bool:
         """Whether it was made for tensors like these."""
         return self._kinds == _kinds(flats)
 
-    def give(self, flats: Sequence[Tensor]) -> None:
-        """Let the others see these, once they have been met."""
+    def give(self, flats: Sequence[Tensor], number: int = 0) -> None:
+        """Let the others see what belongs to this round, once they have been met."""
         self._turns.reverse()
-        for flat, given in zip(flats, self._turns[0], strict=True):
-            given[self._rank].copy_(flat)
+        for cut, given in self._turns[0][number]:
+            given[self._rank].copy_(flats[cut.flat][cut.start : cut.stop])
 
-    def take(self, flats: Sequence[Tensor]) -> None:
-        """Replace them by the sums of what all have given, who have been met since."""
-        for flat, given in zip(flats, self._turns[0], strict=True):
+    def take(self, flats: Sequence[Tensor], number: int = 0) -> None:
+        """Replace it by the sums of what all have given, who have been met since."""
+        for cut, given in self._turns[0][number]:
+            flat = flats[cut.flat][cut.start : cut.stop]
             torch.add(given[0], given[1], out=flat)
             for other in given[2:]:
                 flat.add_(other)
+
+
+def _cuts(flats: Sequence[Tensor], window: int) -> tuple[list[list[_Cut]], int]:
+    """What is summed in each round, and the bytes that the largest of them takes."""
+    rounds: list[list[_Cut]] = [[]]
+    at, end = 0, 0
+    for number, flat in enumerate(flats):
+        start = 0
+        while start < flat.numel():
+            if at >= window:
+                rounds.append([])
+                at = 0
+            room = max(1, (window - at) // flat.element_size())
+            stop = min(flat.numel(), start + room)
+            rounds[-1].append(_Cut(number, start, stop, at))
+            at += -(-(stop - start) * flat.element_size() // _ALIGNMENT) * _ALIGNMENT
+            start, end = stop, max(end, at)
+    return rounds, end
+
+
+def _seen(block: memoryview, cut: _Cut, flats: Sequence[Tensor]) -> Tensor:
+    flat = flats[cut.flat]
+    return as_tensor(block[cut.at :][: (cut.stop - cut.start) * flat.element_size()], _name(flat.dtype))
 
 
 def _kinds(flats: Sequence[Tensor]) -> list[tuple[int, torch.dtype]]:

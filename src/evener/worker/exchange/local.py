@@ -8,8 +8,6 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 
-from torch import Tensor
-
 from evener import errors
 from evener.data.order import batches_named
 from evener.ledger import Ledger
@@ -65,7 +63,7 @@ class Local:
         self._stop = ""
         self._complete = True
         self._whole = True  # no update is half done: the state may be saved
-        self._kept: Sequence[Tensor] | None = None  # the parameters, while the model shows something else
+        self._shown: Slot | None = None  # where the parameters are, while the model shows what was there
         self._applied = gradients  # the last update's, clipped
         self._last_report = clock()
         for difference in begin(state, restored, settings, samples):
@@ -225,19 +223,16 @@ class Local:
         self._state.settle()
 
     def show(self, what: str) -> int:
+        """What is shown and the parameters change places, so that nothing is copied."""
         parameters = self._state.parameters
-        if self._kept is None:
-            self._state.settle()  # the averages follow the parameters, not what is shown in their place
-            self._kept = [flat.clone() for flat in parameters.flats]
-        source = self._kept
-        if what == "averages" and self._state.averages is not None:
-            source = self._state.averages.flats
-        elif what == "gradients":
-            source = self._applied.flats
-        for flat, values in zip(parameters.flats, source, strict=True):
-            flat.copy_(values)
-        if what == "parameters":
-            self._kept = None
+        if self._shown is not None:
+            parameters.swap(self._shown)
+            self._shown = None
+        averages = self._state.averages  # they follow the parameters, not what is shown in their place
+        if what != "parameters":
+            self._shown = self._applied if what == "gradients" else averages
+        if self._shown is not None:
+            parameters.swap(self._shown)
         return self._state.step
 
     def judge(self, figures: Mapping[str, float]) -> None:
@@ -259,7 +254,7 @@ class Local:
     def close(self, reason: str = "") -> None:
         """Save what is not saved, also after an error elsewhere; report the figures of a run that ended well."""
         try:
-            if self._kept is not None:
+            if self._shown is not None:
                 self.show("parameters")
             if self._whole and (not reason or self._tally.updates):
                 self._save_final()

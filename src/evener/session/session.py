@@ -19,7 +19,7 @@ from evener.session.watch import Watch
 from evener.settings import Settings
 from evener.slow import slowed
 from evener.worker.compute.memory import is_out_of_memory, relieve
-from evener.worker.exchange.exchange import ONLY, Computed, Computes, Exchange, OneOf, Shrinks, Turn
+from evener.worker.exchange.exchange import ONLY, Computed, Computes, Exchange, Flies, OneOf, Shrinks, Turn
 
 log = logging.getLogger(__name__)
 
@@ -136,7 +136,11 @@ class Session:
 
     def step(self) -> None:
         """Compute one batch, give its gradient, take the new parameters."""
-        if self.exchange.arrivals != self._arrival:  # a validation or a summary has shown the parameters anew
+        if isinstance(self.exchange, Flies):
+            self.turn = self.exchange.newest(self.turn)
+        if (
+            self.exchange.arrivals != self._arrival
+        ):  # an answer has come, or a validation or a summary has shown the parameters anew
             self._arrived()
         self._each("before_step")
         # Read once: a signal may put another turn, which has no lease, in its place at any moment.

@@ -117,6 +117,15 @@ class Shrinks(Protocol):
         ...
 
 
+@runtime_checkable
+class Flies(Protocol):
+    """An exchange whose answers may come while a gradient is computed."""
+
+    def newest(self, turn: Turn) -> Turn:
+        """Before a gradient is begun: the turn with the newest parameters that have come."""
+        ...
+
+
 class Exchange(Protocol):
     """Owns, or reaches, the parameters. The model's tensors are views of memory that it fills."""
 

@@ -61,9 +61,9 @@ class InFlight:
         over = self._over or self._hand.returned()
         if over is None:
             self._land()  # what is given now may be answered at once
-            self._hand.give(computed, self._on)
+            sent = self._hand.give(computed, self._on)
             self._flying = True
-            if self._hand.dealt(self._answer).lease < 0:  # nothing else is in hand
+            if not sent or self._hand.dealt(self._answer).lease < 0:  # nothing else is in hand
                 self.free()
         else:
             self._answer, self._landed = over, False  # the run has ended, or the life that had this batch

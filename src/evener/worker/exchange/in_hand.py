@@ -36,10 +36,11 @@ class InHand:
         del self._hand[: self._size]
         return self._taken(turn)
 
-    def give(self, computed: Computed, version: int) -> None:
-        """Send a gradient that was computed on the parameters of this version."""
-        self._servers.give(self._named(computed), version)
+    def give(self, computed: Computed, version: int) -> bool:
+        """Send a gradient that was computed on the parameters of this version. False: this life has ended."""
+        sent = self._servers.give(self._named(computed), version)
         del self._hand[: self._size]
+        return sent
 
     def answered(self) -> bool:
         return self._servers.answered()

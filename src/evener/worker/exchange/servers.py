@@ -140,8 +140,12 @@ class Servers:
         self.give(computed, self._version)
         return self.take()
 
-    def give(self, computed: Computed, version: int) -> None:
-        """Send a gradient that was computed on the parameters of this version; `take` brings what becomes of it."""
+    def give(self, computed: Computed, version: int) -> bool:
+        """Send a gradient that was computed on the parameters of this version; `take` brings what becomes of it.
+
+        Returns:
+            False: this life has ended; `take` brings the first turn of the next one.
+        """
         self._seq += 1
         push = self._push(computed, computed.own or Own(leases=(self._lease,), loop=False), version)
         try:
@@ -152,6 +156,7 @@ class Servers:
             chaos.point("worker.pushed")
         except errors.PeerGone as gone:
             self._found = self._return(gone)
+        return self._found is None
 
     def answered(self) -> bool:
         """Whether `take` need not wait for a server any more."""

@@ -20,6 +20,7 @@ from pathlib import Path
 from beside.measuring import Bench, Failed, hosts, prepare
 from beside.ways import ONE, Way, Work, cluster
 
+FAST = 100_000.0  # Mbit/s: no limit
 Case = tuple[str, Work, tuple[Way, Way], float]  # what it is called, and Mbit/s between hosts
 
 
@@ -42,10 +43,11 @@ def near(hidden: list[int]) -> Iterator[Case]:
 
 
 def far(hidden: list[int], speeds: list[float]) -> Iterator[Case]:
-    for size, workers, speed in itertools.product(hidden, (1, 2), speeds):
-        work = Work(name=f"MLP {size}", hidden=size, ways=(), updates=40, apart=True)
+    for size, speed, batch in itertools.product(hidden, speeds, (100, 1000)):
+        work = Work(name=f"MLP {size}", hidden=size, ways=(), updates=20, apart=True)
         limit = f"{speed:g} Mbit/s" if speed else "no limit"
-        yield f"{work.name}, 1 ps + {workers}, between hosts, {limit}", work, ways(workers, "", apart=True), speed
+        pair = ways(1, f" batch_size={batch}", apart=True)
+        yield f"{work.name}, batch {batch}, 1 ps + 1 on two hosts, {limit}", work, pair, speed
 
 
 def spread(values: list[float], digits: int = 2) -> str:
@@ -70,8 +72,8 @@ def main() -> None:
         found: dict[str, list[tuple[float, float, float, float]]] = {name: [] for name, *_ in cases}
         for turn in range(args.rounds):
             for name, work, pair, speed in cases:
-                if speed and network is not None:
-                    network.limit(0, speed)
+                if work.apart and network is not None:
+                    network.limit(0, speed or FAST)
                 try:
                     one, two = (bench.measure(work, way) for way in (pair if turn % 2 == 0 else pair[::-1]))
                 except Failed as failed:

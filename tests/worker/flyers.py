@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from evener import transport
+from evener.state.tensors import whole_views
 from evener.testing import EVENER, RUN
 from evener.transport.channel import Memory
 from evener.wire import codec
@@ -13,8 +14,6 @@ from evener.worker.exchange.in_flight import InFlight
 from evener.worker.exchange.in_hand import InHand
 from evener.worker.exchange.server_links import ServerLinks
 from evener.worker.exchange.servers import Servers
-
-from evener.state.tensors import whole_views
 
 
 class Parked(Exception):

@@ -139,6 +139,11 @@ def test_what_is_shown_is_shown_when_nothing_travels_and_the_run_goes_on(tmp_pat
         assert cluster.parameters()["row"][0].item() == -45.0
 
 
+def test_servers_that_give_one_batch_at_a_time_are_named(tmp_path):
+    with cluster_of(tmp_path, in_flight=1) as cluster, pytest.raises(errors.ClusterMismatch, match="one batch"):
+        Flyer(cluster, 0)
+
+
 # --- the end
 
 

@@ -138,6 +138,8 @@ class Session:
         """Compute one batch, give its gradient, take the new parameters."""
         if isinstance(self.exchange, Flies):
             self.turn = self.exchange.newest(self.turn)
+            if self.turn.stop:
+                return
         if (
             self.exchange.arrivals != self._arrival
         ):  # an answer has come, or a validation or a summary has shown the parameters anew

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import replace
 
+from evener.errors import ClusterMismatch
 from evener.transport.channel import Memory
 from evener.worker.exchange.exchange import Computed, Turn
 from evener.worker.exchange.in_hand import InHand
@@ -75,7 +76,13 @@ class InFlight:
         """The turn of a gradient that is begun now."""
         self._land()
         self._due, self._over, self._on = False, None, self._answer.version
-        return self._hand.dealt(replace(self._answer, rejected="", staleness=0))
+        turn = self._hand.dealt(replace(self._answer, rejected="", staleness=0))
+        if turn.lease < 0 and not turn.stop:
+            raise ClusterMismatch(
+                "ps:0 gives this worker one batch at a time, and it was started with --in-flight 2.",
+                fix="start all tasks with the same --in-flight.",
+            )
+        return turn
 
     def _land(self) -> None:
         if not self._landed:

@@ -78,7 +78,6 @@ class Tasks:
         if landing is not None:
             hand = InHand(exchange, settings.batches, max(settings.batches, batches.ahead))
             exchange = InFlight(hand, landing, parameters)
-            towers.free = exchange.free
         elif hello.batches or settings.batches > 1:
             exchange = InHand(exchange, settings.batches, batches.ahead)
         return Session(

@@ -72,7 +72,7 @@ def test_what_a_worker_with_two_gradients_in_flight_was_sent_is_not_known():
     options = {**PS, "mode": "async", "in_flight": 2}
     with pytest.raises(ConfigError, match="compensate=dc does not go with in_flight=2"):
         make({**options, "compensate": "dc"})
-    with pytest.raises(ConfigError, match="GapAware.* does not go with in_flight=2"):
+    with pytest.raises(ConfigError, match=r"GapAware.* does not go with in_flight=2"):
         built(options, [GapAware()])
     assert built({**options, "staleness_lr": "inverse"}, [Inverse()]).recipe.rules
 

@@ -237,6 +237,9 @@ def test_a_newer_answer_is_fetched_and_without_one_nothing_is():
         def newest(self, turn):
             return self.calls.append("newest") or (turn if turn.version else Turn(version=1, lease=1))
 
+        def free(self):
+            self.calls.append("freed")
+
     class Memory:
         def settle(self):
             owner.calls.append("settled")
@@ -248,7 +251,8 @@ def test_a_newer_answer_is_fetched_and_without_one_nothing_is():
     turn = Fetching(owner, Memory()).newest(Turn(version=0, lease=0))
     assert owner.calls == ["settled", "newest", "fetched"] and turn.version == 1
     assert Fetching(owner, Memory()).newest(turn) is turn
-    assert owner.calls[3:] == ["settled", "newest"]
+    Fetching(owner, Memory()).free()
+    assert owner.calls[3:] == ["settled", "newest", "freed"]
     assert Fetching(Owner(torch.zeros(1)), Memory()).newest(turn) is turn, "answers come to update alone"
 
 

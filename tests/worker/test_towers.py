@@ -150,21 +150,6 @@ def test_the_buffers_of_batchnorm_travel_with_the_gradient():
     assert torch.equal(model[1].running_mean, torch.tensor([5.0, 5.0]))
 
 
-def test_gradients_are_brought_when_their_memory_is_free_and_not_before():
-    model = nn.Linear(3, 2, bias=False)
-    parts = Parts(model)
-    parts.compute((torch.ones(4, 3), TARGET), 0)
-    last, seen = parts.gradient["weight"].clone(), []
-
-    def free():
-        seen.append(parts.gradient["weight"].clone())
-
-    parts.towers.free = free
-    parts.compute((torch.zeros(4, 3), TARGET), 1)
-    assert len(seen) == 1 and torch.equal(seen[0], last), "it was written while a server may still read it"
-    assert torch.equal(parts.gradient["weight"], torch.zeros(2, 3))
-
-
 class Counts(nn.Module):
     """Puts a new tensor in place of its buffer, as people do."""
 

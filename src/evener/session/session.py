@@ -56,6 +56,7 @@ class Session:
     ) -> None:
         self.task = task
         self.exchange = exchange
+        self._flies = exchange if isinstance(exchange, Flies) else None
         self.towers = towers
         self.batches = batches
         self.recipe = recipe
@@ -136,8 +137,8 @@ class Session:
 
     def step(self) -> None:
         """Compute one batch, give its gradient, take the new parameters."""
-        if isinstance(self.exchange, Flies):
-            self.turn = self.exchange.newest(self.turn)
+        if self._flies is not None:
+            self.turn = self._flies.newest(self.turn)
             if self.turn.stop:
                 return
         if (
@@ -156,6 +157,7 @@ class Session:
             self._shrink()
             return
         self._each("before_update", loss)
+        since += self._free()
         unused = self.towers.collect(arrival)
         self._tell_notes()
         seconds = self._slow_down(self._clock() - since, data_seconds)
@@ -172,6 +174,14 @@ class Session:
         )  # fmt: skip
         chaos.point("worker.hook")
         self._each("after_step", result)
+
+    def _free(self) -> float:
+        """Wait until the last gradient has travelled, where it may still do so; seconds, none of them of computing."""
+        if self._flies is None:
+            return 0.0
+        since = self._clock()
+        self._flies.free()
+        return self._clock() - since
 
     def _gradient(self, now: Turn) -> tuple[float | None, float]:
         """The mean loss of the turn's batches, and the seconds of waiting for data. None: there was no memory for it,

@@ -62,10 +62,8 @@ def run_worker(  # noqa: PLR0913 - what a task is told, each once
     servers = Servers(links, hello, sleep=time.sleep)
     exchange: Exchange = servers
     if landing is not None:
-        flight = InFlight(
-            InHand(servers, settings.batches, max(settings.batches, parts.batches.ahead)), landing, parameters
-        )
-        exchange, model.towers.free = flight, flight.free
+        hand = InHand(servers, settings.batches, max(settings.batches, parts.batches.ahead))
+        exchange = InFlight(hand, landing, parameters)
     elif hello.batches or settings.batches > 1:
         exchange = InHand(servers, settings.batches, parts.batches.ahead)
     parts.session(model.reached_by(exchange), model.towers, homes).run()

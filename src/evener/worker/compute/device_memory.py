@@ -184,6 +184,10 @@ class Fetching:
         now = self._exchange.newest(turn)
         return turn if now is turn else self._then_fetch(now)
 
+    def free(self) -> None:
+        if isinstance(self._exchange, Flies):
+            self._exchange.free()
+
     def show(self, what: str) -> int:
         self._memory.settle()
         version = self._exchange.show(what)

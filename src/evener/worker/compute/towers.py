@@ -24,10 +24,6 @@ from evener.worker.exchange.exchange import ONLY, OneOf
 _ONE_DEVICE = nullcontext()
 
 
-def _at_once() -> None:
-    pass
-
-
 class Towers:
     """The model and its gradients, both views of memory that travels.
 
@@ -73,8 +69,6 @@ class Towers:
         self.names = [name for name, _ in trained]
         self.constants = Constants(model, layout)
         self.notes = self.constants.notes
-        #: Returns when the flat buffer of gradients may be written: the last one may still be read there.
-        self.free: Callable[[], object] = _at_once
 
     def begin(self, batch: Batch, lease: int, which: OneOf = ONLY) -> float:
         """Forward and backward of one batch; returns its loss. The gradients are autograd's own tensors, in which
@@ -124,7 +118,6 @@ class Towers:
         """
         self._come_home()
         self.constants.look(arrival)
-        self.free()
         into, made, unused = [], [], []
         for name, gradient, parameter in zip(self.names, self._gradients, self._parameters, strict=True):
             if parameter.grad is None or (only is not None and name not in only):

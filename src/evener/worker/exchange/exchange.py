@@ -125,6 +125,11 @@ class Flies(Protocol):
         """Before a gradient is begun: the turn with the newest parameters that have come."""
         ...
 
+    def free(self) -> None:
+        """Before a gradient is brought to where the exchange finds it: return when the last one is not read there any
+        more. The model stays as it is."""
+        ...
+
 
 class Exchange(Protocol):
     """Owns, or reaches, the parameters. The model's tensors are views of memory that it fills."""

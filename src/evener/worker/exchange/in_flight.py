@@ -42,7 +42,6 @@ class InFlight:
         return self._go_on()
 
     def free(self) -> None:
-        """Return when no gradient is on its way: its memory may be written again. The model stays as it is."""
         if not self._flying:
             return
         answer = self._hand.take()
@@ -52,7 +51,6 @@ class InFlight:
             self._over = answer
 
     def newest(self, turn: Turn) -> Turn:
-        """Before a gradient is begun: the turn with the newest parameters that have come."""
         if self._flying and self._hand.answered():
             self.free()
         return self._go_on() if self._due else turn

@@ -62,7 +62,7 @@ class InFlight:
             self._land()  # what is given now may be answered at once
             sent = self._hand.give(computed, self._on)
             self._flying = True
-            if not sent or self._hand.dealt(self._answer).lease < 0:  # nothing else is in hand
+            if not sent or self._hand.empty:
                 self.free()
         else:
             self._answer, self._landed = over, False  # the run has ended, or the life that had this batch

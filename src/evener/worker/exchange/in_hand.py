@@ -42,6 +42,11 @@ class InHand:
         del self._hand[: self._size]
         return sent
 
+    @property
+    def empty(self) -> bool:
+        """Whether there is nothing to go on with until `take`."""
+        return len(self._hand) < self._size
+
     def answered(self) -> bool:
         return self._servers.answered()
 
@@ -59,7 +64,7 @@ class InHand:
         return self.dealt(turn)
 
     def dealt(self, turn: Turn) -> Turn:
-        """A turn with what is in hand now; -1: there is nothing, until `take`."""
+        """A turn with what is in hand now."""
         mine = self._hand[: self._size]
         if turn.stop or not mine:
             return replace(turn, lease=-1)

@@ -292,6 +292,37 @@ def test_with_two_gradients_in_flight_each_is_computed_on_parameters_of_one_vers
     assert tasks.sessions[0].towers.model.row.tolist() == cluster.parameters()["row"].tolist()
 
 
+class Flight:
+    """One process's exchange, as one whose answers may come while a gradient is computed."""
+
+    def __init__(self, exchange, clock):
+        self._exchange, self._clock, self.calls = exchange, clock, []
+
+    def __getattr__(self, name):
+        return getattr(self._exchange, name)
+
+    def newest(self, turn):
+        self.calls.append("newest")
+        return turn
+
+    def free(self):
+        self.calls.append("free")
+        self._clock.advance(5.0)
+
+    def update(self, computed):
+        self.calls.append(("update", computed.seconds))
+        return self._exchange.update(computed)
+
+
+def test_a_step_asks_for_the_newest_answer_first_and_waits_for_the_last_one_before_it_writes(tmp_path):
+    session, clock, _ = alone(tmp_path, [])
+    flight = Flight(session.exchange, clock)
+    session.exchange = session._flies = flight
+    session.run()
+
+    assert flight.calls == ["newest", "free", ("update", 0.0)] * 2, "a wait for servers is no time of computing"
+
+
 class Noted(Augmented):
     """Samples that note who asked for them, and may fail."""
 

@@ -25,7 +25,12 @@ class Pumped:
 
     def __init__(self, flyer, inner):
         self._flyer, self._inner = flyer, inner
-        self.fileno, self.pending, self.send, self.close = inner.fileno, inner.pending, inner.send, inner.close
+        self.fileno, self.pending, self.close = inner.fileno, inner.pending, inner.close
+
+    def send(self, header, *, payload=False):
+        self._inner.send(header, payload=payload)
+        if self._flyer.eager:
+            self._flyer.cluster.settle()
 
     def receive(self, timeout):
         if timeout:
@@ -42,6 +47,7 @@ class Flyer:
 
     def __init__(self, cluster, index, process="first"):
         self.cluster, self.index = cluster, index
+        self.eager = False  # servers answer whatever it sends at once
         layout = cluster.built.layout
         self.gradients, landing, self.parameters = (Memory(layout.nbytes) for _ in range(3))
         self._views = whole_views(layout, self.gradients.view)

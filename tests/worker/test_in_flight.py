@@ -96,6 +96,16 @@ def test_an_answer_that_comes_meanwhile_does_not_touch_the_model_that_computes(t
         assert flyer.value == -1.0
 
 
+def test_a_gradient_that_is_answered_at_once_does_not_mix_the_parameters_of_two_versions(tmp_path, ps):
+    with cluster_of(tmp_path, ps=ps, workers=1) as cluster:
+        flyer = Flyer(cluster, 0)
+        for looks in (False, True, False, True, True, False):
+            flyer.eager = looks
+            turn = flyer.steps()
+            assert flyer.value == -turn.version * (turn.version + 1) / 2
+        assert turn.version == 5
+
+
 def test_the_memory_of_a_gradient_is_written_when_no_server_reads_it_any_more(tmp_path, ps):
     """The parameters are minus the sum of the gradients: a gradient that was overwritten would be missing."""
     with cluster_of(tmp_path, ps=ps, workers=1, train_steps=7) as cluster:

@@ -1,6 +1,6 @@
 """One gradient of a worker under way, or two (--in-flight): gradients a second and CPU of one, in turns.
 
-    python benchmarks/in_flight.py --rounds 5
+    python benchmarks/in_flight.py --rounds 5 --quiet 0.3     # counts while others use less of a core
     python benchmarks/in_flight.py --apart 0,300 --rounds 3     # two hosts (network namespaces, root), Mbit/s (0: all)
 
 Ratios are of in-flight 2 to 1 in the same round: median (range).
@@ -60,6 +60,7 @@ def main() -> None:
     parser.add_argument("--seconds", type=float, default=1.5)
     parser.add_argument("--hidden", default="100,500")
     parser.add_argument("--apart", default="", metavar="MBIT,...", help="between hosts instead, at these speeds")
+    parser.add_argument("--quiet", type=float, default=99.0, metavar="CORES", help="only while others use less")
     parser.add_argument("--only", default="", help="cases whose names hold this")
     args = parser.parse_args()
     signal.signal(signal.SIGTERM, lambda *_: sys.exit("ended by SIGTERM"))
@@ -81,17 +82,23 @@ def main() -> None:
                     continue
                 if turn % 2:
                     one, two = two, one
-                found[name].append((one.rate, two.rate, one.cpu_ms, two.cpu_ms))
-                print(f"  {turn + 1} {name}: {found[name][-1]}", file=sys.stderr, flush=True)
+                row = one.rate, two.rate, one.cpu_ms, two.cpu_ms
+                if max(one.others, two.others) < args.quiet:
+                    found[name].append(row)
+                said = " ".join(f"{number:.2f}" for number in row)
+                print(
+                    f"  {turn + 1} {name}: {said}, others {one.others:.2f} {two.others:.2f}",
+                    file=sys.stderr,
+                    flush=True,
+                )
     for name, rows in found.items():
         if rows:
             rates, more, cpu, cpus = (list(column) for column in zip(*rows, strict=True))
             ratio = [two / one for one, two in zip(rates, more, strict=True)]
             costs = [two / one for one, two in zip(cpu, cpus, strict=True)]
-            print(
-                f"{name}: {statistics.median(rates):.0f} -> {statistics.median(more):.0f}/s, x {spread(ratio)}; "
-                f"CPU {statistics.median(cpu):.2f} -> {statistics.median(cpus):.2f} ms, x {spread(costs)}"
-            )
+            speed = f"{statistics.median(rates):.0f} -> {statistics.median(more):.0f}/s, x {spread(ratio)}"
+            spent = f"{statistics.median(cpu):.2f} -> {statistics.median(cpus):.2f} ms, x {spread(costs)}"
+            print(f"{name} ({len(rows)}): {speed}; CPU {spent}")
 
 
 if __name__ == "__main__":

@@ -14,7 +14,7 @@ from job import told
 
 import evener
 from evener.cluster.environment import Flags, find
-from evener.modes import mode_of
+from evener.modes import OPTIONS, mode_of
 from evener.settings import Settings
 
 RECIPE = f"{Path(__file__).parent / 'evener_recipe.py'}:recipe"
@@ -41,7 +41,12 @@ def main() -> None:
 
     hosts = {"ps_hosts": ",".join(job.ps), "worker_hosts": ",".join(job.workers)}
     found = find(Flags(job_name=job.role, task_index=job.index, **hosts))
-    common |= {"recipe": RECIPE, "recipe_options": options, "mode": mode_of(mode, more)}
+    common |= {
+        "recipe": RECIPE,
+        "recipe_options": options,
+        "mode": mode_of(mode, {name: more.pop(name) for name in list(more) if name in OPTIONS}),
+        **more,
+    }
     settings = Settings(**options_in(found.cluster, common), keys=job.keys, insecure=not job.keys)
     run_member(found, settings, lambda report: None)
 

@@ -379,3 +379,22 @@ def test_a_notice_is_a_path_or_an_address_of_the_web():
         assert chosen(preemption_notice=place).preemption_notice == place
     for place in ("ftp://here/there", "s3://bucket/key", 3):
         assert refused(preemption_notice=place).what == f"preemption_notice={place!r} cannot work."
+
+
+@pytest.mark.parametrize(
+    ("options", "what"),
+    [
+        ({"mode": "sync"}, "in_flight=2 means nothing in mode sync"),
+        ({"mode": "bounded"}, "in_flight=2 means nothing in mode bounded"),
+        ({"ps": 0, "workers": 1}, "in_flight=2 means nothing without ps tasks"),
+        ({"script": "train.py"}, "in_flight=2 does not go with a program that has a loop of its own"),
+        ({"batch_sizes": (10, 20)}, "in_flight=2 does not go with a batch size for each worker"),
+        ({"batch_by_speed": True}, "in_flight=2 does not go with a batch size for each worker"),
+    ],
+)
+def test_two_gradients_in_flight_are_of_plain_async_alone(options, what):
+    with pytest.raises(ConfigError, match=what) as refused:
+        make({"ps": 1, "workers": 2, "in_flight": 2} | options)
+    assert refused.value.why and refused.value.fix
+    made = make({"ps": 1, "workers": 2, "in_flight": 2})
+    assert made.terms.in_flight == 2 and make(as_options(made)) == made

@@ -40,6 +40,7 @@ class Sample:
     cpu_ms: float  # of all its processes, for one gradient
     begin: float  # seconds from the command to the first step
     loss: float  # mean over the last fifth of the work's first `updates`
+    others: float = 0.0  # cores that all else on this machine was busy with meanwhile
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -64,11 +65,11 @@ class Bench:
             runs = [stack.enter_context(run) for run in self._start(work, way, path)]
             watch = Watch(runs, meter, way.counts)
             watch.until(work.updates // len(way.groups[0]))
-            rate, cpu_ms = watch.window(self.seconds)
+            rate, cpu_ms, others = watch.window(self.seconds)
             first = min(mark.first for mark in watch.marks())
             late = slice(work.updates * 4 // 5, work.updates)
             losses = [loss for group in way.groups for loss in meter.losses(group)[late]]
-            return Sample(rate, cpu_ms, first - began, statistics.fmean(losses))
+            return Sample(rate, cpu_ms, first - began, statistics.fmean(losses), others)
 
     def _start(self, work: Work, way: Way, meter: Path) -> Iterator[Run]:
         ports = free_ports(way.ps + way.workers)
@@ -113,15 +114,16 @@ class Watch:
                 raise Failed(f"{what}: {(ended or list(self.runs))[0].said()[-600:]}")
             time.sleep(0.02)
 
-    def window(self, seconds: float) -> tuple[float, float]:
-        """(gradients a second, milliseconds of processor for one of them) from now on."""
-        before, since, spent = self.marks(), time.monotonic(), self._spent()
+    def window(self, seconds: float) -> tuple[float, float, float]:
+        """(gradients a second, milliseconds of processor for one of them, cores that others use) from now on."""
+        before, since, spent, all_spent = self.marks(), time.monotonic(), self._spent(), machine()
         time.sleep(seconds)
         after, spent, took = self.marks(), self._spent() - spent, time.monotonic() - since
         if any(one.steps == other.steps for one, other in zip(before, after, strict=True)):
             raise Failed(f"a worker stands still: {self.runs[-1].said()[-600:]}")
         rate = sum((b.steps - a.steps) / (b.at - a.at) for a, b in zip(before, after, strict=True))
-        return rate, 1000 * spent / (rate * took)
+        others = max(0.0, machine() - all_spent - spent) / took
+        return rate, 1000 * spent / (rate * took), others
 
     def _spent(self) -> float:
         """Seconds of processor of all processes so far, those included that have ended and were waited for."""
@@ -132,6 +134,12 @@ class Watch:
                     times = process.cpu_times()
                     total += times.user + times.system + times.children_user + times.children_system
         return total
+
+
+def machine() -> float:
+    """Seconds of processor that this machine has spent since it began."""
+    times = psutil.cpu_times()
+    return float(sum(times) - times.idle - getattr(times, "iowait", 0.0) - getattr(times, "guest", 0.0))
 
 
 def free_ports(count: int) -> list[int]:

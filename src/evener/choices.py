@@ -202,6 +202,35 @@ def check_notice(place: object) -> None:
         )  # fmt: skip
 
 
+def check_flight(settings: Settings) -> None:
+    """A worker that computes ahead of its answers: not yet everywhere."""
+    if settings.ps == 0 or settings.terms.in_flight == 1:
+        return
+    said = f"in_flight={settings.terms.in_flight}"
+    if settings.script:
+        raise ConfigError(
+            f"{said} does not go with a program that has a loop of its own so far.",
+            why="after its step such a program may look at the parameters, which have not come then.",
+            fix="leave --in-flight out, or write a recipe.",
+        )
+    if settings.by_samples:
+        raise ConfigError(
+            f"{said} does not go with a batch size for each worker so far.",
+            why="the next samples are shared out when the last gradient of a worker has come.",
+            fix="leave --in-flight out, or use --batch-size.",
+        )
+    if settings.compensate not in (None, "none"):
+        raise compensated_in_flight(f"compensate={settings.compensate}")
+
+
+def compensated_in_flight(rule: str) -> ConfigError:
+    return ConfigError(
+        f"{rule} does not go with in_flight=2 so far.",
+        why="a ps task keeps what it sent a worker last, and the gradient may be of what it sent before that.",
+        fix="leave --in-flight out, or use --staleness-lr, which asks for the age alone.",
+    )
+
+
 def check_length(settings: Settings) -> None:
     if settings.train_steps is not None and settings.epochs is not None:
         raise ConfigError(

@@ -15,6 +15,7 @@ from evener.choices import (
     check_cluster,
     check_devices,
     check_elastic,
+    check_flight,
     check_length,
     check_notice,
     check_pipeline,
@@ -145,6 +146,7 @@ class Settings:
         check_clipping(self.clip_norm, self.clip_value)
         check_script(self)
         check_rule_names(self)
+        check_flight(self)
         check_batch_sizes(self, BATCH_SIZE)
         if self.batch_sizes:
             object.__setattr__(self, "batch_size", mean_of(self.batch_sizes))

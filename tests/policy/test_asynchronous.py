@@ -2,7 +2,8 @@
 
 import pytest
 
-from evener.policy.asynchronous import Asynchronous
+from evener.errors import ConfigError
+from evener.policy.asynchronous import Async, Asynchronous
 from evener.policy.events import Apply, Joined, Left, Pushed, Release
 
 
@@ -47,3 +48,15 @@ def test_events_out_of_protocol_are_our_own_mistakes():
     policy.on(Joined(0))
     with pytest.raises(AssertionError, match="worker 0 joined twice"):
         policy.on(Joined(0))
+
+
+@pytest.mark.parametrize("number", [1, 2])
+def test_a_worker_has_one_gradient_under_way_or_two(number):
+    assert Async(in_flight=number).terms(3).in_flight == number
+    assert bool(Async(in_flight=number).told(3, 100)) == (number == 2)
+
+
+@pytest.mark.parametrize("number", [0, 3, 2.0])
+def test_another_number_of_gradients_under_way_is_refused(number):
+    with pytest.raises(ConfigError, match=f"in_flight={number} cannot work"):
+        Async(in_flight=number)

@@ -22,6 +22,7 @@ from evener.wire import codec
 from evener.wire.messages import Hello
 from evener.wire.words import Identity
 from evener.worker.compute.towers import Towers
+from evener.worker.exchange.in_flight import InFlight
 from evener.worker.exchange.in_hand import InHand
 from evener.worker.exchange.server_links import ServerLinks
 from evener.worker.exchange.servers import Servers
@@ -61,6 +62,7 @@ class Tasks:
         built = build(cluster.settings, cluster.recipe)
         layout = built.layout
         gradients, parameters = Memory(layout.nbytes), Memory(layout.nbytes)
+        landing = Memory(layout.nbytes) if cluster.settings.terms.in_flight > 1 else None
         towers = Towers(built.model, built.recipe, layout, parameters=parameters.view, gradients=gradients.view, seed=0)
         settings, data, batches = data_of(built.recipe, cluster.settings)
         hello = Hello(
@@ -69,11 +71,14 @@ class Tasks:
         )  # fmt: skip
         links = ServerLinks(
             f"worker:{index}", lambda: [listener.address for listener in cluster.listeners], layout,
-            gradients=gradients, parameters=parameters, connect=in_memory, report=lambda report: None,
+            gradients=gradients, parameters=landing or parameters, connect=in_memory, report=lambda report: None,
             clock=self.patience, patience=30.0,
         )  # fmt: skip
         exchange = Servers(links, hello, sleep=time.sleep)
-        if hello.batches or settings.batches > 1:
+        if landing is not None:
+            hand = InHand(exchange, settings.batches, max(settings.batches, batches.ahead))
+            exchange = InFlight(hand, landing, parameters)
+        elif hello.batches or settings.batches > 1:
             exchange = InHand(exchange, settings.batches, batches.ahead)
         return Session(
             f"worker:{index}", exchange, towers, batches, hooks, recipe=built.recipe, settings=settings,

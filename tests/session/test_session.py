@@ -10,6 +10,7 @@ import torch
 from evener import errors
 from evener.data.dataset import Augmented, Data
 from evener.report import Finished
+from evener.server.shard import Shard
 from evener.session.hooks import Hook, StopOnNaN
 
 sys.path.append(str(Path(__file__).parents[1] / "server"))
@@ -252,6 +253,74 @@ def test_the_memory_of_a_worker_holds_the_model_of_its_turn(tmp_path):
 
     left, right = (session.towers.model.row for session in tasks.sessions)
     assert left.tolist() == right.tolist() == cluster.parameters()["row"].tolist()
+
+
+class Versions(Hook):
+    """Notes on which parameters each gradient was computed, and what was told of the one before."""
+
+    def __init__(self):
+        self.on, self.told = [], []
+
+    def before_update(self, session, loss):
+        self.on.append((session.turn.version, float(session.towers.model.row.detach()[0])))
+
+    def after_step(self, session, result):
+        self.told.append((result.global_step, result.lease, result.staleness, result.rejected))
+
+
+@pytest.mark.parametrize("ps", [1, 2])
+def test_with_two_gradients_in_flight_each_is_computed_on_parameters_of_one_version(tmp_path, ps):
+    values = {0: 0.0}  # version -> what all numbers of the parameters are
+
+    class Noting(Shard):
+        def apply(self, handles, factor=None):
+            pushes = super().apply(handles, factor)
+            values[self.state.step] = float(self.state.parameters.views[0].reshape(-1)[0])
+            return pushes
+
+    cluster = cluster_of(tmp_path, mode="async", in_flight=2, ps=ps, workers=1, train_steps=12, shard=Noting)
+    versions = Versions()
+    tasks = Tasks(cluster, [[versions]])
+    ended = tasks.run()
+
+    assert ended["worker:0"] == "reached step 12"
+    assert versions.on == [(version, values[version]) for version, _ in versions.on]
+    assert [version for version, _ in versions.on[:2]] in ([0, 0], [0, 1])
+    assert all(at - 1 <= version <= at for at, (version, _) in enumerate(versions.on))
+    assert [lease for _, lease, _, _ in versions.told] == list(range(12))
+    assert all(staleness <= 1 and not rejected for _, _, staleness, rejected in versions.told)
+    assert tasks.sessions[0].towers.model.row.tolist() == cluster.parameters()["row"].tolist()
+
+
+class Flight:
+    """One process's exchange, as one whose answers may come while a gradient is computed."""
+
+    def __init__(self, exchange, clock):
+        self._exchange, self._clock, self.calls = exchange, clock, []
+
+    def __getattr__(self, name):
+        return getattr(self._exchange, name)
+
+    def newest(self, turn):
+        self.calls.append("newest")
+        return turn
+
+    def free(self):
+        self.calls.append("free")
+        self._clock.advance(5.0)
+
+    def update(self, computed):
+        self.calls.append(("update", computed.seconds))
+        return self._exchange.update(computed)
+
+
+def test_a_step_asks_for_the_newest_answer_first_and_waits_for_the_last_one_before_it_writes(tmp_path):
+    session, clock, _ = alone(tmp_path, [])
+    flight = Flight(session.exchange, clock)
+    session.exchange = session._flies = flight
+    session.run()
+
+    assert flight.calls == ["newest", "free", ("update", 0.0)] * 2, "a wait for servers is no time of computing"
 
 
 class Noted(Augmented):

@@ -32,6 +32,7 @@ STEPS, SAVE = 200, 50
 PATIENCE = 200
 MODES = {
     "async": ["--mode", "async"],
+    "in flight": ["--mode", "async", "--in-flight", "2"],
     "bounded": ["--mode", "bounded"],
     "backup": ["--mode", "sync", "--replicas-to-aggregate", "2"],
     "sync": ["--mode", "sync"],
@@ -88,7 +89,7 @@ def judge(run: Run, place: Path, held: object = None) -> Done:
 # --- workers
 
 
-@pytest.mark.parametrize("mode", ["async", "bounded", "backup", "elastic"])
+@pytest.mark.parametrize("mode", ["async", "in flight", "bounded", "backup", "elastic"])
 def test_the_others_go_on_without_a_worker_that_was_killed_and_the_next_one_is_chief(mode, tmp_path):
     plan = "worker:0/worker.pushed@20=kill"
     with train(tmp_path, plan, *MODES[mode], "--max-restarts", 0) as run:
@@ -131,7 +132,7 @@ def test_lockstep_without_restarts_ends_and_names_the_worker(tmp_path):
 # --- ps tasks
 
 
-@pytest.mark.parametrize("mode", ["async", "bounded", "backup", "sync"])
+@pytest.mark.parametrize("mode", ["async", "in flight", "bounded", "backup", "sync"])
 def test_killed_ps_tasks_come_back_and_all_go_on_from_one_step(mode, tmp_path):
     """First ps:1 with an update that ps:0 has told of, then ps:0 with one that nobody was told of."""
     plan = f"ps:1/server.applied@{SAVE + 10}=kill; ps:0/server.applied@{2 * SAVE + 20}=kill"
@@ -176,6 +177,16 @@ def test_a_ps_that_dies_in_every_life_ends_the_run_and_is_named(tmp_path):
     assert done.code == 1
     assert happened(tmp_path) == ["ps-1: kill at server.bound"] * 2
     assert re.search(r"ps:1 on \S+ failed with TaskFailed.*: ps:1 was killed by SIGKILL", done.err), done.err
+
+
+def test_two_gradients_of_a_worker_count_once_when_workers_and_a_ps_are_killed(tmp_path):
+    """One worker computes while its last gradient travels, one has sent it to one shard of two, and then ps:1 goes."""
+    plan = "worker:1/worker.computing@20=kill; worker:2/worker.pushing@41=kill; ps:1/server.applied@110=kill"
+    with train(tmp_path, plan, *MODES["in flight"]) as run:
+        judge(run, tmp_path)
+    assert happened(tmp_path) == [
+        "ps-1: kill at server.applied", "worker-1: kill at worker.computing", "worker-2: kill at worker.pushing",
+    ]  # fmt: skip
 
 
 # --- the launcher

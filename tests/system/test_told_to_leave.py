@@ -36,10 +36,10 @@ def judge(run, place, *, lives):
     return done
 
 
-@pytest.mark.parametrize("mode", ["async", "sync"])
+@pytest.mark.parametrize("mode", ["async", "async --in-flight 2", "sync"])
 def test_ps_tasks_and_a_worker_leave_one_after_the_other_and_nothing_is_taken_back(mode, tmp_path):
     plan = "worker:1/worker.computing@5=term; ps:0/server.applied@15=term; ps:1/server.applied@30=term"
-    with train(tmp_path, "--ps", 2, "--workers", 2, "--mode", mode, plan=plan) as run:
+    with train(tmp_path, "--ps", 2, "--workers", 2, "--mode", *mode.split(), plan=plan) as run:
         done = judge(run, tmp_path, lives=3)
 
     for task in ("worker:1", "ps:0", "ps:1"):

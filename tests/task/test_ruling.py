@@ -68,6 +68,15 @@ def test_the_norm_of_compensated_gradients_is_known_to_one_ps_alone():
         assert built(options, clip_norm=1.0).recipe.rules
 
 
+def test_what_a_worker_with_two_gradients_in_flight_was_sent_is_not_known():
+    options = {**PS, "mode": "async", "in_flight": 2}
+    with pytest.raises(ConfigError, match="compensate=dc does not go with in_flight=2"):
+        make({**options, "compensate": "dc"})
+    with pytest.raises(ConfigError, match=r"GapAware.* does not go with in_flight=2"):
+        built(options, [GapAware()])
+    assert built({**options, "staleness_lr": "inverse"}, [Inverse()]).recipe.rules
+
+
 def test_copies_are_told_and_refused_above_the_machines_memory(monkeypatch):
     settings = make({**PS, "compensate": "dc"})
     made = build(settings, recipe_of())

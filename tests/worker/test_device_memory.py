@@ -232,6 +232,30 @@ def test_the_parameters_are_written_when_no_device_reads_them_any_more_and_then_
     assert owner.calls == ["start", "fetched", "settled", "update", "fetched", "settled", "averages", "fetched"]
 
 
+def test_a_newer_answer_is_fetched_and_without_one_nothing_is():
+    class Flight(Owner):
+        def newest(self, turn):
+            return self.calls.append("newest") or (turn if turn.version else Turn(version=1, lease=1))
+
+        def free(self):
+            self.calls.append("freed")
+
+    class Memory:
+        def settle(self):
+            owner.calls.append("settled")
+
+        def fetch(self):
+            owner.calls.append("fetched")
+
+    owner = Flight(torch.zeros(1))
+    turn = Fetching(owner, Memory()).newest(Turn(version=0, lease=0))
+    assert owner.calls == ["settled", "newest", "fetched"] and turn.version == 1
+    assert Fetching(owner, Memory()).newest(turn) is turn
+    Fetching(owner, Memory()).free()
+    assert owner.calls[3:] == ["settled", "newest", "freed"]
+    assert Fetching(Owner(torch.zeros(1)), Memory()).newest(turn) is turn, "answers come to update alone"
+
+
 def test_a_failed_gpu_does_not_hide_the_first_error():
     layout = layout_of(nn.Linear(2, 2))
     parameters, gradients = blocks(layout)

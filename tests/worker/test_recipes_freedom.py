@@ -13,7 +13,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset, IterableDataset, WeightedRandomSampler
-from ways import EVERY_WAY, STEPS, WAYS, replicas, run
+from ways import EVERY_WAY, STEPS, WAYS, Tasks, replicas, run
 
 import evener
 from evener.commands.account import account
@@ -22,7 +22,7 @@ from evener.data.loader import LoaderBatches
 from evener.errors import ConfigError, InputError
 from evener.recipes.recipe import Recipe
 from evener.session.evaluate import evaluate
-from evener.testing import differences, same_bits
+from evener.testing import Cluster, differences, same_bits
 
 BATCH = 4
 
@@ -129,6 +129,24 @@ def test_three_batches_of_a_gradient_are_the_plain_loops_accumulation(way, worke
     found = trained(way, recipe, tmp_path)
 
     assert near(found, plain(RECIPE, group=3 * replicas(way)))
+
+
+@pytest.mark.parametrize("workers", [0, 1])
+@pytest.mark.parametrize("batches", [1, 3])
+def test_two_gradients_in_flight_are_of_each_batch_of_a_loader_once(batches, workers, tmp_path):
+    """Two epochs, of 2 ps tasks and 2 workers, in whatever order."""
+    recipe = replace(RECIPE, data=lambda: loader(num_workers=workers), batches_per_step=batches)
+    length = len(loader())
+    options = {"mode": "async", "in_flight": 2, "ps": 2, "workers": 2, "epochs": 2.0, "train_steps": None}
+
+    with Cluster(recipe, tmp_path, **options) as cluster:
+        ended = Tasks(cluster, [[], []]).run()
+
+    assert not [end for end in ended.values() if isinstance(end, Exception)], ended
+    found = account(tmp_path)
+    assert found.clean, str(found)
+    updates = -(-2 * length // batches)
+    assert (found.updates, found.gradients, cluster.step) == (updates, updates, updates)
 
 
 @pytest.mark.parametrize("way", ["one process", "2 towers", "3 ps"])

@@ -5,28 +5,50 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import ClassVar
 
+from evener.errors import ConfigError
 from evener.policy.events import Apply, Decision, Drained, Event, Expired, Joined, Left, Pushed, Refreshed, Release
-from evener.policy.mode import Terms
+from evener.policy.mode import Terms, check_options, option
 
 
 @dataclass(frozen=True, slots=True)
 class Async:
-    """Every gradient is an update, and nobody waits."""
+    """Every gradient is an update, and nobody waits.
+
+    Raises:
+        ConfigError: an option that cannot work.
+    """
 
     name: ClassVar[str] = "async"
     about: ClassVar[str] = "every gradient is applied as it comes; nobody waits"
+
+    in_flight: int = option(
+        1, "gradients that a worker has under way; with 2 it computes one while the last is applied; default 1",
+        metavar="1|2", least=1,
+    )  # fmt: skip
+
+    def __post_init__(self) -> None:
+        check_options(self)
+        if self.in_flight > 2:
+            raise ConfigError(
+                f"in_flight={self.in_flight} cannot work.",
+                why="a worker computes one gradient while one other travels; more would only be later.",
+                fix="use --in-flight 2, or 1 (default).",
+            )
 
     def check(self, workers: int) -> None:
         """Any number of workers will do."""
 
     def terms(self, workers: int) -> Terms:
-        return Terms()
+        return Terms(in_flight=self.in_flight)
 
     def start(self, version: int, workers: int, *, ending: bool = False, least: int = 1) -> Asynchronous:
         return Asynchronous(version)
 
     def told(self, workers: int, batch_size: int) -> list[str]:
-        return []
+        if self.in_flight == 1:
+            return []
+        late = f"{workers - 1} to {2 * workers - 1}"
+        return [f"a worker computes its next gradient while the last one travels: mean staleness grows from {late}"]
 
 
 class Asynchronous:

@@ -25,6 +25,7 @@ class Terms:
     exact: bool = True  # what is given out is used by whoever gives it: no more than the run still needs
     together: bool = False  # all go on at the same time
     needs_all: bool = False  # a worker that hangs is waited for, aloud, and not replaced
+    in_flight: int = 1  # gradients that a worker has under way: the one it computes, and one that is not answered
     several_optimizers: bool = True  # updates may be of one of several optimizers in turn
 
 

@@ -33,6 +33,7 @@ class Ahead:
     ) -> None:
         self._links, self._shard, self._lives, self._clock = links, shard, lives, clock
         self._size, self._together = settings.batches, settings.terms.together
+        self._in_flight = settings.terms.in_flight
         self._hands = Hands(leases, ahead=not settings.terms.drops)
         self._parked: list[int] = []  # released, but too few leases are left unless some come back
 
@@ -48,7 +49,7 @@ class Ahead:
         if only_of_scripts(push, several=True):
             return "pushed what only the workers of a script push"
         first = self._hands.of(_life(seat))[: self._size]
-        if not seat.may_push(push) or named(push) != first:
+        if not seat.may_push(push, in_flight=self._in_flight) or named(push) != first:
             return f"pushed out of turn: version {push.version}, seq {push.seq}, leases {named(push)}"
         return ""
 

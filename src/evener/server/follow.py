@@ -153,7 +153,8 @@ class Follower:
         if self.settings.script:
             by_samples = not push.count or (self.settings.by_samples and push.count == push.examples)
             return seat.its_turn() and push.version >= seat.version and by_samples
-        return seat.may_push(push) and not only_of_scripts(push, several=self._several)
+        mine = seat.may_push(push, in_flight=self.settings.terms.in_flight)
+        return mine and not only_of_scripts(push, several=self._several)
 
     def _holds(self, seat: Seat, seq: int) -> None:
         seat.awaits = seq

@@ -218,7 +218,7 @@ class Leader:
 
     def _lose(self, seat: Seat, reason: str) -> None:
         leases = sum(owner == (seat.worker, seat.epoch) for owner in self.leases.outstanding().values())
-        returns = f"; {leases} lease returns" if leases == 1 else ""
+        returns = ("", "; 1 lease returns", "; 2 leases return")[leases] if leases <= 2 else ""
         self._tell(f"{seat.name} is gone ({seat.link.description}: {reason}){returns}")
         self.rounds.chief.lost(seat)
         self._leave(seat)

@@ -50,6 +50,7 @@ class Seat:
     awaits: int | None = None  # seq of the request it waits on; None while it computes
     whole: bool = False  # that request lies on every shard
     answer: Release | None = None  # the last one, for a repeated request
+    before: int = -1  # the version of the answer before that one
     drawn: int = 0  # the version that it was told to look at since, with batches of another epoch
     inbox: list[memoryview] = field(default_factory=list)  # the peer's, when it last pushed,
     slot: Slot | None = None  # and the gradient in it
@@ -58,14 +59,19 @@ class Seat:
     def name(self) -> str:
         return f"worker:{self.worker}"
 
-    def may_push(self, push: Push) -> bool:
-        """Is it this worker's turn, and the gradient the one that its last release asked for?"""
+    def may_push(self, push: Push, *, in_flight: int = 1) -> bool:
+        """Is it this worker's turn, and the gradient the one that its last release asked for?
+
+        Args:
+            in_flight: 2: it may have begun to compute it before that release came, on the parameters of the one before.
+        """
         asked = self.answer
         if asked is None or asked.stop or not self.joined or self.awaits is not None:
             return False
         if push.count and push.count != push.examples:
             return False
-        return (push.version, push.lease, push.count) == (asked.version, asked.lease, asked.count)
+        versions = (asked.version, self.before)[:in_flight]
+        return push.version in versions and (push.lease, push.count) == (asked.lease, asked.count)
 
     def its_turn(self) -> bool:
         """Whether nothing of it is to be answered, and it was answered once. A script goes on after the run's end."""
@@ -226,6 +232,8 @@ class Links:
 
     def release(self, seat: Seat, answer: Release, parameters: Sequence[memoryview]) -> None:
         """Answer a push. Memory that its transport has let go of is kept for the chief, who may ask to see it."""
+        if seat.answer is not None and seat.answer is not answer:
+            seat.before = seat.answer.version
         seat.answer = answer
         sent = self.answer(seat.link, answer, parameters)
         if sent and not answer.chief and seat.link.listener.inbox(seat.link.peer) is not seat.inbox:

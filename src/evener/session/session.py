@@ -19,7 +19,7 @@ from evener.session.watch import Watch
 from evener.settings import Settings
 from evener.slow import slowed
 from evener.worker.compute.memory import is_out_of_memory, relieve
-from evener.worker.exchange.exchange import ONLY, Computed, Computes, Exchange, OneOf, Shrinks, Turn
+from evener.worker.exchange.exchange import ONLY, Computed, Computes, Exchange, Flies, OneOf, Shrinks, Turn
 
 log = logging.getLogger(__name__)
 
@@ -56,6 +56,7 @@ class Session:
     ) -> None:
         self.task = task
         self.exchange = exchange
+        self._flies = exchange if isinstance(exchange, Flies) else None
         self.towers = towers
         self.batches = batches
         self.recipe = recipe
@@ -136,7 +137,13 @@ class Session:
 
     def step(self) -> None:
         """Compute one batch, give its gradient, take the new parameters."""
-        if self.exchange.arrivals != self._arrival:  # a validation or a summary has shown the parameters anew
+        if self._flies is not None:
+            self.turn = self._flies.newest(self.turn)
+            if self.turn.stop:
+                return
+        if (
+            self.exchange.arrivals != self._arrival
+        ):  # an answer has come, or a validation or a summary has shown the parameters anew
             self._arrived()
         self._each("before_step")
         # Read once: a signal may put another turn, which has no lease, in its place at any moment.
@@ -150,6 +157,7 @@ class Session:
             self._shrink()
             return
         self._each("before_update", loss)
+        since += self._free()
         unused = self.towers.collect(arrival)
         self._tell_notes()
         seconds = self._slow_down(self._clock() - since, data_seconds)
@@ -166,6 +174,14 @@ class Session:
         )  # fmt: skip
         chaos.point("worker.hook")
         self._each("after_step", result)
+
+    def _free(self) -> float:
+        """Wait until the last gradient has travelled, where it may still do so; seconds, none of them of computing."""
+        if self._flies is None:
+            return 0.0
+        since = self._clock()
+        self._flies.free()
+        return self._clock() - since
 
     def _gradient(self, now: Turn) -> tuple[float | None, float]:
         """The mean loss of the turn's batches, and the seconds of waiting for data. None: there was no memory for it,

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import replace
 
+from evener.choices import compensated_in_flight
 from evener.errors import ConfigError
 from evener.files import memory
 from evener.recipes.recipe import Recipe
@@ -26,6 +27,8 @@ def ruled(recipe: Recipe, settings: Settings) -> tuple[Recipe, str]:
     if note := idle(recipe.rules, settings):
         return replace(recipe, rules=()), note
     compensating = [rule for rule in rules if isinstance(rule, Compensates)]
+    if compensating and settings.terms.in_flight > 1:
+        raise compensated_in_flight(described(compensating))
     if compensating and recipe.clip_norm is not None and settings.ps > 1:
         raise ConfigError(
             f"clip_norm={recipe.clip_norm} does not go with {described(compensating)} on {settings.ps} ps tasks.",

@@ -19,6 +19,7 @@ from evener.wire import codec
 from evener.wire.messages import Hello
 from evener.wire.words import Identity
 from evener.worker.exchange.exchange import Exchange
+from evener.worker.exchange.in_flight import InFlight
 from evener.worker.exchange.in_hand import InHand
 from evener.worker.exchange.server_links import ServerLinks
 from evener.worker.exchange.servers import Servers
@@ -44,6 +45,7 @@ def run_worker(  # noqa: PLR0913 - what a task is told, each once
     settings = parts.settings
     gradients, parameters = Memory(built.layout.nbytes), Memory(built.layout.nbytes)
     homes = place_model(built, settings, rank=index if rank is None else rank, report=report, task=task)
+    landing = Memory(built.layout.nbytes) if settings.terms.in_flight > 1 else None
     model = Model.over(parts, parameters.view, gradients.view, homes)
     hello = Hello(
         Identity(index), run, VERSION, built.fingerprint, built.layout.fingerprint,
@@ -53,12 +55,16 @@ def run_worker(  # noqa: PLR0913 - what a task is told, each once
     )  # fmt: skip
     report(Status(task, "starting", waiting_for="the addresses of the ps tasks"))
     links = ServerLinks(
-        task, rendezvous.addresses, built.layout, gradients=gradients, parameters=parameters,
+        task, rendezvous.addresses, built.layout, gradients=gradients, parameters=landing or parameters,
         connect=Dialer(settings, task, run), report=report, clock=time.monotonic,
         patience=settings.stall_timeout + 30.0,
     )  # fmt: skip
     servers = Servers(links, hello, sleep=time.sleep)
-    several = hello.batches or settings.batches > 1
-    exchange: Exchange = InHand(servers, settings.batches, parts.batches.ahead) if several else servers
+    exchange: Exchange = servers
+    if landing is not None:
+        hand = InHand(servers, settings.batches, max(settings.batches, parts.batches.ahead))
+        exchange = InFlight(hand, landing, parameters)
+    elif hello.batches or settings.batches > 1:
+        exchange = InHand(servers, settings.batches, parts.batches.ahead)
     parts.session(model.reached_by(exchange), model.towers, homes).run()
     report(Status(task, "done"))

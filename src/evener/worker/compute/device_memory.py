@@ -17,7 +17,7 @@ from torch import Tensor
 
 from evener.state.tensors import Bytes, as_tensor, dtype_of, spans
 from evener.wire.layout import Layout
-from evener.worker.exchange.exchange import Computed, Exchange, Shrinks, Turn
+from evener.worker.exchange.exchange import Computed, Exchange, Flies, Shrinks, Turn
 
 log = logging.getLogger(__name__)
 
@@ -176,6 +176,17 @@ class Fetching:
         assert isinstance(self._exchange, Shrinks)
         self._memory.settle()
         return self._then_fetch(self._exchange.too_big())
+
+    def newest(self, turn: Turn) -> Turn:
+        if not isinstance(self._exchange, Flies):
+            return turn
+        self._memory.settle()
+        now = self._exchange.newest(turn)
+        return turn if now is turn else self._then_fetch(now)
+
+    def free(self) -> None:
+        if isinstance(self._exchange, Flies):
+            self._exchange.free()
 
     def show(self, what: str) -> int:
         self._memory.settle()

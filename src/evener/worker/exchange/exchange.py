@@ -117,6 +117,20 @@ class Shrinks(Protocol):
         ...
 
 
+@runtime_checkable
+class Flies(Protocol):
+    """An exchange whose answers may come while a gradient is computed."""
+
+    def newest(self, turn: Turn) -> Turn:
+        """Before a gradient is begun: the turn with the newest parameters that have come."""
+        ...
+
+    def free(self) -> None:
+        """Before a gradient is brought to where the exchange finds it: return when the last one is not read there any
+        more. The model stays as it is."""
+        ...
+
+
 class Exchange(Protocol):
     """Owns, or reaches, the parameters. The model's tensors are views of memory that it fills."""
 

@@ -32,19 +32,42 @@ class InHand:
         return self._taken(self._servers.start())
 
     def update(self, computed: Computed) -> Turn:
-        own = Own(leases=self._hand[: self._size], want=self._want, loop=False)
-        turn = self._servers.update(replace(computed, own=own))
+        turn = self._servers.update(self._named(computed))
         del self._hand[: self._size]
         return self._taken(turn)
 
+    def give(self, computed: Computed, version: int) -> bool:
+        """Send a gradient that was computed on the parameters of this version. False: this life has ended."""
+        sent = self._servers.give(self._named(computed), version)
+        del self._hand[: self._size]
+        return sent
+
+    @property
+    def empty(self) -> bool:
+        """Whether there is nothing to go on with until `take`."""
+        return len(self._hand) < self._size
+
+    def answered(self) -> bool:
+        return self._servers.answered()
+
+    def take(self) -> Turn:
+        """Wait for the answer to the gradient that was given."""
+        return self._taken(self._servers.take())
+
+    def _named(self, computed: Computed) -> Computed:
+        return replace(computed, own=Own(leases=self._hand[: self._size], want=self._want, loop=False))
+
     def _taken(self, turn: Turn) -> Turn:
-        """A turn with what is in hand now."""
         if turn.anew:
             self._hand.clear()  # the life to which it was given has ended
         self._hand += turn.leases
+        return self.dealt(turn)
+
+    def dealt(self, turn: Turn) -> Turn:
+        """A turn with what is in hand now."""
         mine = self._hand[: self._size]
         if turn.stop or not mine:
-            return turn
+            return replace(turn, lease=-1)
         return replace(turn, lease=mine[0], more=mine[1:], ahead=self._hand[self._size :])
 
     def show(self, what: str) -> int:

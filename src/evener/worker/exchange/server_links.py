@@ -8,7 +8,7 @@ from typing import Protocol
 
 from evener import errors
 from evener.report import Reporter
-from evener.transport.channel import Channel, Memory, Ranges
+from evener.transport.channel import Channel, Memory, Ranges, wait
 from evener.waiting import Wait
 from evener.wire import codec
 from evener.wire.layout import Layout
@@ -99,6 +99,10 @@ class ServerLinks:
             self._explain_loss(shard)
             raise self._gone(shard, f"had a {type(message).__name__} for it", gone) from None
 
+    def ready(self) -> bool:
+        """Has every shard's next message begun to come, or its link broken?"""
+        return len(wait(self._channels, 0.0)) == len(self._channels)
+
     def receive(self, shard: int, what: str) -> AnyMessage:
         """The next message of a shard. Says aloud for whom it waits.
 
@@ -107,7 +111,9 @@ class ServerLinks:
             Unavailable: nothing came within `patience` seconds.
             EvenerError: what the shard refused, as the error that it is.
         """
-        wait = Wait(self.name, self.patience, self.report, self.clock, bounded=False)  # the servers' limit is shorter
+        waiting = Wait(
+            self.name, self.patience, self.report, self.clock, bounded=False
+        )  # the servers' limit is shorter
         while True:
             try:
                 header = self._channels[shard].receive(SILENCE)
@@ -117,9 +123,9 @@ class ServerLinks:
                 answer = codec.decode(header)
                 if isinstance(answer, Refused):
                     raise self._refused(shard, answer)
-                wait.over()
+                waiting.over()
                 return answer
-            wait.still(what, fix=f"look at the log of ps:{shard}.")
+            waiting.still(what, fix=f"look at the log of ps:{shard}.")
 
     def _gone(self, shard: int, meanwhile: str, seen: errors.PeerGone) -> errors.PeerGone:
         return errors.PeerGone(

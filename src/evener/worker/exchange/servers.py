@@ -137,24 +137,46 @@ class Servers:
     def update(self, computed: Computed) -> Turn:
         if (turn := self.returned()) is not None:
             return turn  # the gradient was computed for a life that has ended
+        self.give(computed, self._version)
+        return self.take()
+
+    def give(self, computed: Computed, version: int) -> bool:
+        """Send a gradient that was computed on the parameters of this version; `take` brings what becomes of it.
+
+        Returns:
+            False: this life has ended; `take` brings the first turn of the next one.
+        """
         self._seq += 1
-        push = self._push(computed, computed.own or Own(leases=(self._lease,), loop=False))
+        push = self._push(computed, computed.own or Own(leases=(self._lease,), loop=False), version)
         try:
             # The leader last: when it looks at the push, the other shards have it too.
             for shard in reversed(range(len(self._links))):
                 chaos.point("worker.pushing")
                 self._links.send(shard, push, payload=True)
             chaos.point("worker.pushed")
+        except errors.PeerGone as gone:
+            self._found = self._return(gone)
+        return self._found is None
+
+    def answered(self) -> bool:
+        """Whether `take` need not wait for a server any more."""
+        return self._found is not None or self._links.ready()
+
+    def take(self) -> Turn:
+        """Wait for the answer to the gradient that was given, or that of a new life where that one has ended."""
+        if (turn := self.returned()) is not None:
+            return turn
+        try:
             return self._turn()
         except errors.PeerGone as gone:
             return self._return(gone)
 
-    def _push(self, computed: Computed, own: Own) -> Push:
+    def _push(self, computed: Computed, own: Own, version: int) -> Push:
         self.want = own.want
         loss = None if own.loop and math.isnan(computed.loss) else computed.loss
         count = self._count if own.leases else 0
         return Push(
-            self._identity, self._seq, self._version, own.leases[0] if own.leases else -1, loss,
+            self._identity, self._seq, version, own.leases[0] if own.leases else -1, loss,
             computed.examples, self._links.layout.mask(computed.unused), list(own.leases[1:]),
             own.want, own.group, own.settings, own.script, own.spread, count,
             computed.seconds if count else 0.0,

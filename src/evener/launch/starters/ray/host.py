@@ -21,13 +21,13 @@ from evener.control.told import LEFT
 from evener.launch.starters.process import Processes, Running
 from evener.launch.starters.ray.keyring import Keyring
 from evener.launch.starters.ray.told import Heard, Here, Start, same, shares
-from evener.report import AnyReport, Line
+from evener.report import AnyReport, Line, Progress
 from evener.transport.channel import wait
 
 #: Seconds between two looks at whether a node is to go away, and at whether a process is dead whose line is closed.
 DRAIN_LOOK, END_LOOK = 2.0, 0.02
-#: Seconds that `hear` waits for something to tell.
-PATIENCE = 20.0
+#: Seconds that `hear` waits for something to tell, and for more of what tasks tell twice a second.
+PATIENCE, GATHER = 20.0, 1.0
 
 
 class TaskHost:
@@ -107,20 +107,28 @@ class TaskHost:
 
     async def hear(self) -> Heard:
         """What its task has told since the last call; waits for something."""
-        running, waited = self._running, 0.0
+        running, time = self._running, asyncio.get_running_loop().time
         assert running is not None, "it was ordered to begin before"
-        while waited < PATIENCE and running.open and not self._said:
-            if await asyncio.to_thread(wait, [running], 0.25):
+        reports: list[AnyReport] = []
+        until = time() + PATIENCE
+        while running.open and time() < until:
+            await asyncio.to_thread(wait, [running], 0.25)
+            if (told := self._told(running)) and not reports:
+                until = time() + GATHER
+            reports += told
+            if not all(isinstance(report, Progress) for report in told):
                 break
-            waited += 0.25
-        said, self._said = self._said, []
-        reports = [*said, *running.reports()]
+        reports += self._told(running)
         how = None
         while not running.open and (how := running.ended()) is None:
             await asyncio.sleep(END_LOOK)
         if how and self._draining:  # it had not come to hear signals yet, perhaps: there was nothing to lose
             how = LEFT
         return Heard(b"".join(map(control.framed, reports)), how, self._draining)
+
+    def _told(self, running: Running) -> list[AnyReport]:
+        said, self._said = self._said, []
+        return [*said, *running.reports()]
 
     async def end(self) -> None:
         """End its process at once."""

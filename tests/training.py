@@ -132,5 +132,5 @@ def large_ones(nbytes: int) -> int:
     """How many blocks of at least so many bytes all tensors of this process hold together."""
     gc.collect()
     tensors = (held for held in gc.get_objects() if type(held) in (Tensor, nn.Parameter))
-    storages = (tensor.untyped_storage() for tensor in tensors)
+    storages = (tensor.untyped_storage() for tensor in tensors if tensor.layout is torch.strided)  # others have none
     return len({storage.data_ptr() for storage in storages if storage.nbytes() >= nbytes})

@@ -93,7 +93,7 @@ def test_it_finishes_when_a_node_with_a_worker_is_lost(nodes, gone, place):
 @every
 def test_a_lost_ps_comes_back_elsewhere_and_all_go_on_from_the_newest_checkpoint(nodes, gone, place):
     lost = nodes.add(CPU=1, ps=1)
-    options = ["--ps", 1, "--workers", 2, "--train-steps", 2 * STEPS, "--logdir", "run", *SLOW, *on("ps")]
+    options = ["--ps", 1, "--workers", 2, "--train-steps", 2 * STEPS, "--logdir", "run", *BOTH_SLOW, *on("ps")]
     with Run(words(nodes, *options, "--save-checkpoint-steps", 50), place) as run:
         run.wait_for(TRAINS)
         until(lambda: list((place / "run" / "checkpoints").glob("step-*0")), PATIENCE, "a checkpoint")
@@ -110,7 +110,7 @@ def test_a_lost_ps_comes_back_elsewhere_and_all_go_on_from_the_newest_checkpoint
 @every
 def test_it_grows_when_a_node_comes(nodes, gone, place):
     nodes.add(CPU=1, workers=1)
-    options = ["--ps", 1, "--workers", "1..2", "--train-steps", 5 * STEPS, "--logdir", "run", *BOTH_SLOW]
+    options = ["--ps", 1, "--workers", "1..2", "--train-steps", 8 * STEPS, "--logdir", "run", *BOTH_SLOW]
     options += on("workers")
     with Run(words(nodes, *options), place) as run:
         run.wait_for(TRAINS)
@@ -121,7 +121,7 @@ def test_it_grows_when_a_node_comes(nodes, gone, place):
         done = run.finish()
 
     assert done.code == 0, done.text
-    whole(place, 5 * STEPS)
+    whole(place, 8 * STEPS)
 
 
 @every

@@ -50,6 +50,7 @@ class TaskHost:
         self._running: Running | None = None
         self._orders = control.orders()
         self._draining = False
+        self._answered = 0.0  # when `hear` did
         self._looks: asyncio.Task[None] | None = None
 
     async def here(self) -> Here:
@@ -114,12 +115,12 @@ class TaskHost:
         while running.open and time() < until:
             await asyncio.to_thread(wait, [running], 0.25)
             if (told := self._told(running)) and not reports:
-                until = time() + GATHER
+                until = self._answered + GATHER
             reports += told
             if not all(isinstance(report, Progress) for report in told):
                 break
         reports += self._told(running)
-        how = None
+        self._answered, how = time(), None
         while not running.open and (how := running.ended()) is None:
             await asyncio.sleep(END_LOOK)
         if how and self._draining:  # it had not come to hear signals yet, perhaps: there was nothing to lose

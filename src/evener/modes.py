@@ -5,6 +5,7 @@ from __future__ import annotations
 import difflib
 from collections.abc import Mapping
 from dataclasses import dataclass, fields, replace
+from functools import lru_cache
 from typing import Any
 
 from evener.errors import ConfigError
@@ -18,7 +19,7 @@ from evener.policy.synchronous import Sync
 
 __all__ = [
     "MODES", "Async", "Bounded", "Mode", "Quorum", "Rennala", "Ringmaster", "Softsync", "Sync", "Terms", "mode_of",
-    "options_of_mode",
+    "options_of_mode", "terms_of",
 ]  # fmt: skip
 
 
@@ -73,6 +74,20 @@ def mode_of(mode: Any, given: Mapping[str, Any], *, ps: bool = True) -> Mode:
         if option not in mine:
             raise _foreign(option, value, f"in mode {name}", "")
     return mode if made else MODES[name](**said)
+
+
+@lru_cache
+def terms_of(mode: Mode, workers: int, least: int, *, by_samples: bool) -> Terms:
+    """What a mode asks of so many workers. Kept, since servers ask several times for each gradient.
+
+    Args:
+        least: workers without whom there is to be no update.
+        by_samples: batches are of a size for each worker.
+    """
+    terms = mode.terms(workers)
+    if by_samples and isinstance(mode, Sync):  # a round is so many samples, whoever computes them
+        terms = replace(terms, fewest=1, needs_all=False)
+    return replace(terms, fewest=max(terms.fewest, least))
 
 
 def elastic_of(mode: Mode) -> Mode:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import difflib
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass, field, fields, replace
+from dataclasses import dataclass, field, fields
 from fractions import Fraction
 from typing import Any
 
@@ -26,7 +26,7 @@ from evener.choices import (
 from evener.clipping import check_clipping
 from evener.devices.plan import parse
 from evener.errors import ConfigError
-from evener.modes import OPTIONS, Async, Mode, Sync, Terms, check_mode, elastic_of, mode_of, options_of_mode
+from evener.modes import OPTIONS, Async, Mode, Sync, Terms, check_mode, elastic_of, mode_of, options_of_mode, terms_of
 from evener.policy.enough import Enough
 from evener.policy.events import Policy
 from evener.policy.filling import Filling
@@ -171,10 +171,7 @@ class Settings:
     @property
     def terms(self) -> Terms:
         """What the mode asks of the workers."""
-        terms = self.mode.terms(self.workers)
-        if self.by_samples and isinstance(self.mode, Sync):  # a round is so many samples, whoever computes them
-            terms = replace(terms, fewest=1, needs_all=False)
-        return replace(terms, fewest=max(terms.fewest, self.min_workers))
+        return terms_of(self.mode, self.workers, self.min_workers, by_samples=self.by_samples)
 
     @property
     def late(self) -> bool:

@@ -58,7 +58,7 @@ class Life:
     lease: int = -1
     shows: bool = False  # it has asked to see parameters meanwhile: it validates, which takes its time
     free: bool = False  # it begins an epoch: its script may do whatever it does between two of them
-    story: deque[str] = field(default_factory=lambda: deque(maxlen=STORY))
+    story: deque[tuple[Stage, int]] = field(default_factory=lambda: deque(maxlen=STORY))  # with the lease of each move
 
 
 class Lives:
@@ -76,9 +76,8 @@ class Lives:
 
     def admit(self, worker: int, epoch: int, now: float) -> None:
         """A new life, in place of any older one."""
-        life = Life(worker, epoch, Stage.ADMITTED, now)
-        life.story.append(f"epoch {epoch} {Stage.ADMITTED.value}")
-        self._lives[worker] = life
+        self._lives[worker] = Life(worker, epoch, Stage.ADMITTED, now)
+        self._lives[worker].story.append((Stage.ADMITTED, -1))
 
     def move(self, worker: int, stage: Stage, now: float, lease: int = -1) -> None:
         """A worker's life goes on; `lease` is what it computes from now on. A wrong turn is a mistake of ours."""
@@ -90,7 +89,7 @@ class Lives:
         if stage is Stage.COMPUTING:
             life.lease = lease
         life.stage, life.since, life.shows, life.free = stage, now, False, False
-        life.story.append(f"{stage.value}{f' lease {lease}' if lease >= 0 else ''}")
+        life.story.append((stage, lease))
 
     def shown(self, worker: int, now: float) -> None:
         """It asked to see parameters: a sign of life, and of a validation."""
@@ -155,7 +154,11 @@ class Lives:
 
     def story(self, worker: int) -> str:
         """How this life came to where it is, newest last."""
-        return f"worker:{worker}: {', '.join(self._lives[worker].story)}"
+        life = self._lives[worker]
+        told = [f"{stage.value}{f' lease {lease}' if lease >= 0 else ''}" for stage, lease in life.story]
+        if life.story[0][0] is Stage.ADMITTED:
+            told[0] = f"epoch {life.epoch} {told[0]}"
+        return f"worker:{worker}: {', '.join(told)}"
 
     def _computing(self) -> Iterable[Life]:
         return (life for _, life in sorted(self._lives.items()) if life.stage is Stage.COMPUTING)

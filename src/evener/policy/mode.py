@@ -37,6 +37,8 @@ class Mode(Protocol):
     #: One sentence for help and documents.
     about: ClassVar[str]
 
+    def __hash__(self) -> int: ...
+
     def check(self, workers: int) -> None:
         """Raises ConfigError if no update could ever be made with so many workers."""
         ...

@@ -23,6 +23,8 @@ class Kept:
     @staticmethod
     def check(push: Push | Goodbye) -> None:
         """Raises ProtocolError for what no checkpoint could hold."""
+        if not push.script:
+            return
         name = f"worker:{push.identity.worker}"
         if len(push.script) > MOST:
             raise errors.ProtocolError(
@@ -33,7 +35,7 @@ class Kept:
             complaint = script_complaint(push.script.decode())
         except UnicodeDecodeError:
             complaint = "it is no text"
-        if push.script and complaint:
+        if complaint:
             raise errors.ProtocolError(f"what the script of {name} keeps cannot be kept: {complaint}.")
 
     def take(self, push: Push | Goodbye, here: Iterable[int]) -> None:

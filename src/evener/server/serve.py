@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+import time
 from collections.abc import Callable, Sequence
 from typing import Protocol
 
@@ -12,8 +14,8 @@ from evener.transport.channel import Source
 from evener.wire.messages import AnyMessage
 from evener.wire.standing import Ping
 
-#: Longest time in seconds that a server looks at nothing but its sockets.
-TICK = 0.1
+#: Seconds between two ticks: waiting, and while requests come one after the other, where each tick would delay one.
+TICK, BUSY_TICK = 0.1, 0.02
 
 
 def never() -> str:
@@ -53,7 +55,7 @@ class Server(Protocol):
         ...
 
     def tick(self) -> None:
-        """Called between messages."""
+        """Called between messages, not between all of them."""
         ...
 
     def stop(self, reason: str, *, complete: bool = True) -> None:
@@ -73,7 +75,13 @@ class Server(Protocol):
         ...
 
 
-def serve(server: Server, stop_asked: Callable[[], str] = never, leave_asked: Callable[[], str] = never) -> None:
+def serve(
+    server: Server,
+    stop_asked: Callable[[], str] = never,
+    leave_asked: Callable[[], str] = never,
+    *,
+    clock: Callable[[], float] = time.monotonic,
+) -> None:
     """Serve until the run is over, until `stop_asked` gives a reason to end it early, or `leave_asked` one to leave it.
 
     An error that a peer caused is told to that peer and forgotten here; any other error ends the run, after every
@@ -83,14 +91,18 @@ def serve(server: Server, stop_asked: Callable[[], str] = never, leave_asked: Ca
         ServerLost: another ps task is gone, or this one leaves. Peers are told which, and come back for a new
             generation.
     """
+    due, owed = -math.inf, False  # when the next tick may be, and whether something was done since the last one
     try:
         while not server.done:
-            once(server, max(0.0, min(TICK, server.pause())))
+            patience = due - clock() if owed else TICK
+            owed = once(server, max(0.0, min(patience, server.pause()))) or owed
             if reason := stop_asked():
                 server.stop(reason, complete=False)
             elif reason := leave_asked():
                 server.leave(reason)
-            server.tick()
+            if not owed or clock() >= due or server.pause() <= 0:
+                server.tick()
+                due, owed = clock() + BUSY_TICK, False
     except errors.ServerLost as loss:
         _tell_peers(server, loss)  # else they would take the one that closes their links for the one that is gone
         raise
@@ -104,14 +116,17 @@ def serve(server: Server, stop_asked: Callable[[], str] = never, leave_asked: Ca
         server.close()
 
 
-def once(server: Server, timeout: float) -> None:
-    """Do what has come in; wait up to `timeout` seconds for the first of it."""
+def once(server: Server, timeout: float) -> bool:
+    """Do what has come in; wait up to `timeout` seconds for the first of it. False: nothing came."""
+    came = False
     for _, link, message in server.links.poll(list(server.sources), timeout):
         if link is not None:
             _guarded(server, link, message)
         else:
             server.hear()
         server.shard.state.settle()
+        came = True
+    return came
 
 
 def _guarded(server: Server, link: Link, message: AnyMessage | None) -> None:

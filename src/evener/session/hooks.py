@@ -76,6 +76,11 @@ class Hook:
         """Always called, also after an error."""
 
 
+def acts_not(hook: Hook, moment: str) -> bool:
+    """Whether nothing happens at this moment, so that it need not be called: most hooks have one moment or two."""
+    return getattr(type(hook), moment, None) is getattr(Hook, moment) and moment not in vars(hook)
+
+
 def hooks_of(recipe: Recipe) -> list[Hook]:
     """The recipe's own hooks. Raises ConfigError for what is none, before anything is trained."""
     if recipe.hooks is None:

@@ -14,7 +14,7 @@ from evener.data.prefetch import Feed, Prefetch
 from evener.errors import CONTEXT, EvenerError, SessionError, TaskFailed
 from evener.recipes.recipe import Recipe
 from evener.report import Evaluated, Line, Reporter
-from evener.session.hooks import Hook, StepResult
+from evener.session.hooks import Hook, StepResult, acts_not
 from evener.session.watch import Watch
 from evener.settings import Settings
 from evener.slow import slowed
@@ -252,6 +252,8 @@ class Session:
 
     def _each(self, moment: str, *details: object) -> None:
         for hook in self._hooks:
+            if acts_not(hook, moment):
+                continue
             self._watch.busy(f"its hook {type(hook).__name__} in {moment}", LONG_HOOK)
             try:
                 getattr(hook, moment)(self, *details)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import math
 import mmap
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from typing import Any
@@ -186,8 +187,8 @@ class Slot:
         The sum is 40 times cheaper than looking at each element and is not finite if any element is not; only then is
         each tensor looked at, since a sum may also overflow.
         """
-        if all(bool(torch.isfinite(flat.sum())) for flat in self.trained):
-            if all(bool(torch.isfinite(flat.sum())) for flat in self.buffers):
+        if all(math.isfinite(flat.sum()) for flat in self.trained):
+            if all(math.isfinite(flat.sum()) for flat in self.buffers):
                 return ""
             suspects = [(piece, view) for piece, view in self.named() if not piece.spec.trained]
         else:

@@ -56,6 +56,7 @@ class Towers:
     ) -> None:
         self.model = model
         self.recipe = recipe
+        self._written = place_of(recipe.loss if recipe.step is None else recipe.step)
         self._seed = seed
         self._memory = memory
         if memory is None:
@@ -98,7 +99,7 @@ class Towers:
         with joined(self.model) if self._spread else _ONE_DEVICE:
             output = self.model(inputs)
             loss = self.recipe.loss(output, to_match(target, output))
-            check_scalar(loss, place_of(self.recipe.loss))  # before the penalty, which would lend it a gradient
+            check_scalar(loss, self._written)  # before the penalty, which would lend it a gradient
             return self._with_penalty(loss)
 
     def _with_penalty(self, loss: Tensor) -> Tensor:
@@ -109,7 +110,7 @@ class Towers:
 
     def _stepped(self, step: Callable[[nn.Module, Any], Any], batch: Batch) -> Tensor:
         with joined(self.model) if self._spread else _ONE_DEVICE:
-            loss = self._with_penalty(loss_in(step(self.model, moved_to(self.model, batch)), place_of(step)))
+            loss = self._with_penalty(loss_in(step(self.model, moved_to(self.model, batch)), self._written))
         return loss
 
     def collect(self, arrival: int = 0, only: Collection[str] | None = None) -> Collection[str]:

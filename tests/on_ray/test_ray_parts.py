@@ -10,6 +10,7 @@ from types import SimpleNamespace
 
 import pytest
 from hypothesis import given, strategies as st
+from ray.exceptions import AuthenticationError, RpcError
 
 from evener import errors
 from evener.commands.on_ray import on_ray
@@ -261,7 +262,9 @@ def begun(monkeypatch):
 
 
 @pytest.fixture
-def listens():
+def listens(monkeypatch):
+    """An address at which a cluster without a token listens."""
+    monkeypatch.setattr(joining, "GcsClient", lambda address: None)
     with socket.create_server(("127.0.0.1", 0)) as server:
         yield f"127.0.0.1:{server.getsockname()[1]}"
 
@@ -290,6 +293,39 @@ def test_an_address_that_a_person_gave_is_the_only_one_and_said_at_once_if_nothi
     with pytest.raises(errors.Unavailable, match=f"no Ray cluster answers at {dead}"):
         joined("", {}, 2)
     assert begun == []
+
+
+@pytest.mark.parametrize("token", ["right", "wrong", "none"])
+def test_a_cluster_that_wants_a_token_gets_the_one_of_this_user_or_says_where_there_is_one(
+    token, begun, listens, monkeypatch
+):
+    asked = []
+
+    def client(address):
+        asked.append(address)
+        if token != "right" or len(asked) == 1:
+            raise AuthenticationError("InvalidAuthToken")
+
+    monkeypatch.setattr(joining, "GcsClient", client)
+    monkeypatch.setattr(joining, "maybe_enable_token_auth_if_token_available", lambda **_: token != "none")
+    if token == "right":
+        assert not joined(listens, {}, 2).own
+    else:
+        with pytest.raises(errors.AuthError, match="wants its token") as refused:
+            joined(listens, {}, 2)
+        assert "ray get-auth-token" in refused.value.fix
+    assert asked == [listens] * (1 if token == "none" else 2)
+    assert begun == [listens] * (token == "right")
+
+
+def test_what_listens_and_is_no_ray_is_told_as_that(begun, listens, monkeypatch):
+    def client(address):
+        raise RpcError("Timed out")
+
+    monkeypatch.setattr(joining, "GcsClient", client)
+    with pytest.raises(errors.Unavailable, match="no Ray cluster answers") as refused:
+        joined(listens, {}, 2)
+    assert "does not speak as Ray does" in refused.value.why
 
 
 def test_one_of_its_own_is_started_beside_others_if_asked_and_never_for_a_run_that_outlives_it(begun):

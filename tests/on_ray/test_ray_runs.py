@@ -13,6 +13,7 @@ from typing import Any
 
 import psutil
 import pytest
+from ray_nodes import RayNodes
 from running import EVENER, PATIENCE, RECIPE, Run, alive, evener, until
 
 from evener.modes import MODES
@@ -299,6 +300,28 @@ def test_without_an_address_it_goes_to_the_ray_that_the_environment_names(nodes,
 
     assert done.code == 0, done.text
     assert f"runs on the Ray cluster at {nodes.address}" in done.text
+
+
+@every
+def test_a_cluster_that_wants_a_token_as_ray_start_makes_it_do(place):
+    """Ray makes a token for its user at the first `ray.init()`; `ray start` asks for it from then on."""
+    (place / ".ray").mkdir()
+    (place / ".ray" / "auth_token").write_text("0123456789abcdef" * 4)
+    nodes = RayNodes(HOME=str(place), RAY_AUTH_MODE="token")
+    try:
+        nodes.add(CPU=3, left=3, right=3)
+        options = words(nodes, "--ps", 1, "--workers", 2, "--train-steps", STEPS, "--logdir", "run")
+        with Run(options, place, HOME=str(place)) as run:
+            done = run.finish()
+        assert done.code == 0, done.text
+        whole(place, STEPS)
+        other = place / "other"
+        other.mkdir()
+        with Run(options, place, HOME=str(other)) as run:
+            refused = run.finish()
+        assert refused.code == 1 and "wants its token" in refused.text and "ray get-auth-token" in refused.text
+    finally:
+        nodes.close()
 
 
 def test_without_a_cluster_one_of_this_machine_is_started_on_loopback_and_ended(place):

@@ -11,8 +11,11 @@ from urllib.parse import urlsplit
 
 import ray
 from ray._private import ray_constants, services, worker
+from ray._private.authentication.authentication_token_setup import maybe_enable_token_auth_if_token_available
+from ray._raylet import GcsClient  # type: ignore[attr-defined]  # compiled: mypy knows of no name in it
+from ray.exceptions import AuthenticationError, RpcError
 
-from evener.errors import SecurityError, Unavailable
+from evener.errors import AuthError, SecurityError, Unavailable
 from evener.launch.starters.ray.nodes import addresses
 
 #: Where actors are named, whatever program has made them.
@@ -43,6 +46,7 @@ def joined(address: str, runtime_env: dict[str, Any], cpus: int) -> Joined:
 
     Raises:
         Unavailable: nothing answers at this address.
+        AuthError: the cluster wants a token that this user has not.
         SecurityError: a Ray of our own would listen beyond this machine.
     """
     if ray.is_initialized():  # by the program that calls us, which goes on to use it
@@ -76,7 +80,31 @@ def _found(address: str) -> str:
             socket.create_connection((parts.hostname, parts.port), ANSWER).close()
         except OSError as error:
             raise ConnectionError(f"{address}: {error}") from error
+        if "://" not in address:
+            _prove(address)
     return address
+
+
+def _prove(address: str) -> None:
+    """Use this user's token, if the cluster wants one: since Ray has made one for him, `ray start` asks for it, and
+    yet none of Ray's programs gives it unless RAY_AUTH_MODE is set."""
+    try:
+        GcsClient(address)
+    except AuthenticationError:
+        try:
+            if maybe_enable_token_auth_if_token_available(warn_if_disabled=False):
+                GcsClient(address)
+                return
+        except AuthenticationError:
+            pass
+        raise AuthError(
+            f"the Ray cluster at {address} wants its token.",
+            why="RAY_AUTH_TOKEN and ~/.ray/auth_token hold none, or that of another cluster.",
+            fix="get it where the cluster was started, by `ray get-auth-token`, and set RAY_AUTH_MODE=token and "
+            "RAY_AUTH_TOKEN to it.",
+        ) from None
+    except RpcError as error:
+        raise ConnectionError(f"{address} does not speak as Ray does: {error}") from error
 
 
 def _own(cpus: int) -> Joined:

@@ -9,6 +9,8 @@ from numpy.typing import NDArray
 
 from evener.errors import ConfigError, InputError
 
+_NONE = np.empty(0, dtype=np.int64)
+
 
 def uniforms(seed: int, start: int, stop: int, numbers: int) -> NDArray[np.float64]:
     """Random numbers 0 <= u < 1 for positions start, ..., stop - 1 of the stream: [stop - start, numbers].
@@ -70,7 +72,7 @@ class Order:
             count = min(self.samples - first, stop - start)
             pieces.append(self._permutation(epoch)[first : first + count])
             start += count
-        return np.concatenate(pieces) if pieces else np.empty(0, dtype=np.int64)
+        return pieces[0].copy() if len(pieces) == 1 else np.concatenate([_NONE, *pieces])
 
     def named(self, start: int, stop: int, most: int = 8) -> str:
         """The samples at these positions, for people; a long list is cut.

@@ -8,6 +8,8 @@ import sys
 
 import torch
 
+#: PyTorch looks at it before its first tensor, and asks for pages of 2 MB for blocks of that size then.
+_HUGE_PAGES = b"THP_MEM_ALLOC_ENABLE"
 _M_MMAP_THRESHOLD, _M_TRIM_THRESHOLD, _M_TOP_PAD, _M_ARENA_MAX = -3, -1, -2, -8
 #: Bytes from which a block goes back to the kernel when it is freed: glibc's own upper bound.
 LARGE = 32 << 20
@@ -22,6 +24,9 @@ def prepare_process(threads: int, *, serves: bool = False) -> None:
     back: a layer of 200 MB computes for so long that its pages do not matter, and each block that was ever held once
     (the initial values, a checkpoint) would stay in the heap for the rest of the run.
 
+    Where the kernel gives huge pages to who asks (`madvise`, its default), PyTorch is to ask, unless the user has said
+    otherwise: fresh pages of 4 KB took 19 of the 94 ms of a step with a layer of 44 MB.
+
     Args:
         serves: this is a ps. What the thread of its transport frees is then used again by its own thread, and the other
             way round; otherwise each keeps pages for the most that it ever held, twice the memory with many workers.
@@ -30,6 +35,7 @@ def prepare_process(threads: int, *, serves: bool = False) -> None:
     if sys.platform == "linux":
         libc = ctypes.CDLL(None)
         if hasattr(libc, "mallopt"):
+            libc.setenv(_HUGE_PAGES, b"1", 0)
             libc.mallopt(_M_MMAP_THRESHOLD, LARGE)
             libc.mallopt(_M_TRIM_THRESHOLD, (1 << 31) - 1)
             libc.mallopt(_M_TOP_PAD, 64 << 20)

@@ -76,9 +76,9 @@ class Hook:
         """Always called, also after an error."""
 
 
-def acts_not(hook: Hook, moment: str) -> bool:
-    """Whether nothing happens at this moment, so that it need not be called: most hooks have one moment or two."""
-    return getattr(type(hook), moment, None) is getattr(Hook, moment) and moment not in vars(hook)
+def acts(hook: Hook, moment: str) -> bool:
+    """Whether it does something at this moment: most hooks have one moment or two, and calls cost time."""
+    return getattr(getattr(hook, moment), "__func__", None) is not getattr(Hook, moment)
 
 
 def hooks_of(recipe: Recipe) -> list[Hook]:

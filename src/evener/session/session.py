@@ -14,7 +14,7 @@ from evener.data.prefetch import Feed, Prefetch
 from evener.errors import CONTEXT, EvenerError, SessionError, TaskFailed
 from evener.recipes.recipe import Recipe
 from evener.report import Evaluated, Line, Reporter
-from evener.session.hooks import Hook, StepResult, acts_not
+from evener.session.hooks import Hook, StepResult, acts
 from evener.session.watch import Watch
 from evener.settings import Settings
 from evener.slow import slowed
@@ -66,6 +66,7 @@ class Session:
         self.turn = Turn(version=0, lease=-1)
         self.evaluations: list[Evaluated] = []
         self._hooks = list(hooks)
+        self._acting: dict[str, list[tuple[Hook, str]]] = {}  # moment -> those that do something then, in words
         self._prefetch = Prefetch(batches, clock, feed=feed)
         self._clock = clock
         self._slowed, self._sleep = slowed(settings.slow, int(task.partition(":")[2] or 0), settings.seed), sleep
@@ -251,10 +252,13 @@ class Session:
         self.turn = self.exchange.stop(reason, complete=complete) or self.turn
 
     def _each(self, moment: str, *details: object) -> None:
-        for hook in self._hooks:
-            if acts_not(hook, moment):
-                continue
-            self._watch.busy(f"its hook {type(hook).__name__} in {moment}", LONG_HOOK)
+        if (acting := self._acting.get(moment)) is None:
+            acting = [
+                (hook, f"its hook {type(hook).__name__} in {moment}") for hook in self._hooks if acts(hook, moment)
+            ]
+            self._acting[moment] = acting
+        for hook, what in acting:
+            self._watch.busy(what, LONG_HOOK)
             try:
                 getattr(hook, moment)(self, *details)
             except (EvenerError, KeyboardInterrupt):

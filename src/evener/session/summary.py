@@ -20,18 +20,13 @@ from evener.devices.modules import joined
 from evener.errors import EvenerError
 from evener.recipes.recipe import Recipe, options_of
 from evener.report import Line
+from evener.session.histogram import EDGES, spread_of
 from evener.session.hooks import Hook, StepResult
 from evener.settings import Settings
 
 if TYPE_CHECKING:
     from evener.session.session import Session
 
-#: Edges of the histograms, 10 % apart on both sides of zero, as TensorFlow has them; up to float32's largest.
-EDGES = [-(1.1**power) for power in range(930, -290, -1)] + [0.0] + [1.1**power for power in range(-290, 931)]
-
-
-#: Numbers of a layer that are counted at once.
-PIECE = 1 << 20
 #: Bytes that a disk must take to be tried again: more than the graph and the histograms of a small model.
 PROBE = 1 << 18
 
@@ -199,29 +194,19 @@ def _histograms_of(session: Session, group: str) -> Iterator[Any]:
 
 
 def _histogram(tag: str, values: Tensor) -> Any:
-    """Of all finite values, `PIECE` at a time: TensorBoard's own makes several copies of a layer in float64.
-
-    None: there are none.
-    """
+    """None: it has no finite value."""
     from torch.utils.tensorboard.summary import histogram_raw
 
-    counts, total, squares, bounds = np.zeros(len(EDGES) - 1, dtype=np.int64), 0.0, 0.0, list[float]()
-    for piece in torch.split(values.reshape(-1), PIECE):
-        wide = piece.double().cpu()
-        finite = wide[wide.abs() <= EDGES[-1]].numpy()  # a histogram has no place for what is not
-        if finite.size:
-            counts += np.histogram(finite, bins=EDGES)[0]
-            total, squares = total + float(finite.sum()), squares + float(finite.dot(finite))
-            bounds += [float(finite.min()), float(finite.max())]
-    if not bounds:
+    if (spread := spread_of(values)) is None:
         return None
-    filled = np.flatnonzero(counts)
+    filled = np.flatnonzero(spread.counts)
     first, last = int(filled[0]), int(filled[-1])
     # A bucket is known by its right edge alone, so an empty one before the first says where that begins.
-    buckets = [0, *counts[first : last + 1].tolist()]
+    buckets = [0, *spread.counts[first : last + 1].tolist()]
     return histogram_raw(  # type: ignore[no-untyped-call]
-        tag, min(bounds), max(bounds), int(counts.sum()), total, squares, EDGES[first : last + 2], buckets
-    )
+        tag, spread.low, spread.high, int(spread.counts.sum()), spread.total, spread.squares,
+        EDGES[first : last + 2], buckets,
+    )  # fmt: skip
 
 
 def _add_graph(writer: Any, session: Session) -> None:

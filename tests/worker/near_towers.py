@@ -43,6 +43,28 @@ class Near(ProcessGroup):
         self._leave()
 
 
+class NearMember(Near):
+    """The same for towers that have a thread each: a `Member` of `towers_in_one_process`."""
+
+    def __init__(self, meeting: in_one_process.Meeting, rank: int) -> None:
+        self.meeting, self._member = meeting, in_one_process.Member(meeting, rank)
+        self.gather, self.share = self._member.gather, self._member.share
+        super().__init__(rank, meeting.size, self.gather)
+        self.others = meeting.wait
+
+    def _come_near(self, flats: Sequence[Tensor], what: str) -> None:
+        """They call at each other's doors, so none may keep the others from running."""
+        self.meeting.baton.release()
+        try:
+            super()._come_near(flats, what)
+        finally:
+            self.meeting.baton.acquire()
+
+    def _gather(self, text: str, what: str) -> list[str]:
+        with self.meeting.baton:
+            return self.gather(text)
+
+
 def met(flats: Sequence[Sequence[Tensor]]) -> list[Near]:
     """Towers that have met, in threads, and have mapped each other's memory, for what each of them sums."""
 

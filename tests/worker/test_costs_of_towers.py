@@ -1,4 +1,4 @@
-"""What an update costs each of several towers beside its model, as in `test_costs.py`. Their sums are in shared memory."""
+"""What an update costs each of several towers beside its model, as in `test_costs.py`; they sum in shared memory."""
 
 from __future__ import annotations
 

@@ -22,6 +22,7 @@ from evener.task.build import build
 from evener.testing import EVENER, RUN, Clock, Cluster, data_of
 from evener.transport.channel import Channel, Listener, Memory, wait
 from evener.transport.keys import load, names, new
+from evener.transport.tcp import TcpListener
 from evener.wire import codec
 from evener.wire.messages import Hello
 from evener.wire.words import Identity
@@ -66,7 +67,10 @@ class Linked:
 
         def listening(_: str) -> Listener:
             keys = self._keys and load(self._keys, "ps-0")
-            return listen(kind, keys=keys, insecure=keys is None, heartbeat=NEVER)
+            listener = listen(kind, keys=keys, insecure=keys is None, heartbeat=NEVER)
+            if isinstance(listener, TcpListener):
+                listener._clock = Clock()  # that it never looks after its links
+            return listener
 
         with patch.object(transport, "listen", listening):
             self.cluster = Cluster(recipe, directory / "run", **options)

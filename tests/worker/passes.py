@@ -9,6 +9,9 @@ from typing import Any
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
+#: What is written by these was not read before.
+_OVERWRITE = ("copy_", "_foreach_copy_", "fill_", "zero_")
+
 
 class Passes(TorchDispatchMode):
     """While it is entered. Views, and what copies no numbers, are no passes.
@@ -22,18 +25,40 @@ class Passes(TorchDispatchMode):
         self._numel = numel
         self.seen = Counter[str]()  # "add_": 2
         self.blocks = 0  # large tensors that were made
+        self.read = self.written = 0  # bytes of large tensors
+        self.paused = False  # others use this thread
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
+        if self.paused:
+            return func(*args, **kwargs)
         before = {tensor.untyped_storage().data_ptr() for tensor in _tensors((args, list(kwargs.values())))}
         out = func(*args, **kwargs)
         if not func.is_view and any(tensor.numel() >= self._numel for tensor in _tensors((args, out))):
             self.seen[func.overloadpacket.__name__] += 1
-            self.blocks += sum(
-                tensor.numel() >= self._numel and tensor.untyped_storage().data_ptr() not in before
-                for tensor in _tensors(out)
-            )
+            made = [tensor for tensor in _tensors(out) if tensor.untyped_storage().data_ptr() not in before]
+            self.blocks += sum(tensor.numel() >= self._numel for tensor in made)
+            read, written = _moved(func, args, kwargs)
+            self.read += self._bytes_of(read)
+            self.written += self._bytes_of([*written, *made])
         return out
+
+    def _bytes_of(self, tensors: list[torch.Tensor]) -> int:
+        """Of the large ones; a number that is seen many times (`expand`) is there once."""
+        return sum(min(t.nbytes, t.untyped_storage().nbytes()) for t in tensors if t.numel() >= self._numel)
+
+
+def _moved(func: Any, args: Any, kwargs: Any) -> tuple[list[torch.Tensor], list[torch.Tensor]]:
+    """What an operation reads and writes, of what it is given."""
+    read, written = list[torch.Tensor](), list[torch.Tensor]()
+    for number, argument in enumerate(func._schema.arguments):
+        value = args[number] if number < len(args) else kwargs.get(argument.name)
+        target = argument.alias_info is not None and argument.alias_info.is_write
+        if target:
+            written += _tensors(value)
+        if not (target and (argument.kwarg_only or func.overloadpacket.__name__ in _OVERWRITE)):
+            read += _tensors(value)
+    return read, written
 
 
 def _tensors(found: Any) -> Iterator[torch.Tensor]:

@@ -5,6 +5,7 @@ What is done by the clock (a ps task's ticks, a worker's words to its launcher) 
 
 from __future__ import annotations
 
+import gc
 import os
 import select
 import socket
@@ -27,6 +28,15 @@ WOKEN = {"poll.poll": 1, "epoll.poll": 1}
 LEDGER = {"write": 1}
 #: Between hosts a message is heard in three pieces: how long its header is, the header, the payload.
 TELL_A_HOST, HEAR_A_HOST = {"socket.sendmsg": 1}, {"socket.recv_into": 3}
+
+
+@pytest.fixture(autouse=True)
+def nothing_of_others_is_closed_meanwhile():
+    """What earlier tests have left in cycles would be closed whenever the collector comes by."""
+    gc.collect()
+    gc.disable()
+    yield
+    gc.enable()
 
 
 def each(calls: KernelCalls) -> dict[str, float]:

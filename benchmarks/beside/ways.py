@@ -37,7 +37,7 @@ class Way:
 
 
 def _evener(name: str, mode: str, ps: int, workers: int) -> Way:
-    shared = mode == "async"
+    shared = mode.startswith("async")
     return Way(
         name=name, program="evener_way.py", roots=ONE, mode=mode, ps=ps, workers=workers, counts=workers, shared=shared
     )
@@ -62,6 +62,8 @@ TWO_ALONE = Way(
 )  # fmt: skip
 ASYNC_1 = _evener("evener async 1 ps + 1", "async", 1, 1)
 ASYNC_2 = _evener("evener async 1 ps + 2", "async", 1, 2)
+FLYING_1 = _evener("evener async 1 ps + 1 in flight 2", "async in_flight=2", 1, 1)
+FLYING_2 = _evener("evener async 1 ps + 2 in flight 2", "async in_flight=2", 1, 2)
 ASYNC_4 = _evener("evener async 2 ps + 4", "async", 2, 4)
 SYNC = _evener("evener sync 1 ps + 2", "sync", 1, 2)
 TOWERS = _evener("evener towers 2", "towers", 0, 2)
@@ -110,12 +112,15 @@ FREE = (PLAIN, TWO_PLAIN, LOCKSTEP, ALONE, TWO_ALONE)
 WORKS = (
     Work(
         name="MLP 500", hidden=500,
-        ways=(*FREE, ASYNC_1, ASYNC_2, ASYNC_4, SYNC, TOWERS, TF_1, TF_2, TF_4, SYNC_REPLICAS, STRATEGY, DDP, RPC, RAY),
+        ways=(
+            *FREE, ASYNC_1, ASYNC_2, FLYING_1, FLYING_2, ASYNC_4, SYNC, TOWERS, TF_1, TF_2, TF_4, SYNC_REPLICAS,
+            STRATEGY, DDP, RPC, RAY,
+        ),
     ),
-    Work(name="MLP 100", hidden=100, ways=(PLAIN, ALONE, TWO_ALONE, ASYNC_2, TF_2)),
+    Work(name="MLP 100", hidden=100, ways=(PLAIN, ALONE, TWO_ALONE, ASYNC_2, FLYING_2, TF_2)),
     Work(
         name="MLP 11 M", hidden=13_900, updates=40,
-        ways=(TWO_PLAIN, LOCKSTEP, ALONE, TWO_ALONE, ASYNC_2, SYNC, TOWERS, DDP),
+        ways=(TWO_PLAIN, LOCKSTEP, ALONE, TWO_ALONE, ASYNC_2, FLYING_2, SYNC, TOWERS, DDP),
     ),
     Work(
         name="transformer", model="transformer", updates=150,

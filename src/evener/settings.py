@@ -174,6 +174,11 @@ class Settings:
         return terms_of(self.mode, self.workers, self.min_workers, by_samples=self.by_samples)
 
     @property
+    def ahead(self) -> bool:
+        """Whether workers may have batches in hand that they do not compute yet."""
+        return bool(self.ps) and not self.by_samples and self.terms.ahead
+
+    @property
     def late(self) -> bool:
         """Whether gradients may be applied to newer parameters than they were computed on: rules are for these."""
         return bool(self.ps) and self.terms.late

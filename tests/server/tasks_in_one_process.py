@@ -76,7 +76,7 @@ class Tasks:
         )  # fmt: skip
         exchange = Servers(links, hello, sleep=time.sleep)
         if landing is not None:
-            hand = InHand(exchange, settings.batches, max(settings.batches, batches.ahead))
+            hand = InHand(exchange, settings.batches, settings.batches + batches.ahead)
             exchange = InFlight(hand, landing, parameters)
         elif hello.batches or settings.batches > 1:
             exchange = InHand(exchange, settings.batches, batches.ahead)

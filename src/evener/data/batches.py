@@ -27,7 +27,8 @@ class Batches:
         self.dataset = dataset
         self.batch_size = _checked(batch_size)
         self.order = Order(len(dataset), seed)
-        self._quiet = bool(getattr(dataset, "thread_safe", False))
+        #: Whether a batch may be made in another thread (see `Prefetch`).
+        self.quiet = bool(getattr(dataset, "thread_safe", False))
         self._randomized = dataset if isinstance(dataset, Randomized) else None
 
     @property
@@ -58,7 +59,7 @@ class Batches:
         return self._made(start, start, start + count)
 
     def _made(self, number: int, start: int, stop: int) -> Batch:
-        if not self._quiet:
+        if not self.quiet:
             seed_batch(self.order.seed, number)
         indices = torch.from_numpy(self.order.indices(start, stop))
         if self._randomized is None:

@@ -28,6 +28,11 @@ class Terms:
     in_flight: int = 1  # gradients that a worker has under way: the one it computes, and one that is not answered
     several_optimizers: bool = True  # updates may be of one of several optimizers in turn
 
+    @property
+    def ahead(self) -> bool:
+        """Whether a worker may know its next batches: nobody else could use them meanwhile, or waits for a rest."""
+        return self.exact and not self.drops and self.gradients is not None
+
 
 class Mode(Protocol):
     """When gradients become an update. Implementations are frozen dataclasses; each field is an `option`."""

@@ -230,6 +230,10 @@ class Follower:
 
     # --- time
 
+    @property
+    def saving(self) -> bool:
+        return self._saving is not None
+
     def tick(self) -> None:
         """Called between messages, at least every 0.2 s."""
         if self._saving is not None and self._saving[2].done():

@@ -72,11 +72,13 @@ class Leader:
     def done(self) -> bool:
         return self.ending.done
 
-    #: All that it hears comes from links.
-    sources = ()
+    @property
+    def saving(self) -> bool:
+        return self.setup.saver.busy
 
-    def hear(self) -> None:
-        """Nothing comes in elsewhere."""
+    sources = ()  # all that it hears comes from links
+
+    def hear(self) -> None: ...
 
     def pause(self) -> float:
         """Until the policy is to be asked again."""
@@ -111,8 +113,7 @@ class Leader:
                 raise errors.ProtocolError(f"{link.description} sent a {type(message).__name__} to the leading ps.")
 
     def _hello(self, link: Link, hello: Hello) -> None:
-        others = [self.links.check(hello, link, workers=self.settings.workers)]
-        others.append(self.course.check(hello))
+        others = [self.links.check(hello, link, workers=self.settings.workers), self.course.check(hello)]
         worker = hello.identity.worker
         old = self.links.seats.get(worker)
         epoch = self.links.grant(hello, self.members)
@@ -137,9 +138,10 @@ class Leader:
             return
         self.settings, samples = self.course.settings, hello.samples
         first, last = self.course.first_step, self.course.train_steps or 0
-        script = bool(self.settings.script)
-        self.setup.ledger.begin(first, samples, self.leases.state(), script=script, loader=hello.batches)
-        if hello.batches:
+        self.setup.ledger.begin(
+            first, samples, self.leases.state(), script=bool(self.settings.script), loader=hello.batches
+        )
+        if hello.batches or (hello.ahead and self.settings.ahead):
             self.rounds.deal_ahead()
         if isinstance(self.leases, Leases):
             set_limit(self.leases, self.settings, samples, last - first)

@@ -34,6 +34,11 @@ class Server(Protocol):
         ...
 
     @property
+    def saving(self) -> bool:
+        """Whether a checkpoint is being written: then it ticks between all messages, so that the next one can begin."""
+        ...
+
+    @property
     def sources(self) -> Sequence[Source]:
         """Where more comes in than workers' requests."""
         ...
@@ -100,7 +105,7 @@ def serve(
                 server.stop(reason, complete=False)
             elif reason := leave_asked():
                 server.leave(reason)
-            if not owed or clock() >= due or server.pause() <= 0:
+            if not owed or server.saving or clock() >= due or server.pause() <= 0:
                 server.tick()
                 due, owed = clock() + BUSY_TICK, False
     except errors.ServerLost as loss:

@@ -7,10 +7,11 @@ import secrets
 import socket
 import time
 
+from evener.data.batches import Batches
 from evener.report import Reporter, Status
 from evener.settings import Settings
 from evener.task.build import VERSION, Built
-from evener.task.parts import Model, prepared
+from evener.task.parts import Model, Parts, prepared
 from evener.task.placing import place_model
 from evener.task.rendezvous import Rendezvous
 from evener.task.wiring import Dialer
@@ -51,7 +52,7 @@ def run_worker(  # noqa: PLR0913 - what a task is told, each once
         Identity(index), run, VERSION, built.fingerprint, built.layout.fingerprint,
         codec.pack_specs(built.layout.specs), len(parts.data.train), socket.gethostname(), os.getpid(),
         process=secrets.token_hex(8), sources=built.sources, batch=codec.cut(parts.first, 1000),
-        batches=parts.by_loader,
+        batches=parts.by_loader, ahead=_ahead(parts) > 0,
     )  # fmt: skip
     report(Status(task, "starting", waiting_for="the addresses of the ps tasks"))
     links = ServerLinks(
@@ -62,9 +63,16 @@ def run_worker(  # noqa: PLR0913 - what a task is told, each once
     servers = Servers(links, hello, sleep=time.sleep)
     exchange: Exchange = servers
     if landing is not None:
-        hand = InHand(servers, settings.batches, max(settings.batches, parts.batches.ahead))
+        hand = InHand(servers, settings.batches, settings.batches + _ahead(parts))
         exchange = InFlight(hand, landing, parameters)
-    elif hello.batches or settings.batches > 1:
-        exchange = InHand(servers, settings.batches, parts.batches.ahead)
+    elif hello.batches or hello.ahead or settings.batches > 1:
+        exchange = InHand(servers, settings.batches, _ahead(parts))
     parts.session(model.reached_by(exchange), model.towers, homes).run()
     report(Status(task, "done"))
+
+
+def _ahead(parts: Parts) -> int:
+    """Batches besides those of the present gradient that it is good to know: they are prepared meanwhile."""
+    if isinstance(parts.batches, Batches):
+        return int(parts.batches.quiet and parts.settings.ahead)
+    return parts.batches.ahead

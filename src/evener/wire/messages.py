@@ -37,6 +37,7 @@ class Hello(Message, frozen=True):
     sources: Word = ""  # the files of its recipe, with digests
     batch: Word = ""  # its first samples, in a few words
     batches: bool = False  # `samples` are the batches of a recipe's DataLoader, one a lease
+    ahead: bool = False  # it can prepare its next batch while it computes, so it is to know which
 
 
 class Join(Message, frozen=True):

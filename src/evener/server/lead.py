@@ -138,9 +138,8 @@ class Leader:
             return
         self.settings, samples = self.course.settings, hello.samples
         first, last = self.course.first_step, self.course.train_steps or 0
-        self.setup.ledger.begin(
-            first, samples, self.leases.state(), script=bool(self.settings.script), loader=hello.batches
-        )
+        script = bool(self.settings.script)
+        self.setup.ledger.begin(first, samples, self.leases.state(), script=script, loader=hello.batches)
         if hello.batches or (hello.ahead and self.settings.ahead):
             self.rounds.deal_ahead()
         if isinstance(self.leases, Leases):
@@ -262,8 +261,6 @@ class Leader:
     def _tell(self, text: str) -> None:
         log.warning("%s", text)
         self.setup.report(Line("ps:0", text))
-
-    # --- time
 
     def tick(self) -> None:
         """Called between messages, at least every 0.2 s."""

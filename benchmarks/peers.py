@@ -103,7 +103,7 @@ def heading(args: argparse.Namespace, load: float) -> str:
         f"Commit {commit}, {datetime.datetime.now(datetime.UTC):%Y-%m-%d}, {machine}"
         f"{', one core kept busy' if args.busy else ''}; {args.rounds} rounds in turns, {args.seconds:g} s each:\n"
         "median (range). One thread a process, batch 100, plain SGD. The loss is that of the last fifth of the first\n"
-        "200 updates (11 M: 40, transformer: 150)."
+        "200 updates (11 M: 60, transformer: 150)."
     )
 
 

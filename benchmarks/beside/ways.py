@@ -119,7 +119,7 @@ WORKS = (
     ),
     Work(name="MLP 100", hidden=100, ways=(PLAIN, ALONE, TWO_ALONE, ASYNC_2, FLYING_2, TF_2)),
     Work(
-        name="MLP 11 M", hidden=13_900, updates=40,
+        name="MLP 11 M", hidden=13_900, updates=60,
         ways=(TWO_PLAIN, LOCKSTEP, ALONE, TWO_ALONE, ASYNC_2, FLYING_2, SYNC, TOWERS, DDP),
     ),
     Work(

@@ -38,8 +38,8 @@ class Towers:
         seed: of the run; with the lease it seeds what is random in the model, so that dropout too depends on the batch
             alone and not on the worker that computes it.
         apart: gradients are autograd's own tensors until `collect`, for whoever changes the flat buffer and asks for
-            them afterwards, or while others read there what was collected last. Otherwise those of large layers move there as soon as each is made, so that there is never
-            more than one layer of them beside it.
+            them afterwards, or while others read there what was collected last. Otherwise those of large layers move
+            there as soon as each is made, so that there is never more than one layer of them beside it.
     """
 
     def __init__(  # noqa: PLR0913 - a model and its memory

@@ -47,6 +47,38 @@ def test_one_worker_computes_what_the_plain_program_does_bit_for_bit(way, tmp_pa
     assert all(map(torch.equal, ran.values(), plain(Program(), tmp_path)))
 
 
+class KeepsGradients(Program):
+    """One loss, two optimizers that step one after the other, and the gradients of the batch before, as a program that
+    looks whether they agree. Its layers are larger than what hooks move (`towers.LARGE`)."""
+
+    def make(self):
+        torch.manual_seed(1)
+        first, last = nn.Linear(3, 1 << 18).double(), nn.Linear(1 << 18, 1).double()
+        optimizers = [torch.optim.SGD(layer.parameters(), lr=1e-6) for layer in (first, last)]
+        return [first, last, *optimizers, self.loader()]
+
+    def loop(self, ev, first, last, one, other, loader):
+        kept = []
+        for _ in range(self.epochs):
+            for inputs, target in loader:
+                one.zero_grad()
+                other.zero_grad()
+                nn.functional.mse_loss(last(torch.tanh(first(inputs))), target).backward()
+                now = [first.weight.grad, last.weight.grad]
+                agrees = sum(float((old * new).sum()) for old, new in zip(kept, now, strict=False)) >= 0
+                kept = now  # not cloned: zero_grad lets go of them, and the next backward makes others
+                if not agrees:
+                    first.weight.grad.mul_(0.5)
+                one.step()
+                other.step()
+
+
+@pytest.mark.parametrize("way", ["alone", *(way for way in KEPT if WAYS[way][1] == 1 and "2 workers" not in way)])
+def test_gradients_of_large_layers_stay_as_they_are_for_the_next_optimizer_and_after_the_next_backward(way, tmp_path):
+    ran = good(run(way, KeepsGradients(epochs=1), tmp_path))
+    assert all(map(torch.equal, ran.values(), plain(KeepsGradients(epochs=1), tmp_path)))
+
+
 @pytest.mark.parametrize("way", IN_LOCKSTEP)
 def test_two_in_lockstep_compute_what_the_plain_program_does_with_twice_the_batch(way, tmp_path):
     ran = good(run(way, Program(), tmp_path))

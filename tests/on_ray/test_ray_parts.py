@@ -307,7 +307,7 @@ def test_a_cluster_that_wants_a_token_gets_the_one_of_this_user_or_says_where_th
             raise AuthenticationError("InvalidAuthToken")
 
     monkeypatch.setattr(joining, "GcsClient", client)
-    monkeypatch.setattr(joining, "maybe_enable_token_auth_if_token_available", lambda **_: token != "none")
+    monkeypatch.setattr(joining, "token_is_used", lambda: token != "none")
     if token == "right":
         assert not joined(listens, {}, 2).own
     else:

@@ -8,6 +8,8 @@ from evener import modes
 from evener.commands.account import account
 from evener.testing import Cluster, Worker, row_recipe
 from evener.wire.messages import Join
+from evener.worker.exchange.exchange import Computed, Turn
+from evener.worker.exchange.in_hand import InHand
 
 ASYNC, SYNC, BOUNDED = modes.Async(), modes.Sync(), modes.Bounded(4)
 
@@ -114,3 +116,80 @@ def test_both_batches_of_a_worker_that_is_lost_come_again(cluster):
 
     found = account(run.leader.setup.saver._store.directory.parent)
     assert found.clean, str(found)
+
+
+def test_a_bounded_run_ends_though_one_is_parked_while_the_other_waits_with_a_batch_in_hand(cluster):
+    run = cluster(mode=modes.Bounded(0), workers=3, train_steps=3)
+    workers = [Preparing(run, index) for index in range(3)]
+    for worker in workers:
+        worker.start()
+    for _ in range(20):
+        for worker in workers:
+            answer = worker.turn or worker.listen()
+            if answer is not None and not answer.stop:
+                worker.push(1.0)
+
+    assert run.step == 3
+
+
+def test_in_lockstep_nobody_takes_ahead_what_a_round_needs_of_those_who_are_away(cluster):
+    run = cluster(mode=SYNC, workers=3, train_steps=2, on_nan="skip")
+    workers = [Preparing(run, index) for index in range(3)]
+    for worker in workers:
+        worker.start()
+    for worker in workers:
+        worker.push(1.0)
+    first, *others = workers
+    first.turn = first.listen()
+    for worker in others:
+        worker.die()
+    run.settle()
+    again = first.push(float("nan"))
+
+    assert again.rejected and len(first.hand) == 1
+    others = [Preparing(run, index) for index in (1, 2)]
+    assert all(worker.start() is not None for worker in others), "there is a batch for each"
+    for worker in [first, *others]:
+        worker.push(1.0)
+    assert run.step == 2
+
+
+def test_near_the_end_a_slow_worker_has_nothing_ahead_for_which_all_would_wait(cluster):
+    run = cluster(mode=ASYNC, train_steps=100)
+    slow, quick = two(run)
+    while run.step < 60:  # twenty quick ones in the time of one slow one
+        for _ in range(20):
+            run.clock.advance(1.0)
+            quick.push(1.0)
+        slow.push(1.0)
+
+    assert len(slow.hand) == 1, "what is left, the other one does in the time of two of its batches"
+    assert len(quick.hand) == 2
+    while run.leader.leases.left:
+        quick.push(1.0)
+    assert len(slow.hand) == 1
+
+
+class Answering:
+    """Servers that give one batch with each answer and name none that is ahead."""
+
+    def __init__(self):
+        self.given, self.arrivals, self.want = [], 0, 1
+
+    def start(self):
+        return Turn(version=0, lease=0)
+
+    def update(self, computed):
+        self.given.append(list(computed.own.leases))
+        return Turn(version=len(self.given), lease=len(self.given))
+
+
+def test_a_worker_that_would_have_one_ahead_takes_what_servers_of_another_mind_give():
+    servers = Answering()
+    hand = InHand(servers, 1, 1)
+    turn = hand.start()
+    for _ in range(3):
+        assert (turn.batches, list(turn.ahead)) == ([len(servers.given)], [])
+        turn = hand.update(Computed(loss=1.0, examples=10, seconds=1.0))
+
+    assert servers.given == [[0], [1], [2]]

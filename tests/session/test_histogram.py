@@ -57,4 +57,5 @@ def test_what_is_not_finite_is_not_counted():
     found = spread_of(torch.tensor([math.nan, math.inf, -math.inf, 1.0, -2.0, -0.0, 0.0]))
     assert (found.low, found.high, found.total, found.squares, found.counts.sum()) == (-2.0, 1.0, -1.0, 5.0, 4)
     assert spread_of(torch.tensor([math.nan, math.inf])) is None
+    assert spread_of(torch.tensor([EDGES[-1], EDGES[0]])) is None, "where the last bucket ends"
     assert spread_of(torch.empty(0)) is None

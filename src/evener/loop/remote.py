@@ -67,6 +67,7 @@ class Remote:
         self._towers = Towers(
             built.model, built.recipe, layout,
             parameters=parameters.view, gradients=gradients.view, seed=settings.seed, memory=memory,
+            apart=True,  # a program may keep its gradients for another optimizer's step, or over the next backward
         )  # fmt: skip
         hello = Hello(
             Identity(joining.index), joining.run, VERSION, built.fingerprint,

@@ -6,7 +6,7 @@ stays in its hand as void: what it gives for it later is not taken.
 
 from __future__ import annotations
 
-from collections.abc import Hashable, Iterable, Sequence
+from collections.abc import Collection, Hashable, Iterable, Sequence
 from dataclasses import dataclass, field
 
 from evener.policy.leases import Leases
@@ -109,9 +109,14 @@ class Hands:
                     given[owner].append(lease)
         return given
 
-    def deal_groups(self, owners: Sequence[Hashable], live: int, size: int) -> dict[Hashable, list[int]]:
+    def deal_groups(
+        self, owners: Sequence[Hashable], live: int, size: int, slow: Collection[Hashable] = ()
+    ) -> dict[Hashable, list[int]]:
         """The same by whole groups of leases, of a book in which there are as many of them as are needed: first a
         group each, then the second each, and so on.
+
+        Args:
+            slow: those of them who get nothing ahead, since others would wait for it at the end.
 
         >>> hands = Hands(Leases(limit=9), ahead=True)
         >>> hands.enter("a", 4), hands.enter("b", 2)
@@ -121,7 +126,7 @@ class Hands:
         """
         share = max(size, self._share(live) // size * size) if self._ahead else size
         given: dict[Hashable, list[int]] = {owner: [] for owner in owners}
-        aims = {owner: min(max(self._hands[owner].want, size), share) for owner in owners}
+        aims = {owner: size if owner in slow else min(max(self._hands[owner].want, size), share) for owner in owners}
         for level in range(size, max(aims.values(), default=0) + 1, size):
             for owner in owners:
                 hand = self._hands[owner].leases

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from statistics import median
 
 from evener.policy.hands import Hands
 from evener.policy.leases import Leases
@@ -13,6 +14,9 @@ from evener.server.links import Links, Seat
 from evener.server.shard import Shard
 from evener.settings import Settings
 from evener.wire.messages import Push
+
+#: A worker so many times slower than another one counts as that; and so many gradients of each are not near the end.
+NEAR = 64.0
 
 
 class Ahead:
@@ -33,6 +37,7 @@ class Ahead:
     ) -> None:
         self._links, self._shard, self._lives, self._clock = links, shard, lives, clock
         self._size, self._together = settings.batches, settings.terms.together
+        self._leases, self._workers = leases, settings.workers
         self._in_flight = settings.terms.in_flight
         self._hands = Hands(leases, ahead=not settings.terms.drops)
         self._parked: list[int] = []  # released, but too few leases are left unless some come back
@@ -63,7 +68,10 @@ class Ahead:
     def give(self, workers: Sequence[int]) -> list[Given]:
         seats = [seat for worker in [*workers, *self._parked] if (seat := self._links.seats.get(worker)) is not None]
         live = sum(seat.joined for seat in self._links.seats.values())
-        new = self._hands.deal_groups([_life(seat) for seat in seats], live, self._size)
+        if self._together:
+            live = max(live, self._workers)  # a round needs one of each, also of those who are not here yet
+        owners = [_life(seat) for seat in seats]
+        new = self._hands.deal_groups(owners, live, self._size, self._slow(seats, live))
         self._parked, given = [], []
         for seat in seats:
             hand = self._hands.of(_life(seat))
@@ -78,8 +86,27 @@ class Ahead:
     def recall(self, seat: Seat) -> None:
         self._hands.revoke(_life(seat))
 
+    def _slow(self, seats: Sequence[Seat], live: int) -> list[tuple[int, int]]:
+        """Of these, those in whose time for two gradients all others could do what is left: the run would end later
+        by what they have ahead. Looked at near the end alone."""
+        if self._leases.limit is None or self._together or self._leases.left > NEAR * live * self._size:
+            return []
+        times = {worker: median(took) for worker, took in self._lives.times().items() if took}
+        slow = []
+        for seat in seats:
+            if mine := times.get(seat.worker):
+                done = 2 * sum(mine / max(other, mine / NEAR) for other in times.values())
+                if done > self._leases.left // self._size:
+                    slow.append(_life(seat))
+        return slow
+
     def drained(self) -> frozenset[int] | None:
-        return None
+        """As `OneEach`: those who are parked, if no group is left and all others have given their gradients."""
+        if self._leases.limit is None or self._leases.left >= self._size:
+            return None
+        live = [seat for seat in self._links.seats.values() if seat.joined]
+        parked = frozenset(self._parked)
+        return parked if parked and live and all(seat.whole or seat.worker in parked for seat in live) else None
 
 
 def _life(seat: Seat) -> tuple[int, int]:

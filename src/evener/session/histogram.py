@@ -62,8 +62,8 @@ def spread_of(values: Tensor) -> Spread | None:
     counts, total, squares, bounds = np.zeros(_CODES, dtype=np.int64), 0.0, 0.0, list[float]()
     for piece in torch.split(values.detach().reshape(-1), PIECE):
         single = piece.float().cpu()
-        if not bool((single.abs() <= EDGES[-1]).all()):
-            single = single[single.abs() <= EDGES[-1]]
+        if not bool((single.abs() < EDGES[-1]).all()):
+            single = single[single.abs() < EDGES[-1]]
         if single.numel():
             counts += np.bincount(single.numpy().view(np.uint32) >> _SHIFT, minlength=_CODES)
             wide = single.double()

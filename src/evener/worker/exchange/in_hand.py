@@ -61,6 +61,8 @@ class InHand:
         if turn.anew:
             self._hand.clear()  # the life to which it was given has ended
         self._hand += turn.leases
+        if turn.lease >= 0 and not self._hand:
+            self._hand = [turn.lease]  # these servers give one at a time: by their mode, or to the first who came
         return self.dealt(turn)
 
     def dealt(self, turn: Turn) -> Turn:

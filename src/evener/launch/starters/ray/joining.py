@@ -11,7 +11,6 @@ from urllib.parse import urlsplit
 
 import ray
 from ray._private import ray_constants, services, worker
-from ray._private.authentication.authentication_token_setup import maybe_enable_token_auth_if_token_available
 from ray._raylet import GcsClient  # type: ignore[attr-defined]  # compiled: mypy knows of no name in it
 from ray.exceptions import AuthenticationError, RpcError
 
@@ -92,7 +91,7 @@ def _prove(address: str) -> None:
         GcsClient(address)
     except AuthenticationError:
         try:
-            if maybe_enable_token_auth_if_token_available(warn_if_disabled=False):
+            if token_is_used():
                 GcsClient(address)
                 return
         except AuthenticationError:
@@ -105,6 +104,14 @@ def _prove(address: str) -> None:
         ) from None
     except RpcError as error:
         raise ConnectionError(f"{address} does not speak as Ray does: {error}") from error
+
+
+def token_is_used() -> bool:
+    """Give this user's token from now on. False: there is none, or this Ray knows of none without RAY_AUTH_MODE."""
+    from ray._private.authentication import authentication_token_setup as tokens
+
+    enable = getattr(tokens, "maybe_enable_token_auth_if_token_available", lambda **_: False)  # not before Ray 2.60
+    return bool(enable(warn_if_disabled=False))
 
 
 def _own(cpus: int) -> Joined:

@@ -30,8 +30,8 @@ class Terms:
 
     @property
     def ahead(self) -> bool:
-        """Whether a worker may know its next batches: nobody else could use them meanwhile, or waits for a rest."""
-        return self.exact and not self.drops and self.gradients is not None
+        """Whether a worker may know its next batches: none of its gradients is dropped for its age."""
+        return self.exact and not self.drops
 
 
 class Mode(Protocol):

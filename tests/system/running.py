@@ -253,7 +253,10 @@ def until(condition: Callable[[], object], seconds: float, what: str) -> None:
 
 def task_of(process: psutil.Process) -> str:
     """What `ps` shows last of its command: a task's name, "worker:1"."""
-    return (" ".join(process.cmdline()).split() or [""])[-1]
+    try:
+        return (" ".join(process.cmdline()).split() or [""])[-1]
+    except psutil.NoSuchProcess:  # it has ended since somebody asked whether it lives
+        return ""
 
 
 def alive(processes: Iterable[psutil.Process]) -> list[psutil.Process]:

@@ -39,6 +39,11 @@ class InFlight:
 
     def start(self) -> Turn:
         self._answer, self._landed = self._hand.start(), False
+        if not self._answer.stop and not self._answer.leases:
+            raise ClusterMismatch(
+                "ps:0 gives this worker one batch at a time, and it was started with --in-flight 2.",
+                fix="start all tasks with the same --in-flight.",
+            )
         return self._go_on()
 
     def free(self) -> None:
@@ -74,13 +79,7 @@ class InFlight:
         """The turn of a gradient that is begun now."""
         self._land()
         self._due, self._over, self._on = False, None, self._answer.version
-        turn = self._hand.dealt(replace(self._answer, rejected="", staleness=0))
-        if turn.lease < 0 and not turn.stop:
-            raise ClusterMismatch(
-                "ps:0 gives this worker one batch at a time, and it was started with --in-flight 2.",
-                fix="start all tasks with the same --in-flight.",
-            )
-        return turn
+        return self._hand.dealt(replace(self._answer, rejected="", staleness=0))
 
     def _land(self) -> None:
         if not self._landed:

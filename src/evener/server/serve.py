@@ -100,7 +100,7 @@ def serve(
     try:
         while not server.done:
             patience = due - clock() if owed else TICK
-            owed = once(server, max(0.0, min(patience, server.pause()))) or owed
+            owed = once(server, max(0.0, min(patience, server.pause())))
             if reason := stop_asked():
                 server.stop(reason, complete=False)
             elif reason := leave_asked():

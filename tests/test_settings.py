@@ -387,7 +387,6 @@ def test_a_notice_is_a_path_or_an_address_of_the_web():
         ({"mode": "sync"}, "in_flight=2 means nothing in mode sync"),
         ({"mode": "bounded"}, "in_flight=2 means nothing in mode bounded"),
         ({"ps": 0, "workers": 1}, "in_flight=2 means nothing without ps tasks"),
-        ({"script": "train.py"}, "in_flight=2 does not go with a program that has a loop of its own"),
         ({"batch_sizes": (10, 20)}, "in_flight=2 does not go with a batch size for each worker"),
         ({"batch_by_speed": True}, "in_flight=2 does not go with a batch size for each worker"),
     ],

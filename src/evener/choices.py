@@ -207,12 +207,6 @@ def check_flight(settings: Settings) -> None:
     if settings.ps == 0 or settings.terms.in_flight == 1:
         return
     said = f"in_flight={settings.terms.in_flight}"
-    if settings.script:
-        raise ConfigError(
-            f"{said} does not go with a program that has a loop of its own so far.",
-            why="after its step such a program may look at the parameters, which have not come then.",
-            fix="leave --in-flight out, or write a recipe.",
-        )
     if settings.by_samples:
         raise ConfigError(
             f"{said} does not go with a batch size for each worker so far.",

@@ -28,6 +28,7 @@ from evener.errors import EvenerError
 from evener.loop.loop import Loop
 from evener.loop.parts import build, sorted_out
 from evener.loop.remote import Remote
+from evener.modes import Async
 from evener.server.agreement import Expected
 from evener.server.serve import serve
 from evener.settings import Settings
@@ -47,10 +48,15 @@ WAYS: dict[str, tuple[dict, int]] = {
     "2 ps, 1 worker": ({"ps": 2, "workers": 1, "mode": "sync"}, 1),
     "1 ps, 2 workers": ({"ps": 1, "workers": 2}, 1),
     "2 ps, 2 workers, sync": ({"ps": 2, "workers": 2, "mode": "sync"}, 2),
+    "1 ps, 1 worker, in flight": ({"ps": 1, "workers": 1, "mode": Async(in_flight=2)}, 1),
+    "2 ps, 2 workers, in flight": ({"ps": 2, "workers": 2, "mode": Async(in_flight=2)}, 1),
     "1 ps, 2 workers, bounded": ({"ps": 1, "workers": 2, "mode": "bounded"}, 1),
 }
 BATCHES, BATCH = 6, 4
 KEPT = [way for way in WAYS if way not in ("plain", "alone")]
+#: A gradient that is on its way while the next is computed makes this one late by one update.
+IN_FLIGHT = [way for way in WAYS if "flight" in way]
+EXACT = [way for way in KEPT if WAYS[way][1] == 1 and "2 workers" not in way and way not in IN_FLIGHT]
 IN_LOCKSTEP = [way for way in WAYS if WAYS[way][1] == 2]
 EVERY_WAY = pytest.mark.parametrize("way", [way for way in WAYS if way != "plain"])
 EVERY_KEPT_WAY = pytest.mark.parametrize("way", KEPT)

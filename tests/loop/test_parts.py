@@ -1,6 +1,7 @@
 """What `prepare` is given, sorted out: models and optimizers of any number as one of each."""
 
 import copy
+from dataclasses import replace
 
 import pytest
 import torch
@@ -11,6 +12,8 @@ from torch.utils.data import DataLoader, TensorDataset
 
 from evener.errors import ConfigError
 from evener.loop.parts import Several, build, sorted_out
+from evener.loop.remote import check_for_servers
+from evener.modes import Async
 from evener.settings import Settings
 from evener.state.state import State
 from evener.state.tensors import Slot
@@ -241,3 +244,13 @@ def test_a_run_in_which_all_is_frozen_is_refused():
     model.requires_grad_(False)
     with pytest.raises(ConfigError, match="no parameter that an optimizer has is trained"):
         build(sorted_out([model, SGD(model.parameters(), lr=0.1)]), settings())
+
+
+def test_two_gradients_in_flight_are_of_one_optimizer():
+    one, other = nn.Linear(2, 2), nn.Linear(2, 2)
+    optimizers = [torch.optim.SGD(model.parameters(), lr=0.1) for model in (one, other)]
+    given = settings(ps=1, workers=2, mode=Async(in_flight=2))
+    with pytest.raises(ConfigError, match="in-flight 2 does not go with 2 optimizers"):
+        check_for_servers(optimizers, given)
+    check_for_servers(optimizers[:1], given)
+    check_for_servers(optimizers, replace(given, mode=Async()))

@@ -13,7 +13,7 @@ from evener.worker.exchange.exchange import Turn
 class Owner:
     """Gives one stretch of three samples after the other."""
 
-    here = False
+    here, under_way = False, 0
 
     def __init__(self):
         self.next = 0
@@ -27,6 +27,9 @@ class Owner:
 
     def step(self, step):
         return None, self._turn()
+
+    def settled(self, *, wait=True):
+        return None
 
     def draw(self, want, *, unused=(), wait=False):
         return self._turn()

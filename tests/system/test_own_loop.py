@@ -95,8 +95,9 @@ def launch(place, *words, **environment):
         (["--towers", 2], 36),
         ([*PS, "--mode", "sync"], 36),
         (["--ps", 2, "--workers", 3, "--mode", "bounded"], 72),
+        (["--ps", 2, "--workers", 3, "--in-flight", 2], 72),
     ],
-    ids=["towers", "sync", "bounded"],
+    ids=["towers", "sync", "bounded", "in flight"],
 )
 def test_every_way_of_running_learns_from_each_batch_once(options, updates, place):
     done = launch(place, *options, "train.py", "--num_epochs", 3, "--ps", "3", "--", "--logdir", "x")
@@ -243,7 +244,19 @@ def test_tasks_that_are_killed_in_the_middle_of_an_epoch_come_back_and_no_batch_
     assert found.lost > 0
 
 
-@pytest.mark.parametrize("options", [[], PS], ids=["one", "async"])
+@pytest.mark.parametrize("ps", [1, 2])
+def test_with_a_gradient_in_flight_killed_tasks_lose_no_batch_either(ps, place):
+    """Killed while a gradient is on its way and the next one's batch is in hand, and a ps task that forgets both."""
+    plan = "worker:1/worker.pushed@8=kill; ps:0/server.applied@30=kill; worker:1#2/worker.pushing@2=term"
+    words = ["--ps", ps, "--workers", 2, "--in-flight", 2, "--save-checkpoint-steps", 15]
+    done = launch(place, *words, "train.py", EVENER_CHAOS=plan)
+    assert re.search(r"worker:1 +was killed by SIGKILL; it starts again", done.text), done.text
+    found = audited(place)
+    assert found.step == 72
+    assert found.lost > 0
+
+
+@pytest.mark.parametrize("options", [[], PS, [*PS, "--in-flight", 2]], ids=["one", "async", "in flight"])
 def test_ctrl_c_in_the_middle_of_an_epoch_and_the_same_command_again(options, place):
     words = ["launch", "--logdir", "run", *options, "train.py", "--gate", 30]
     waits = 2 if options else 1

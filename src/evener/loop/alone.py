@@ -15,7 +15,7 @@ from evener.worker.exchange.exchange import Turn
 class Alone:
     """Counts steps, keeps nothing. An `Owner`."""
 
-    here = True
+    here, under_way = True, 0
 
     def __init__(self) -> None:
         self._version, self._stop = 0, ""
@@ -30,6 +30,9 @@ class Alone:
 
     def draw(self, want: int, *, unused: Sequence[int] = (), wait: bool = False) -> Turn:
         return self._turn()
+
+    def settled(self, *, wait: bool = True) -> Turn | None:
+        return None
 
     def stop(self, reason: str, *, complete: bool = False) -> None:
         self._stop = reason

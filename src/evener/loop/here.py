@@ -41,7 +41,7 @@ def home_of(built: Built) -> torch.device:
 class Here:
     """All parameters in this process, as an `Owner`."""
 
-    here = True
+    here, under_way = True, 0
 
     def __init__(self, joining: Joining, parts: Parts, built: Built, supply: Supply) -> None:
         self._settings, self._report, self._parts, self._supply = joining.settings, joining.report, parts, supply
@@ -210,6 +210,9 @@ class Here:
         return Turn(
             version=self._state.step, lease=-1, leases=leases, stop=self._stop, chief=self._rank == 0, script=script
         )
+
+    def settled(self, *, wait: bool = True) -> Turn | None:
+        return None
 
     # --- its end
 

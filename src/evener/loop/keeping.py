@@ -58,13 +58,13 @@ class Keeper:
             for _ in range(behind if inside else 0):
                 type(scheduler).step(scheduler)
         if self.passes is not None and self.kept.inside:
-            self.passes.counted = version
+            self.passes.counted = max(version, self.kept.version)
 
     def packed(self, passes: Passes) -> bytes:
         """As it is now."""
         assert self.parts is not None
         kept = self.kept
-        kept.version, kept.passes, kept.ahead = passes.turn.version, passes.count, passes.more
+        kept.version, kept.passes, kept.ahead = passes.counted, passes.count, passes.more
         kept.tied = self.parts.tied
         kept.schedulers, kept.inside = states_of(self.parts.schedulers), list(self.inside)
         kept.settings = [

@@ -26,8 +26,9 @@ LARGEST = 64 << 10
 class Kept:
     """One program's.
 
-    `state` is the user's own. `version` is that of the parameters when it was told; `ahead` is how many passes over
-    its loader the program has begun more than epochs; `inside` says of each scheduler whether it follows the version.
+    `state` is the user's own. `version` is that up to which its schedulers had counted when it was told; `ahead` is how
+    many passes over its loader it has begun more than epochs; `inside` says of each scheduler whether it goes by the
+    version.
     """
 
     state: dict[str, Any] = field(default_factory=dict)

@@ -51,12 +51,10 @@ class Loop:
         self._passes: Passes | None = None
         self._frozen: Frozen | None = None
         self._keeper = Keeper(joining.settings, told=bool(joining.settings.logdir) or joining.tower is not None)
-        self._logged = math.nan
-        self._answered = self._clock()
+        self._logged, self._answered = math.nan, self._clock()
         self._asked, self._said = False, False  # whether it asks when to stop, and was told that steps change nothing
         self._sinks = Sinks(joining.settings, joining.report)
-        joining.joined = True
-        joining.finish, joining.stop = self._finish, self._stop_early
+        joining.joined, joining.finish, joining.stop = True, self._finish, self._stop_early
 
     # --- what a program asks
 
@@ -128,6 +126,8 @@ class Loop:
             raise ConfigError(
                 f"{path}: which of {len(which)} models?", fix='name one: ev.save("generator.pt", generator).'
             )
+        if self._passes is not None:
+            self._passes.settle()
         if self.chief:
             state = bare(which[0]).state_dict()
             write({name: v.detach().cpu() if isinstance(v, Tensor) else v for name, v in state.items()}, Path(path))
@@ -199,17 +199,15 @@ class Loop:
         if not self._joining.launched and self._joining.tower is None:
             return Counted(loader, passes.supply.length, passes)
         leased = Leased(loader, self._joining.settings.seed, passes, by_samples=self._joining.settings.by_samples)
-        passes.ahead = leased.ahead
+        passes.ahead = leased.ahead + self._joining.settings.terms.in_flight - 1  # one is computed without an answer
         return leased
 
     def _begin_where_it_was(self, passes: Passes) -> None:
         """Go on as what the chief has kept says; passes that were finished are left out."""
         if isinstance(self._owner, Alone):
             return
-        if passes.supply.length:
-            passes.start = passes.epoch() + self._keeper.kept.ahead
-        else:
-            passes.start = max(0, self._keeper.kept.passes - 1)
+        kept = self._keeper.kept
+        passes.start = passes.epoch() + kept.ahead if passes.supply.length else max(0, kept.passes - 1)
 
     def _prepared(self) -> Parts:
         if self._parts is None:
@@ -292,6 +290,8 @@ class Loop:
             return
         if error is None:
             passes = self._passes
+            if passes is not None:
+                passes.settle()
             keeps = passes is not None and passes.turn.chief and not isinstance(self._owner, Alone)
             self._owner.close(script=self._keeper.packed(passes) if keeps and passes is not None else b"")
             self._joining.report(Status(self._joining.name, "done"))

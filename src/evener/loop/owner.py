@@ -39,6 +39,11 @@ class Owner(Protocol):
     #: Whether the optimizer's own `step` is what changes the parameters, here.
     here: bool
 
+    @property
+    def under_way(self) -> int:
+        """Steps of this program whose update its parameters do not have yet."""
+        ...
+
     def start(self, want: int) -> Turn:
         """The first parameters, the first batches."""
         ...
@@ -49,6 +54,14 @@ class Owner(Protocol):
 
     def draw(self, want: int, *, unused: Sequence[int] = (), wait: bool = False) -> Turn:
         """See `Servers.draw`."""
+        ...
+
+    def settled(self, *, wait: bool = True) -> Turn | None:
+        """What has come of a step that was not waited for; the model has its parameters. None: of none.
+
+        Args:
+            wait: for it; else None where it has not come yet.
+        """
         ...
 
     def stop(self, reason: str, *, complete: bool = False) -> None:

@@ -52,7 +52,7 @@ class Passes:
         self.ahead = 1
         self.turn = Turn(version=0, lease=-1)
         self.moved = 1  # updates since the step before the last
-        self.counted = 0  # the version up to which schedulers have counted
+        self.counted = 0  # the version up to which schedulers have counted, with this worker's steps under way
         self.count = 0  # passes begun
         self.start = 0  # passes that are left out, since they were finished before
         self.inside, self.left_out = False, False
@@ -92,14 +92,31 @@ class Passes:
             step = replace(step, seconds=step.seconds + extra)
         result, turn = self._owner.step(step)
         self._hear(turn)
-        self.moved = max(0, turn.version - self.counted)  # also those made while this worker waited for a batch
-        self.counted = turn.version
+        reached = turn.version + self._owner.under_way
+        self.moved = max(0, reached - self.counted)  # also those made while this worker waited for a batch
+        self.counted = reached
         return result
 
     def draw(self, want: int) -> None:
-        self._take(self._owner.draw(want))
+        self.settle()
+        self.leave_if_interrupted()
+        if self.hand.first < 0 and not self.stopped:
+            self._take(self._owner.draw(want))
+
+    def refresh(self) -> None:
+        if self.hand.begins:
+            self.settle(wait=False)
+
+    def settle(self, *, wait: bool = True) -> None:
+        """Hear what has come of a step that was not waited for."""
+        if (turn := self._owner.settled(wait=wait)) is not None:
+            self._hear(turn)
 
     def wait(self) -> None:
+        self.settle()
+        self.leave_if_interrupted()
+        if self.hand.first >= 0 or self.stopped:
+            return
         if unused := self.hand.take():
             self._unused()
             self._refuse_to_accumulate(len(self.hand.sizes(unused)))
@@ -160,6 +177,7 @@ class Passes:
     def passed(self, *, whole: bool) -> None:
         self.inside = False
         if whole:
+            self.settle()
             self.leave_if_interrupted()
         if whole and not self.supply.length and isinstance(self._owner, Here):
             self._take(self._owner.draw(0, wait=True))

@@ -16,9 +16,11 @@ import torch
 from torch.optim import Optimizer
 
 from evener.errors import ConfigError
+from evener.loop.flying import Flying
 from evener.loop.owner import Step, Supply
 from evener.loop.parts import Parts
 from evener.report import Status
+from evener.settings import Settings
 from evener.state.optimizers import needs_closure
 from evener.state.tensors import CPU, named_tensors
 from evener.task.build import VERSION, Built
@@ -35,8 +37,14 @@ from evener.worker.exchange.server_links import ServerLinks
 from evener.worker.exchange.servers import Servers
 
 
-def check_for_servers(optimizers: Sequence[Optimizer]) -> None:
+def check_for_servers(optimizers: Sequence[Optimizer], settings: Settings) -> None:
     """Raises ConfigError for an optimizer that cannot work where its gradients come from elsewhere."""
+    if len(optimizers) > 1 and settings.terms.in_flight > 1:
+        raise ConfigError(
+            f"--in-flight {settings.terms.in_flight} does not go with {len(optimizers)} optimizers so far.",
+            why="what one of them has changed would come while the gradients of another are computed.",
+            fix="leave --in-flight out.",
+        )
     for optimizer in optimizers:
         if needs_closure(optimizer):
             raise ConfigError(
@@ -52,8 +60,8 @@ class Remote:
     here = False
 
     def __init__(self, joining: Joining, parts: Parts, built: Built, supply: Supply) -> None:
-        check_for_servers(parts.optimizers)
         settings, layout = joining.settings, built.layout
+        check_for_servers(parts.optimizers, settings)
         self._supply = supply
         self._parts, self._told, self._chief = parts, b"", False
         #: A scheduler that is made later adds settings of its own (`initial_lr`), which ps tasks do not know.
@@ -63,6 +71,7 @@ class Remote:
         #: Of each optimizer, the parameters of the others: they change with their own steps alone.
         self._others = [[named[name] for name in layout.trained if name in everything - mine] for mine in parts.names]
         gradients, parameters = Memory(layout.nbytes), Memory(layout.nbytes)
+        landing = Memory(layout.nbytes) if settings.terms.in_flight > 1 else None
         memory = _elsewhere(built, gradients, parameters)
         self._towers = Towers(
             built.model, built.recipe, layout,
@@ -76,20 +85,33 @@ class Remote:
         )  # fmt: skip
         joining.report(Status(joining.name, "starting", waiting_for="the addresses of the ps tasks"))
         links = ServerLinks(
-            joining.name, joining.rendezvous.addresses, layout, gradients=gradients, parameters=parameters,
+            joining.name, joining.rendezvous.addresses, layout, gradients=gradients,
+            parameters=landing or parameters,
             connect=Dialer(settings, joining.name, joining.run), report=joining.report, clock=time.monotonic,
             patience=settings.stall_timeout + 30.0,
         )  # fmt: skip
         self._servers = Servers(links, hello, sleep=time.sleep)
         self._fetching = Fetching(self._servers, memory) if memory is not None else None
         self._exchange = self._fetching or self._servers
+        self._flying = Flying(self._servers, landing, parameters, memory) if landing is not None else None
+
+    @property
+    def under_way(self) -> int:
+        return self._flying.count if self._flying is not None else 0
+
+    @property
+    def _arrivals(self) -> int:
+        return (self._flying or self._servers).arrivals
 
     def start(self, want: int) -> Turn:
         self._servers.want = want
-        turn = self._exchange.start()
-        self._towers.arrived(self._servers.arrivals)
+        return replace(self._came((self._flying or self._exchange).start()), anew=False)
+
+    def _came(self, turn: Turn) -> Turn:
+        """The model has other parameters now."""
+        self._towers.arrived(self._arrivals)
         self._chief = turn.chief
-        return replace(turn, anew=False)
+        return turn
 
     def step(self, step: Step) -> tuple[Any, Turn]:
         result = None
@@ -99,7 +121,9 @@ class Remote:
         loss = step.loss
         if math.isnan(loss) and isinstance(result, torch.Tensor | float):
             loss = float(result)
-        unused = self._towers.collect(self._servers.arrivals, self._parts.names[step.group])
+        if self._flying is not None:
+            self._flying.free()
+        unused = self._towers.collect(self._arrivals, self._parts.names[step.group])
         examples = sum(step.sizes) or len(step.leases) * self._supply.size
         own = Own(
             leases=step.leases, want=step.want, group=step.group, settings=self._settings(),
@@ -107,16 +131,21 @@ class Remote:
         )  # fmt: skip
         others = self._others[step.group]
         before = [parameter.detach().clone() for parameter in others]
-        turn = self._exchange.update(
-            Computed(loss=loss, examples=examples, seconds=step.seconds, unused=unused, own=own)
-        )
+        computed = Computed(loss=loss, examples=examples, seconds=step.seconds, unused=unused, own=own)
+        turn = (self._flying or self._exchange).update(computed)
         if turn.anew or turn.rejected:
             self._told = b""  # what it said of settings was not taken either
         if others and not turn.anew:  # what was computed with them may still be on its way back through autograd
             torch._foreach_copy_([parameter.data for parameter in others], before)
-        self._chief = turn.chief
-        self._towers.arrived(self._servers.arrivals)
-        return result, turn
+        return result, self._came(turn)
+
+    def settled(self, *, wait: bool = True) -> Turn | None:
+        turn = self._flying.settled(wait=wait) if self._flying is not None else None
+        if turn is None:
+            return None
+        if turn.anew or turn.rejected:
+            self._told = b""
+        return self._came(turn)
 
     def _settings(self) -> bytes:
         """The settings of all optimizers, if they have changed since they were told last. The chief's count."""
@@ -133,9 +162,11 @@ class Remote:
         turn = self._servers.draw(want, unused=unused, wait=wait)
         self._chief = turn.chief
         if wait or turn.anew:
-            if self._fetching is not None:
+            if self._flying is not None:
+                self._flying.land(turn)
+            elif self._fetching is not None:
                 self._fetching.fetch()
-            self._towers.arrived(self._servers.arrivals)
+            self._came(turn)
         return turn
 
     def stop(self, reason: str, *, complete: bool = False) -> None:

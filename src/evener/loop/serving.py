@@ -13,8 +13,8 @@ from evener.task.server import run_server
 
 def serve(joining: Joining, parts: Parts, built: Built) -> NoReturn:
     """Raises Over when the run has ended, and what `run_server` raises."""
-    check_for_servers(parts.optimizers)
     settings = joining.settings
+    check_for_servers(parts.optimizers, settings)
 
     def again() -> Built:
         return built  # values as the program made them: nothing here has changed them

@@ -152,7 +152,8 @@ class Follower:
         """A script may have been told of newer parameters by the leader, which alone knows what it has in hand."""
         if self.settings.script:
             by_samples = not push.count or (self.settings.by_samples and push.count == push.examples)
-            return seat.its_turn() and push.version >= seat.version and by_samples
+            oldest = seat.before if self.settings.terms.in_flight > 1 else seat.version
+            return seat.its_turn() and push.version >= oldest and by_samples
         mine = seat.may_push(push, in_flight=self.settings.terms.in_flight)
         return mine and not only_of_scripts(push, several=self._several)
 

@@ -50,7 +50,7 @@ class Seat:
     awaits: int | None = None  # seq of the request it waits on; None while it computes
     whole: bool = False  # that request lies on every shard
     answer: Release | None = None  # the last one, for a repeated request
-    before: int = -1  # the version of the answer before that one
+    before: int = -1  # of the parameters that it had before those of that one
     drawn: int = 0  # the version that it was told to look at since, with batches of another epoch
     inbox: list[memoryview] = field(default_factory=list)  # the peer's, when it last pushed,
     slot: Slot | None = None  # and the gradient in it
@@ -233,7 +233,7 @@ class Links:
     def release(self, seat: Seat, answer: Release, parameters: Sequence[memoryview]) -> None:
         """Answer a push. Memory that its transport has let go of is kept for the chief, who may ask to see it."""
         if seat.answer is not None and seat.answer is not answer:
-            seat.before = seat.answer.version
+            seat.before = seat.version
         seat.answer = answer
         sent = self.answer(seat.link, answer, parameters)
         if sent and not answer.chief and seat.link.listener.inbox(seat.link.peer) is not seat.inbox:

@@ -67,7 +67,7 @@ class Rounds:
             self.giver = self.scripts = Scripts(links, shard, leases, lives=self.lives, clock=clock, settings=settings)
         else:
             self.giver = OneEach(links, shard, leases, self.lives, clock)
-        if settings.batches > 1 or settings.terms.in_flight > 1:
+        if not settings.script and (settings.batches > 1 or settings.terms.in_flight > 1):
             self.deal_ahead()
         self.kept = Kept(course.setup.restored.script if course.setup.restored else "")
 

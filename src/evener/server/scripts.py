@@ -52,7 +52,8 @@ class Scripts:
         self.hands.leave(_life(seat))
 
     def refuses(self, seat: Seat, push: Push) -> str:
-        if not seat.its_turn() or seat.worker in self._idle or push.version != seat.version or push.count:
+        versions = (seat.version, seat.before)[: self._terms.in_flight]
+        if not seat.its_turn() or seat.worker in self._idle or push.version not in versions or push.count:
             return f"pushed out of turn: version {push.version}, seq {push.seq}"
         if not self.hands.has(_life(seat), named(push)):
             return f"names leases {named(push)}, and has {self.hands.of(_life(seat))} in hand"

@@ -175,3 +175,11 @@ def test_a_spike_of_the_loss_is_told_with_its_batch(cluster):
     worker.push(0.0, loss=6.0)
     assert lines(run)[0].startswith("warning: the loss 6 of lease 30 (samples ")
     assert lines(run)[0].endswith("is 12 times the running mean")
+
+
+def test_what_a_worker_has_looked_at_is_not_looked_at_again_and_its_update_is(cluster):
+    """No worker of ours says so of what is not finite. If one did, the run would end before that is saved."""
+    run = cluster(on_nan="stop")
+    (worker,) = run.started(0)
+    with pytest.raises(errors.NonFinite, match="the update to global step 1 has made"):
+        worker.push(math.nan, finite=True)

@@ -1,5 +1,6 @@
 """A worker's links to its servers: nothing is waited for in silence, and every failure says whose it is."""
 
+import math
 import threading
 import time
 
@@ -63,9 +64,11 @@ class World:
         self.addresses, self.dialled = [f"memory:{shard}" for shard in range(shards)], []
         layout = Layout([Spec("row", (64,), "float32", True)], shards=shards)
         hello = Hello(Identity(3), RUN, EVENER, "row", layout.fingerprint, b"", 40, "here", 812)
+        self.gradients = Memory(layout.nbytes)
+        self.row = whole_views(layout, self.gradients.view)["row"]
         links = ServerLinks(
             "worker:3", lambda: self.addresses, layout,
-            gradients=Memory(layout.nbytes), parameters=Memory(layout.nbytes),
+            gradients=self.gradients, parameters=Memory(layout.nbytes),
             connect=self.dial, report=self.reports.append, clock=self.clock, patience=30.0,
         )  # fmt: skip
         self.exchange = Servers(links, hello, sleep=self.clock.advance)
@@ -115,11 +118,21 @@ def test_a_push_goes_to_every_shard_the_leader_last_and_says_what_it_was_compute
         )
     turn = update(world)
 
-    push = Push(Identity(3, 5, 2), seq=1, version=7, lease=21, loss=0.5, examples=10)
+    push = Push(Identity(3, 5, 2), seq=1, version=7, lease=21, loss=0.5, examples=10, finite=True)
     assert world.said[-2:] == [(1, push, True), (0, push, True)]
     assert (turn.version, turn.lease, turn.rejected, turn.staleness, turn.dropped) == (
         9, 30, "computed at version 7, now 9", 2, 4,
     )  # fmt: skip
+
+
+@pytest.mark.parametrize("value", [math.nan, math.inf, -math.inf])
+def test_of_a_gradient_that_is_not_finite_servers_are_to_say_where(world, value):
+    world.started()
+    world.row[63] = value
+    for link in world.links:
+        link.answers.append(Release(seq=1, version=7, lease=21, rejected="not finite"))
+    update(world)
+    assert [message.finite for _, message, _ in world.said[-2:]] == [False, False]
 
 
 def test_two_shards_at_two_versions_are_an_error(world):
@@ -206,7 +219,7 @@ def test_the_first_push_of_a_new_life_is_numbered_on_and_names_the_new_version(w
     update(world)
     update(world)
 
-    assert world.said[-1][1] == Push(Identity(3, 6, 3), seq=2, version=4, lease=40, loss=0.5, examples=10)
+    assert world.said[-1][1] == Push(Identity(3, 6, 3), seq=2, version=4, lease=40, loss=0.5, examples=10, finite=True)
 
 
 def test_a_server_that_does_not_come_back_is_named_when_patience_ends(world):

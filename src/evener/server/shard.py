@@ -73,7 +73,7 @@ class Shard:
         handle = next(self._handles)
         epoch, settings = self._settings.get(push.identity.worker, (0, ()))
         self.held[handle] = Gradient(
-            push, slot, bad=slot.first_non_finite(self.state.infinite),
+            push, slot, bad="" if push.finite else slot.first_non_finite(self.state.infinite),
             settings=settings if push.settings and epoch == push.identity.epoch else (),
             sent=self.state.ruled.has(push.identity.worker),
         )  # fmt: skip

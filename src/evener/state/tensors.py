@@ -6,7 +6,7 @@ import contextlib
 import hashlib
 import math
 import mmap
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -188,11 +188,10 @@ class Slot:
         Args:
             allowed: buffers that may.
 
-        The sum is 40 times cheaper than looking at each element and is not finite if any element is not; only then is
-        each tensor looked at, since a sum may also overflow.
+        Each tensor is looked at only where `all_finite` is not sure.
         """
-        if all(math.isfinite(flat.sum()) for flat in self.trained):
-            if all(math.isfinite(flat.sum()) for flat in self.buffers):
+        if all_finite(self.trained):
+            if all_finite(self.buffers):
                 return ""
             suspects = [(piece, view) for piece, view in self.named() if not piece.spec.trained]
         else:
@@ -209,21 +208,29 @@ def whole_views(layout: Layout, block: Bytes) -> dict[str, Tensor]:
     Each has a version counter of its own, as tensors of a plain model have: with the block's common one, autograd
     would take a BatchNorm layer that counts its batch for a change of everything that it saved for the backward pass.
     """
-    if layout.nbytes == 0:
-        return {}
-    flats = {
-        segment.dtype: as_tensor(
-            _cut(block, segment.offset_nbytes, segment.offset_nbytes + segment.numel * ITEMSIZE[segment.dtype]),
-            segment.dtype,
-        )
-        for segment in layout.segments
-    }
+    flats = flats_of(layout, block)
     views: dict[str, Tensor] = {}
     for piece in layout.pieces:  # a split tensor's parts follow each other without a gap: its first part says where
         if piece.start == 0:
             flat = flats[piece.spec.dtype]
             views[piece.spec.name] = flat[piece.offset : piece.offset + piece.spec.numel].view(piece.spec.shape).data
     return views
+
+
+def flats_of(layout: Layout, block: Bytes) -> dict[str, Tensor]:
+    """All numbers of each dtype in a whole memory block, flat [n]."""
+    if layout.nbytes == 0:
+        return {}
+    ends = {one.dtype: one.offset_nbytes + one.numel * ITEMSIZE[one.dtype] for one in layout.segments}
+    return {one.dtype: as_tensor(_cut(block, one.offset_nbytes, ends[one.dtype]), one.dtype) for one in layout.segments}
+
+
+def all_finite(flats: Iterable[Tensor]) -> bool:
+    """Whether no number is NaN or infinite. False where that is not sure: a sum may overflow.
+
+    The sum is 40 times cheaper than looking at each element, and is not finite if any element is not.
+    """
+    return all(math.isfinite(flat.sum()) for flat in flats)
 
 
 def _cut(block: Bytes, start: int, stop: int) -> Bytes:

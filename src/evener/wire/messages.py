@@ -69,6 +69,7 @@ class Push(Message, frozen=True):
     spread: bool = False  # `script` is for the other workers too, at once
     count: Count = 0  # `lease` is the first of so many samples; 0: it is the number of a batch
     seconds: float = 0.0  # of computing it, without any waiting for others
+    finite: bool = False  # its worker has looked, and no number of it is NaN or infinite; False: look
 
 
 class Draw(Message, frozen=True):

@@ -8,6 +8,7 @@ from typing import Protocol
 
 from evener import errors
 from evener.report import Reporter
+from evener.state.tensors import all_finite, flats_of
 from evener.transport.channel import Channel, Memory, Ranges, wait
 from evener.waiting import Wait
 from evener.wire import codec
@@ -53,6 +54,7 @@ class ServerLinks:
         self._find, self._connect = addresses, connect
         self.layout = layout
         self._gradients, self._parameters = gradients, parameters
+        self._flats = list(flats_of(layout, gradients.view).values())
         self._addresses: list[str] = []
         self._channels: list[Channel] = []
 
@@ -98,6 +100,10 @@ class ServerLinks:
         except errors.PeerGone as gone:
             self._explain_loss(shard)
             raise self._gone(shard, f"had a {type(message).__name__} for it", gone) from None
+
+    def finite(self) -> bool:
+        """Whether no number of the gradient that is to be sent is NaN or infinite; False where servers are to look."""
+        return all_finite(self._flats)
 
     def ready(self) -> bool:
         """Has every shard's next message begun to come, or its link broken?"""

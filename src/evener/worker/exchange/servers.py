@@ -179,7 +179,7 @@ class Servers:
             self._identity, self._seq, version, own.leases[0] if own.leases else -1, loss,
             computed.examples, self._links.layout.mask(computed.unused), list(own.leases[1:]),
             own.want, own.group, own.settings, own.script, own.spread, count,
-            computed.seconds if count else 0.0,
+            computed.seconds if count else 0.0, self._links.finite(),
         )  # fmt: skip
 
     def too_big(self) -> Turn:

@@ -16,7 +16,7 @@ from evener.devices.process import LARGE
 from evener.wire.layout import ITEMSIZE, Layout, Piece, Spec
 
 CPU = torch.device("cpu")
-#: Numbers that change places at once.
+#: Numbers of a large tensor that change places, or are summed, at once: what that takes is small.
 PIECE = 1 << 20
 #: Memory of this process; on another device a flat uint8 tensor.
 Bytes = memoryview | bytearray | Tensor

@@ -132,7 +132,8 @@ def delay(width: int, pairs: int, steps: int, only: str) -> None:
                   f"with, median {saving['usual']:.2f}; load {os.getloadavg()[0]:.1f}", flush=True)  # fmt: skip
         each = {what: ", ".join(f"{one:.1%}" for one in sorted(told[what])) for what in ("time", "CPU")}
         print(f"{way}, width {width}: a checkpoint every 100 updates takes {each['time']} of the time, "
-              f"{each['CPU']} of the CPU; longest step {statistics.median(told['longest']):.1f} medians", flush=True)  # fmt: skip
+              f"{each['CPU']} of the CPU; longest step {statistics.median(told['longest']):.1f} medians",
+              flush=True)  # fmt: skip
 
 
 if __name__ == "__main__":

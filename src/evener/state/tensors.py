@@ -170,8 +170,8 @@ class Slot:
 
     def swap(self, other: Slot) -> None:
         """Each gets what the other one has, with no memory for all of it."""
-        for mine, theirs in zip(self.flats, other.flats, strict=True):
-            for here, there in zip(torch.split(mine, PIECE), torch.split(theirs, PIECE), strict=True):
+        for mine, theirs in zip(self.views, other.views, strict=True):
+            for here, there in zip(torch.split(mine.view(-1), PIECE), torch.split(theirs.view(-1), PIECE), strict=True):
                 before = here.clone()
                 here.copy_(there)
                 there.copy_(before)

@@ -210,6 +210,7 @@ class State:
         self._trained.give(gradient, unused)
         with self.ruled.watching(unused), self.steps.learning_rate(scale):
             self.optimizer.step()
+        self._trained.let_go()
         if bad := self.parameters.first_non_finite(self.infinite):
             raise NonFinite(
                 f"the update to global step {self.step + 1} has made {bad!r} NaN or infinite, though its gradient was "

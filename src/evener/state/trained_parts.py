@@ -76,6 +76,12 @@ class TrainedParts:
                 for (_, parameter), flat in zip(parts, torch.split(view.view(-1), PART), strict=True):
                     parameter.grad = flat
 
+    def let_go(self) -> None:
+        """They have no gradient any more: its memory may be free."""
+        for parts in self._of.values():
+            for _, parameter in parts:
+                parameter.grad = None
+
     def kept(self, index: int, optimizer: Optimizer) -> dict[str, Any]:
         """A copy of what the optimizer keeps of a piece."""
         parts = self._of[index]

@@ -134,3 +134,10 @@ def large_ones(nbytes: int) -> int:
     tensors = (held for held in gc.get_objects() if type(held) in (Tensor, nn.Parameter))
     storages = (tensor.untyped_storage() for tensor in tensors if tensor.layout is torch.strided)  # others have none
     return len({storage.data_ptr() for storage in storages if storage.nbytes() >= nbytes})
+
+
+def largest_taken(work: Callable[[], object]) -> int:
+    """Bytes of the largest tensor that PyTorch makes meanwhile, temporaries of its own included."""
+    with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU], profile_memory=True) as profile:
+        work()
+    return max((event.self_cpu_memory_usage for event in profile.events() or ()), default=0)

@@ -5,7 +5,11 @@ from __future__ import annotations
 import pytest
 import torch
 from torch import nn
+from training import largest_taken
 from ways import ALONE, BATCH, EVERY_WAY, SERVERS, STEPS, every, recipe_of, refused, replicas, run, went_well
+
+from evener.state.tensors import PIECE
+from evener.worker.compute.constants import checksum
 
 from plain import assert_same, plain  # isort: skip  (ways.py knows where it is)
 
@@ -194,3 +198,11 @@ def test_a_limit_that_is_never_reached_is_no_change(way, tmp_path):
 
     recipe = recipe_of()
     as_plain(way, recipe, run(way, recipe, tmp_path, every(before_step=wide)))
+
+
+def test_to_look_at_all_values_takes_no_memory_of_their_size():
+    large = torch.arange(3 * PIECE + 5, dtype=torch.int32).view(torch.float32)
+    expected = sum(range(3 * PIECE + 5))
+
+    assert checksum([large, large[:0], large[:7].view(7, 1)]) == expected + 21
+    assert 0 < largest_taken(lambda: checksum([large])) <= 8 * PIECE  # as wide integers

@@ -25,7 +25,8 @@ from evener.state.state import State
 from evener.state.tensors import Slot
 from evener.task.build import build
 from evener.testing import EVENER, Clock, Disk, data_of, ledger_of
-from evener.worker.allreduce.allreduce import AllReduce, Travelling, share_restored
+from evener.worker.allreduce.allreduce import AllReduce, Travelling
+from evener.worker.allreduce.restored import share_restored
 from evener.worker.compute.towers import Towers
 from evener.worker.exchange.local import Local
 
@@ -166,11 +167,16 @@ def _copied(restored):
     """As tower 0 hands it over."""
 
     class Wire:
-        rank, size, data = 0, 1, b""
+        rank, size = 0, 1
+
+        def __init__(self) -> None:
+            self.told: list[bytes] = []
 
         def share(self, data: bytes) -> bytes:
-            self.data = self.data or data
-            return self.data
+            if self.rank:
+                return self.told.pop(0)
+            self.told.append(data)
+            return data
 
     wire = Wire()
     share_restored(wire, restored)

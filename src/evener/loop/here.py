@@ -21,7 +21,7 @@ from evener.state.state import State
 from evener.state.tensors import CPU, Slot, bind, named_tensors, whole_views, zeros
 from evener.task.build import Built, tell_start
 from evener.task.script import Joining
-from evener.worker.allreduce.allreduce import share_restored
+from evener.worker.allreduce.restored import share_restored
 from evener.worker.exchange.exchange import Turn
 
 

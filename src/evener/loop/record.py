@@ -17,7 +17,7 @@ from evener.state.state import State
 from evener.tally import Tally
 from evener.task.build import VERSION, beginning, open_ledger, open_store, tell_and_log
 from evener.task.server import schedule_of
-from evener.worker.allreduce.allreduce import Restored
+from evener.worker.allreduce.restored import Restored
 
 #: Seconds that the last save may take.
 PATIENCE = 600.0

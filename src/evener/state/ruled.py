@@ -12,9 +12,9 @@ from torch.optim import Optimizer
 
 from evener.errors import ConfigError
 from evener.rules import Around, Compensates, Late, Rule, Scales, described, scale_of
-from evener.state.optimizers import l2_of
+from evener.state.optimizers import cut_like, l2_of
 from evener.state.rules import NARROW
-from evener.state.tensors import Slot
+from evener.state.tensors import Slot, beside, copied
 
 
 @dataclass(frozen=True, slots=True)
@@ -30,7 +30,7 @@ class Ruled:
 
     Args:
         parameters: the shard's.
-        trained: the index of a piece -> what the optimizer knows it as.
+        trained: the index of a piece -> what the optimizer knows it as, or the first part of it.
     """
 
     def __init__(
@@ -156,22 +156,32 @@ class Ruled:
     # --- checkpoints
 
     def beside(self, index: int, state: Mapping[str, Any]) -> dict[str, Any]:
-        """What the optimizer keeps of a piece, and what rules keep. Raises ConfigError where both say one name."""
+        """What the optimizer keeps of a piece, and a copy of what rules keep.
+
+        Raises:
+            ConfigError: both say one name.
+        """
         if twice := sorted(self._kept[index].keys() & state.keys()):
             raise ConfigError(
                 f"an update rule keeps {twice[0]!r}, and so does the optimizer.",
                 why="both are saved under that name.",
                 fix="let `keeps` of the rule name words of its own.",
             )
-        return {**state, **self._kept[index]}
+        mine = self._kept[index].items()
+        return {**state, **{key: copied(value) if isinstance(value, Tensor) else value for key, value in mine}}
 
-    def take(self, index: int, state: dict[str, Any], of_rules: Collection[str]) -> dict[str, Any]:
-        """Go on with what a checkpoint kept of a piece, and give back what is the optimizer's.
+    def take(self, index: int, state: Mapping[str, Any], of_rules: Collection[str]) -> dict[str, Any]:
+        """Go on with what a checkpoint kept of the tensor that a piece is of, and give back what is the optimizer's.
 
         Args:
             of_rules: names of what the rules had then. What no rule of now keeps is let go.
         """
-        self._kept[index] = {key: value for key, value in state.items() if key in of_rules and key in self.keeps}
+        piece, parameter = self._parameters.pieces[index], self._trained[index]
+        self._kept[index] = {
+            key: beside(parameter, key, cut_like(value, piece, piece.spec.numel))
+            for key, value in state.items()
+            if key in of_rules and key in self.keeps
+        }
         return {key: value for key, value in state.items() if key not in of_rules}
 
 

@@ -16,11 +16,12 @@ from evener.state import foreign, rules
 from evener.state.averages import Averages
 from evener.state.contents import Contents
 from evener.state.hyperparameters import Groups, beside_the_recipes, damage_told, kept, schedule_differences, told
-from evener.state.optimizers import check_apart, cut_like, known_as, names_of_groups, optimizer_of, over_pieces
+from evener.state.optimizers import check_apart, known_as, names_of_groups, optimizer_of, over_pieces
 from evener.state.ruled import Ruled
 from evener.state.schedules import Schedule
 from evener.state.step_scale import StepScale
-from evener.state.tensors import Slot, beside, copied, frozen, named_tensors
+from evener.state.tensors import Slot, copied, frozen, named_tensors
+from evener.state.trained_parts import TrainedParts, divides
 from evener.state.values import plain
 from evener.wire.layout import Layout, Piece
 
@@ -56,39 +57,29 @@ class State:
         stay = frozen(model, layout)
         self._stay = frozenset(stay)
         self.frozen = {name: copied(tensor) for name, tensor in stay.items()} if shard == 0 else {}
-        mine = dict(model.named_parameters()) if own else {}
-        self._trained = [
-            mine[piece.spec.name] if own else nn.Parameter(view)
-            for piece, view in self.parameters.named()
-            if piece.spec.trained
-        ]
-        self._indices = [index for index, piece in enumerate(self.parameters.pieces) if piece.spec.trained]
-        self._mine: dict[str, list[tuple[Piece, nn.Parameter]]] = {}
-        for index, parameter in zip(self._indices, self._trained, strict=True):
-            piece = self.parameters.pieces[index]
-            self._mine.setdefault(piece.spec.name, []).append((piece, parameter))
-        self.optimizer, self._names = self._moved(model, own=own)
+        self.optimizer, self._trained, self._names = self._moved(model, own=own)
         self.steps = StepScale(self.optimizer)
-        trained = dict(zip(self._indices, self._trained, strict=True))
-        self.ruled = Ruled(recipe.rules, self.parameters, trained, self.optimizer)
+        self.ruled = Ruled(recipe.rules, self.parameters, self._trained.first, self.optimizer)
         self.schedule: Schedule | None = None
         #: Buffers that are meant to hold infinities, since they do from the start: a mask.
         self.infinite = self.parameters.infinite_buffers()
         self._averages = Averages(self.parameters, recipe.ema_decay) if recipe.ema_decay is not None else None
         self._own = own
 
-    def _moved(self, model: nn.Module, *, own: bool) -> tuple[Optimizer, list[list[str]]]:
-        """The recipe's optimizer over this shard's pieces, and the names of each group's parameters."""
+    def _moved(self, model: nn.Module, *, own: bool) -> tuple[Optimizer, TrainedParts, list[list[str]]]:
+        """The recipe's optimizer over this shard's pieces, these, and the names of each group's parameters."""
         if own:
             made: Any = self.recipe.optimizer(model)
-            return made, names_of_groups(made, model)
+            trained = TrainedParts(self.parameters, dict(model.named_parameters()), divided=False)
+            return made, trained, names_of_groups(made, model)
         optimizer = optimizer_of(self.recipe, model)
         if self.parameters.layout.shards > 1:
             check_apart(self.recipe, optimizer, model, self.parameters.pieces)
         names: dict[Tensor, str] = {parameter: name for name, parameter in model.named_parameters()}
         groups = names_of_groups(optimizer, model)
-        over_pieces(optimizer, names, self._mine)
-        return optimizer, groups
+        trained = TrainedParts(self.parameters, None, divided=divides(optimizer, self.parameters))
+        over_pieces(optimizer, names, trained.named)
+        return optimizer, trained, groups
 
     def begin(
         self, pace: Fraction | float, contents: Contents | None = None, *, hyperparameters: str = "checkpoint"
@@ -133,7 +124,7 @@ class State:
 
     def _groups(self, contents: Contents | None) -> Groups:
         """The optimizer's, and those of a checkpoint."""
-        mine = {name: [parameter for _, parameter in pieces] for name, pieces in self._mine.items()}
+        mine = {name: [parameter for _, parameter in pieces] for name, pieces in self._trained.named.items()}
         return Groups(self.optimizer, self._names, mine, contents.values.get("groups", []) if contents else [])
 
     def _go_on(self, groups: Groups, contents: Contents) -> list[str]:
@@ -216,11 +207,10 @@ class State:
         gradient = self.clipped(gradient, factor)
         if self.steps.scales_gradients(scale):
             gradient = rules.scaled(gradient, scale, self.averaged)
-        for index, parameter in zip(self._indices, self._trained, strict=True):
-            used = not unused or self.parameters.pieces[index].spec.name not in unused
-            parameter.grad = gradient.views[index] if used else None
+        self._trained.give(gradient, unused)
         with self.ruled.watching(unused), self.steps.learning_rate(scale):
             self.optimizer.step()
+        self._trained.let_go()
         if bad := self.parameters.first_non_finite(self.infinite):
             raise NonFinite(
                 f"the update to global step {self.step + 1} has made {bad!r} NaN or infinite, though its gradient was "
@@ -258,11 +248,11 @@ class State:
         tensors: dict[str, Tensor] = {}
         numbers: dict[str, Any] = {}
         keys = self.parameters.layout.keys
-        for index, parameter in zip(self._indices, self._trained, strict=True):
-            for key, value in self.ruled.beside(index, self.optimizer.state.get(parameter, {})).items():
+        for index in self._trained.indices:
+            for key, value in self.ruled.beside(index, self._trained.kept(index, self.optimizer)).items():
                 name = f"{keys[self.parameters.pieces[index]]}/{key}"
                 if isinstance(value, Tensor):
-                    tensors[name] = copied(value)
+                    tensors[name] = value
                 else:
                     numbers[name] = value
         schedule = self.schedule
@@ -277,7 +267,7 @@ class State:
         parameters = {keys[piece]: copied(view) for piece, view in self.parameters.named()}
         shadow = self.averages
         averages = {keys[piece]: copied(view) for piece, view in shadow.named()} if shadow is not None else {}
-        trained = {keys[self.parameters.pieces[index]] for index in self._indices}
+        trained = {keys[self.parameters.pieces[index]] for index in self._trained.indices}
         everything = parameters | self.frozen
         return Contents(self.step, everything, averages, tensors, values, frozenset(everything.keys() - trained))
 
@@ -288,12 +278,9 @@ class State:
                 view.copy_(_cut(source.get(piece.spec.name, contents.parameters[piece.spec.name]), piece))
         states, of_rules = contents.by_owner(), contents.values.get("rules", ())
         self.optimizer.state.clear()
-        for index, parameter in zip(self._indices, self._trained, strict=True):
-            piece = self.parameters.pieces[index]
-            mine, numel = states.get(piece.spec.name, {}), piece.spec.numel
-            mine = {key: beside(parameter, key, cut_like(value, piece, numel)) for key, value in mine.items()}
-            if mine := self.ruled.take(index, mine, of_rules):
-                self.optimizer.state[parameter] = mine
+        for index in self._trained.indices:
+            state = states.get(self.parameters.pieces[index].spec.name, {})
+            self._trained.keep(index, self.ruled.take(index, state, of_rules), self.optimizer)
 
 
 def _cut(tensor: Tensor, piece: Piece) -> Tensor:

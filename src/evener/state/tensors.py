@@ -16,7 +16,7 @@ from evener.devices.process import LARGE
 from evener.wire.layout import ITEMSIZE, Layout, Piece, Spec
 
 CPU = torch.device("cpu")
-#: Numbers that change places at once.
+#: Numbers of a large tensor that change places, or are summed, at once: what that takes is small.
 PIECE = 1 << 20
 #: Memory of this process; on another device a flat uint8 tensor.
 Bytes = memoryview | bytearray | Tensor
@@ -170,8 +170,8 @@ class Slot:
 
     def swap(self, other: Slot) -> None:
         """Each gets what the other one has, with no memory for all of it."""
-        for mine, theirs in zip(self.flats, other.flats, strict=True):
-            for here, there in zip(torch.split(mine, PIECE), torch.split(theirs, PIECE), strict=True):
+        for mine, theirs in zip(self.views, other.views, strict=True):
+            for here, there in zip(torch.split(mine.view(-1), PIECE), torch.split(theirs.view(-1), PIECE), strict=True):
                 before = here.clone()
                 here.copy_(there)
                 there.copy_(before)

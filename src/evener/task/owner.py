@@ -8,12 +8,14 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
+from torch import Tensor
 
 from evener.devices.process import LARGE
 from evener.ledger import LOADER, Ledger
 from evener.report import Reporter
 from evener.session.session import Session
 from evener.settings import Settings
+from evener.state.in_place import InPlace
 from evener.state.saver import NoSaver, Saver
 from evener.state.state import State
 from evener.state.tensors import CPU, Slot, digest_of, named_tensors, zeros
@@ -21,8 +23,10 @@ from evener.task.build import VERSION, Built, beginning, open_ledger, open_store
 from evener.task.parts import Model, Parts, prepared
 from evener.task.placing import place_model
 from evener.task.server import schedule_of
-from evener.worker.allreduce.allreduce import DIFFERENCES, AllReduce, Restored, Travelling, agree, share_restored
+from evener.wire.layout import Layout
+from evener.worker.allreduce.allreduce import DIFFERENCES, AllReduce, Travelling, agree
 from evener.worker.allreduce.group import Group
+from evener.worker.allreduce.restored import Restored, share_restored
 from evener.worker.exchange.exchange import Exchange
 from evener.worker.exchange.local import Local
 
@@ -61,15 +65,15 @@ def session_of(built: Built, settings: Settings, report: Reporter, tower: Tower 
     # tensors rather than bytearrays: their memory is aligned to cache lines
     parameters = zeros(layout.nbytes, home)
     travelling = Travelling.of(layout, home)
-    slots = [
-        Slot(layout, 0, [block[at : at + nbytes] for at, nbytes in layout.ranges(0)])
-        for block in (parameters, travelling.block)
-    ]
-    state, gradients = State(built.model, built.recipe, layout, slot=slots[0]), slots[1]
+    state = State(built.model, built.recipe, layout, slot=Slot(layout, 0, _ranges(layout, parameters)))
+    in_place, gradients = None, Slot(layout, 0, _ranges(layout, travelling.block))
+    if tower is None and not homes and _in_any_order(parts):
+        in_place = gradients = InPlace(layout, _ranges(layout, travelling.block))
     # Towers sum in that block, and may be asked afterwards whose gradient was not finite. To look before each sum takes
     # a twentieth of the step of a small model; a large one would have all its gradients twice instead.
     apart = tower is not None and layout.nbytes < LARGE
-    model = Model.over(parts, parameters, travelling.block, homes if home == CPU else None, apart=apart)
+    model = Model.over(parts, parameters, travelling.block, homes if home == CPU else None, apart=apart,
+                       in_place=in_place)  # fmt: skip
     local = _local(parts, kept, state, gradients, tower)
     exchange: Exchange = local
     if tower is not None and group is not None:
@@ -78,6 +82,16 @@ def session_of(built: Built, settings: Settings, report: Reporter, tower: Tower 
             local, gradients, travelling, group, suspect=suspect, early=not apart, stop_asked=tower.stop_asked
         )
     return parts.session(model.reached_by(exchange), model.towers, homes)
+
+
+def _ranges(layout: Layout, block: Tensor) -> list[Tensor]:
+    return [block[at : at + nbytes] for at, nbytes in layout.ranges(0)]
+
+
+def _in_any_order(parts: Parts) -> bool:
+    """Whether nothing of a run depends on the order in which squares of its gradients are summed."""
+    recipe = parts.built.recipe
+    return recipe.clip_norm is None and recipe.clip_value is None and parts.settings.refuse_norm is None
 
 
 def _beginning(parts: Parts, home: torch.device, tower: Tower | None, group: Group | None) -> Kept:

@@ -19,6 +19,7 @@ from evener.session.evaluate import Evaluate
 from evener.session.hooks import Hook, LogEvery, StopOnNaN, hooks_of
 from evener.session.session import Session
 from evener.settings import Settings
+from evener.state.in_place import InPlace
 from evener.state.tensors import Bytes
 from evener.task.build import VERSION, Built, counted, loaded, settled, tell_and_log
 from evener.worker.compute.device_memory import DeviceMemory, Fetching
@@ -80,7 +81,7 @@ class Model:
     memory: DeviceMemory | None
 
     @classmethod
-    def over(
+    def over(  # noqa: PLR0913 - a model and its memory
         cls,
         parts: Parts,
         parameters: Bytes,
@@ -88,14 +89,15 @@ class Model:
         elsewhere: Mapping[str, torch.device] | None,
         *,
         apart: bool = False,
+        in_place: InPlace | None = None,
     ) -> Model:
-        """`elsewhere`: where the model's tensors are, if not in this memory. `apart`: see `Towers`."""
+        """`elsewhere`: where the model's tensors are, if not in this memory. `apart`, `in_place`: see `Towers`."""
         built, memory = parts.built, None
         if elsewhere:
             memory = DeviceMemory(built.layout, elsewhere, parameters=parameters, gradients=gradients)
         towers = Towers(
             built.model, built.recipe, built.layout, parameters=parameters, gradients=gradients,
-            seed=parts.settings.seed, memory=memory, apart=apart,
+            seed=parts.settings.seed, memory=memory, apart=apart, in_place=in_place,
         )  # fmt: skip
         return cls(towers, memory)
 

@@ -46,9 +46,9 @@ def run_worker(  # noqa: PLR0913 - what a task is told, each once
     settings = parts.settings
     gradients, parameters = Memory(built.layout.nbytes), Memory(built.layout.nbytes)
     homes = place_model(built, settings, rank=index if rank is None else rank, report=report, task=task)
-    landing = Memory(built.layout.nbytes) if settings.terms.in_flight > 1 else None
     # With two in flight the last gradient is read from its memory while the next one is made.
-    model = Model.over(parts, parameters.view, gradients.view, homes, apart=landing is not None)
+    model = Model.over(parts, parameters.view, gradients.view, homes, apart=settings.terms.in_flight > 1)
+    landing = Memory(built.layout.nbytes) if settings.terms.in_flight > 1 else None
     hello = Hello(
         Identity(index), run, VERSION, built.fingerprint, built.layout.fingerprint,
         codec.pack_specs(built.layout.specs), len(parts.data.train), socket.gethostname(), os.getpid(),

@@ -6,14 +6,10 @@ import json
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
 
-import msgspec
-import safetensors.torch
 import torch
 from torch import Tensor
 
 from evener import errors
-from evener.state.checkpoint import Manifest
-from evener.state.contents import Contents
 from evener.state.rules import NARROW, weights
 from evener.state.tensors import CPU, Slot, as_tensor, dtype_of, zeros
 from evener.wire.layout import ITEMSIZE, Layout
@@ -259,36 +255,3 @@ def agree(group: Group, facts: Mapping[str, object], allowed: Collection[str] = 
                 )
             differences.append(what)
     return differences
-
-
-Restored = tuple[Manifest, Contents] | None
-
-
-def share_restored(group: Group, restored: Restored) -> Restored:
-    """Tower 0's checkpoint on all towers, bit for bit: only its machine needs the files."""
-    data = group.share(_packed(restored) if group.rank == 0 else b"")
-    return (restored if group.rank == 0 else _unpacked(data)) if data else None
-
-
-def _packed(restored: Restored) -> bytes:
-    if restored is None:
-        return b""
-    manifest, contents = restored
-    tensors = {
-        f"{part}:{name}": tensor.contiguous()
-        for part in ("parameters", "averages", "optimizer")
-        for name, tensor in getattr(contents, part).items()
-    }
-    parts = (msgspec.json.encode(manifest), contents.step, contents.values, safetensors.torch.save(tensors))
-    return msgspec.msgpack.encode(parts)
-
-
-def _unpacked(data: bytes) -> tuple[Manifest, Contents]:
-    manifest, step, values, files = msgspec.msgpack.decode(data, type=tuple[bytes, int, dict, bytes])  # type: ignore[type-arg]
-    parts: dict[str, dict[str, Tensor]] = {"parameters": {}, "averages": {}, "optimizer": {}}
-    for key, tensor in safetensors.torch.load(files).items():
-        part, _, name = key.partition(":")
-        parts[part][name] = tensor
-    return msgspec.json.decode(manifest, type=Manifest), Contents(
-        step, parts["parameters"], parts["averages"], parts["optimizer"], values
-    )

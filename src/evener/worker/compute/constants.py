@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from evener.errors import ConfigError
-from evener.state.tensors import frozen, persistent_buffers
+from evener.state.tensors import PIECE, frozen, persistent_buffers
 from evener.wire.layout import Layout
 
 _INTEGERS = {1: torch.uint8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
@@ -151,12 +151,16 @@ def _unfrozen(name: str) -> ConfigError:
 
 
 def checksum(tensors: Iterable[Tensor]) -> int:
-    """A sum of all bits, as integers of the tensors' own size: one pass, on whatever device they are."""
+    """A sum of all bits, as integers of the tensors' own size: one pass, on whatever device they are.
+
+    PyTorch makes wide integers of all that it is to sum at once, twice the memory of float32: so it gets pieces.
+    """
     total = 0
     with torch.no_grad():
         for tensor in tensors:
             flat = tensor.detach().reshape(-1)
-            total += int(flat.view(_INTEGERS[flat.element_size()]).sum(dtype=torch.int64)) if flat.numel() else 0
+            for piece in torch.split(flat.view(_INTEGERS[flat.element_size()]), PIECE) if flat.numel() else ():
+                total += int(piece.sum(dtype=torch.int64))
     return total
 
 

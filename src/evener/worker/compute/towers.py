@@ -15,6 +15,7 @@ from evener.devices.modules import joined, moved_to, to_match
 from evener.errors import ConfigError
 from evener.recipes.recipe import Recipe
 from evener.recipes.references import place_of
+from evener.state.in_place import LARGE, InPlace
 from evener.state.tensors import Bytes, bind, whole_views
 from evener.wire.layout import Layout
 from evener.worker.compute.constants import Constants
@@ -22,8 +23,6 @@ from evener.worker.compute.device_memory import DeviceMemory, generators_of
 from evener.worker.exchange.exchange import ONLY, OneOf
 
 _ONE_DEVICE = nullcontext()
-#: Bytes of a gradient that is worth a call of its own (3 microseconds); copying so much takes a hundred.
-LARGE = 1 << 20
 
 
 class Towers:
@@ -40,6 +39,7 @@ class Towers:
         apart: gradients are autograd's own tensors until `collect`, for whoever changes the flat buffer and asks for
             them afterwards, or while others read there what was collected last. Otherwise those of large layers move
             there as soon as each is made, so that there is never more than one layer of them beside it.
+        in_place: over `gradients`; it gets those of large layers as they are, and no memory is written with them.
     """
 
     def __init__(  # noqa: PLR0913 - a model and its memory
@@ -53,6 +53,7 @@ class Towers:
         seed: int,
         memory: DeviceMemory | None = None,
         apart: bool = False,
+        in_place: InPlace | None = None,
     ) -> None:
         self.model = model
         self.recipe = recipe
@@ -72,7 +73,9 @@ class Towers:
         self._gradients = [views[name] for name, _ in trained]
         self._addresses = [homes[name].data_ptr() for name, _ in trained]
         self._homes = homes
-        for parameter, gradient in zip(self._parameters, self._gradients, strict=True) if not apart else ():
+        self._in_place = in_place
+        move = not apart and in_place is None
+        for parameter, gradient in zip(self._parameters, self._gradients, strict=True) if move else ():
             if gradient.nbytes >= LARGE:
                 parameter.register_post_accumulate_grad_hook(_into(gradient))  # type: ignore[no-untyped-call]
         self._buffers = [Buffer.of(model, spec.name, views[spec.name]) for spec in layout.specs if not spec.trained]
@@ -88,6 +91,8 @@ class Towers:
         if which.number == 0:
             for parameter in self._parameters:
                 parameter.grad = None
+            if self._in_place is not None:
+                self._in_place.let_go()
         loss = self._loss(batch)
         (loss if which.of == 1 else loss / which.of).backward()  # type: ignore[no-untyped-call]
         return float(loss.detach())
@@ -129,10 +134,15 @@ class Towers:
         self._come_home()
         self.constants.look(arrival)
         into, made, unused = [], [], []
+        stay: dict[str, Tensor] = {}
         for name, gradient, parameter in zip(self.names, self._gradients, self._parameters, strict=True):
+            large = self._in_place is not None and name in self._in_place.large
             if parameter.grad is None or (only is not None and name not in only):
-                gradient.zero_()
+                if not large:
+                    gradient.zero_()
                 unused.append(name)
+            elif large:
+                stay[name] = parameter.grad.to_dense() if parameter.grad.is_sparse else parameter.grad
             elif parameter.grad.is_sparse:
                 gradient.copy_(parameter.grad.to_dense())
             elif parameter.grad is not gradient:
@@ -140,6 +150,8 @@ class Towers:
                 made.append(parameter.grad)
         if into:
             torch._foreach_copy_(into, made)
+        if self._in_place is not None:
+            self._in_place.lay(stay)
         for buffer in self._buffers:
             buffer.collect()
         if self._memory is not None:

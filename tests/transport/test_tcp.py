@@ -24,7 +24,7 @@ from evener.errors import BindError, ConfigError, PeerGone, Unavailable
 from evener.transport import tcp, tcp_limits, tcp_link, tcp_silence
 from evener.transport.channel import MAX_HEADER, MAX_PARTS, Arrived, Closed, Opened, wait
 from evener.transport.tcp import TcpListener
-from evener.transport.tcp_wire import BYE, HEAD, OPEN, PAYLOAD, PLAIN, greeting, pack_sizes
+from evener.transport.tcp_wire import BYE, HEAD, OPEN, PAYLOAD, PLAIN, filling, greeting, pack_sizes
 
 
 @pytest.fixture
@@ -47,7 +47,8 @@ def port_of(listener: TcpListener) -> int:
 
 
 def said(kind: int, header: bytes, payload: bytes = b"") -> bytes:
-    return HEAD.pack(kind, len(header)) + header + payload
+    filled = header + bytes(filling(len(header))) if kind == PAYLOAD else header
+    return HEAD.pack(kind, len(header)) + filled + payload
 
 
 HELLO = greeting(keys=False)
@@ -446,6 +447,7 @@ BAD_LATER = {
     "a farewell": said(BYE, b""),
     "a kind that does not exist": said(7, b""),
     "a header that is too long": said(PLAIN, bytes(MAX_HEADER + 1)),
+    "a header that is filled up with words": HEAD.pack(PAYLOAD, 4) + b"push" + b"x" * filling(4),
     "a payload before the last was answered": said(PAYLOAD, b"push", b"8" * 3_000_000),
 }
 

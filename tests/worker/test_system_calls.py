@@ -77,7 +77,7 @@ def test_in_shared_memory_a_worker_asks_three_times_and_its_server_five_times(tm
 def test_between_hosts_each_end_hears_a_message_in_three_pieces(links, tmp_path):
     """A payload of less than 256 KB, and an answer that is there when the worker looks: else it looks and waits first.
 
-    With keys each further 256 KB are one piece more, at both ends.
+    With keys each further 512 KB are one piece more, at both ends.
     """
     calls = linked(links, tmp_path, mode="async", ps=1, workers=1)
 

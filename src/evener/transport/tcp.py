@@ -241,14 +241,15 @@ class TcpListener:
         views = flat(payload, link.sizes if link.admitted else ()) if payload else []
         if link.broken:
             raise PeerGone(f"peer {peer} ({link.address}) is gone: {link.broken}.")
-        if link.crowded(header, views):
+        kind = PAYLOAD if payload else PLAIN
+        if link.crowded(kind, header, views):
             reason = "it does not read what it is sent"
             self._forget(link, reason)
             self._close(link)
             raise PeerGone(f"peer {peer} ({link.address}) is gone: {reason}.")
         was_busy = link.busy
         try:
-            link.send(PAYLOAD if payload else PLAIN, header, views)
+            link.send(kind, header, views)
         except OSError as error:
             link.broken = ENDED
             link.forget_unsent()

@@ -88,9 +88,9 @@ class Link:
         """Does something wait to be sent?"""
         return bool(self._queue)
 
-    def crowded(self, header: bytes, payload: Sequence[memoryview]) -> bool:
+    def crowded(self, kind: int, header: bytes, payload: Sequence[memoryview]) -> bool:
         """Is there too much that it has not read to add this?"""
-        size = written_bytes(header, payload, sealed=self.sealing is not None)
+        size = written_bytes(kind, header, payload, sealed=self.sealing is not None)
         most = sum(self.sizes) + WORDS if self.admitted else STRANGERS_WORDS
         return self.busy and self._queued + size > most
 

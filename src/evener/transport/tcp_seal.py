@@ -2,7 +2,7 @@
 
 The number of a piece is its nonce and is never sent: both ends count. So a piece that is left out, repeated, moved,
 cut short or changed does not open, and the link ends there. The cipher is `cryptography`'s (OpenSSL's); one call seals
-one piece of up to 256 KB, 3-10 GB/s, where a record of TLS has 16 KB and `ssl` passes 1.5 GB/s (measured).
+one piece of up to 512 KB, 3-10 GB/s, where a record of TLS has 16 KB and `ssl` passes 1.5 GB/s (measured).
 """
 
 from __future__ import annotations

@@ -8,7 +8,7 @@ import torch
 from torch import nn
 
 from evener.devices.process import LARGE
-from evener.state.tensors import PIECE, Slot, bind, digest_of, frozen, let_go, specs_of, whole_views, zeros
+from evener.state.tensors import PIECE, Slot, bind, digest_of, frozen, let_go, overwrite, specs_of, whole_views, zeros
 from evener.wire.layout import Layout, Spec
 
 
@@ -343,3 +343,33 @@ def test_a_model_that_is_let_go_holds_no_memory():
 
     held = [*model.parameters(), *(value for name, value in model.named_buffers() if name != "cache")]
     assert all(tensor.untyped_storage().nbytes() == 0 for tensor in held)
+
+
+def transposed(numbers):
+    return numbers.view(4, 6).t()
+
+
+@pytest.mark.parametrize(
+    "source",
+    [
+        torch.arange(24.0),
+        transposed(torch.arange(24.0)),
+        torch.arange(24.0, dtype=torch.float64),
+        torch.arange(48.0)[::2],
+        torch.complex(torch.arange(24.0), torch.ones(24)).conj(),
+        torch.arange(1.0).expand(24),
+        torch.arange(24),
+    ],
+    ids=["alike", "transposed", "wider", "strided", "conjugate", "expanded", "whole numbers"],
+)
+def test_memory_that_another_process_has_read_is_written_over_with_the_same_numbers(source):
+    dtype = source.dtype if source.is_complex() else torch.float32
+    target, expected = torch.zeros(source.shape, dtype=dtype), torch.zeros(source.shape, dtype=dtype)
+    overwrite(target, source)
+    assert torch.equal(target, expected.copy_(source))
+
+
+def test_a_block_that_begins_in_the_middle_of_another_one_stays_in_its_bounds():
+    block = torch.full((10,), -1.0)
+    overwrite(block[2:5], torch.arange(3.0))
+    assert block.tolist() == [-1, -1, 0, 1, 2, -1, -1, -1, -1, -1]

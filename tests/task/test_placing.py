@@ -201,6 +201,18 @@ def test_a_worker_that_runs_a_program_sees_its_own_gpu_alone(options, environmen
     assert task_environment(Settings(), "ps")["CUDA_VISIBLE_DEVICES"] == ""
 
 
+def test_tasks_copy_large_blocks_past_the_caches_unless_the_user_has_said_otherwise(monkeypatch):
+    name, mine = "GLIBC_TUNABLES", "glibc.cpu.x86_non_temporal_threshold=0x40000"
+    for said, found in [
+        (None, mine),
+        ("", mine),
+        ("glibc.malloc.check=1", f"glibc.malloc.check=1:{mine}"),
+        ("glibc.cpu.x86_non_temporal_threshold=0x100000", "glibc.cpu.x86_non_temporal_threshold=0x100000"),
+    ]:
+        monkeypatch.delenv(name, raising=False) if said is None else monkeypatch.setenv(name, said)
+        assert task_environment(Settings(), "worker")[name] == found
+
+
 def test_this_process_sees_them_until_the_run_ends(monkeypatch):
     import os
 

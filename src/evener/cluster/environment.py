@@ -17,6 +17,9 @@ from evener.cluster.slurm import nodelist
 from evener.errors import ConfigError
 from evener.settings import Settings
 
+#: Bytes of a block that tasks copy past the caches.
+PAST_CACHES = 1 << 18
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Flags:
@@ -238,10 +241,23 @@ def device_variables(settings: Settings, job: str, environment: Mapping[str, str
     return variables
 
 
+def copying_variables(environment: Mapping[str, str]) -> dict[str, str]:
+    """Let glibc copy large blocks past the caches, unless the user has said otherwise. x86 only: else it means nothing.
+
+    Tasks of one machine write gradients and parameters where another one has read. Through the caches that takes ten
+    times as long where the two cores have caches of their own: 650 microseconds for 1.6 MB, 60 past them. By default
+    glibc goes past them from most of the last cache on, some 20 MB. It looks at this when a process begins.
+    """
+    name, which = "GLIBC_TUNABLES", "glibc.cpu.x86_non_temporal_threshold"
+    said = environment.get(name, "")
+    return {} if which in said else {name: ":".join(filter(None, [said, f"{which}={PAST_CACHES:#x}"]))}
+
+
 def task_environment(settings: Settings, job: str, rank: int = 0) -> dict[str, str]:
     """The environment of a task that is started."""
     alone = loopback_variables(os.environ) if settings.way in ("towers", "pipeline") else {}
-    return {**os.environ, **device_variables(settings, job, os.environ, rank), **alone}
+    copying = copying_variables(os.environ)
+    return {**os.environ, **device_variables(settings, job, os.environ, rank), **alone, **copying}
 
 
 def change_environment(changes: Mapping[str, str | None]) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import ctypes
 import hashlib
 import math
 import mmap
@@ -87,6 +88,19 @@ def as_tensor(part: Bytes, dtype: str) -> Tensor:
     if len(part) == 0:
         return torch.empty(0, dtype=dtype_of(dtype))
     return torch.frombuffer(part, dtype=dtype_of(dtype))
+
+
+def overwrite(target: Tensor, source: Tensor) -> None:
+    """Copy to memory that another process has read.
+
+    By libc, which goes past the caches for large blocks in tasks (`copying_variables`); PyTorch's own copies never do.
+    """
+    alike = source.dtype == target.dtype and source.shape == target.shape and source.layout == torch.strided
+    here = source.device.type == target.device.type == "cpu" and not (source.is_conj() or source.is_neg())
+    if alike and here and source.is_contiguous() and target.is_contiguous():
+        ctypes.memmove(target.data_ptr(), source.data_ptr(), target.nbytes)
+    else:
+        target.copy_(source)
 
 
 def zeros(nbytes: int, device: torch.device = CPU) -> Tensor:

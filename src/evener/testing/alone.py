@@ -67,7 +67,7 @@ def one_process(
     if restored:
         saver.resumed(restored[0].step, str(store.path(restored[0].step)))
         restored = (in_unit(restored[0], settings.batch_size, by_samples=False), restored[1])
-    blocks = [torch.zeros(built.layout.nbytes, dtype=torch.uint8).numpy().data for _ in range(2)]
+    blocks = [torch.zeros(built.layout.nbytes, dtype=torch.uint8) for _ in range(2)]
     parts = [[block[at : at + nbytes] for at, nbytes in built.layout.ranges(0)] for block in blocks]
     state = State(built.model, recipe, built.layout, slot=Slot(built.layout, 0, parts[0]))
     towers = Towers(built.model, recipe, built.layout, parameters=blocks[0], gradients=blocks[1], seed=settings.seed)

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from evener.state.tensors import as_tensor
+from evener.state.tensors import as_tensor, overwrite
 from evener.transport.channel import Memory
 from evener.worker.allreduce.doorbell import Doorbell, Gather
 
@@ -88,7 +88,7 @@ class SharedSum:
         """Let the others see what belongs to this round, once they have been met."""
         self._turns.reverse()
         for cut, given in self._turns[0][number]:
-            given[self._rank].copy_(flats[cut.flat][cut.start : cut.stop])
+            overwrite(given[self._rank], flats[cut.flat][cut.start : cut.stop])
 
     def take(self, flats: Sequence[Tensor], number: int = 0) -> None:
         """Replace it by the sums of what all have given, who have been met since."""

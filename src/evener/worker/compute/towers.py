@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Mapping
+import math
+from collections.abc import Callable, Collection, Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
 from typing import Any
@@ -16,13 +17,15 @@ from evener.errors import ConfigError
 from evener.recipes.recipe import Recipe
 from evener.recipes.references import place_of
 from evener.state.in_place import LARGE, InPlace
-from evener.state.tensors import Bytes, bind, whole_views
+from evener.state.tensors import Bytes, bind, overwrite, whole_views
 from evener.wire.layout import Layout
 from evener.worker.compute.constants import Constants
 from evener.worker.compute.device_memory import DeviceMemory, generators_of
 from evener.worker.exchange.exchange import ONLY, OneOf
 
 _ONE_DEVICE = nullcontext()
+#: Bytes of a gradient that is copied by itself, past the caches (`copying_variables`).
+ALONE = 1 << 18
 
 
 class Towers:
@@ -31,7 +34,7 @@ class Towers:
     Args:
         model: its parameters and buffers move into `parameters`, values included.
         parameters: memory block of the layout that the model lives in; an answer that lands there is the new model.
-        gradients: memory block of the layout that `collect` fills.
+        gradients: memory block of the layout that `collect` fills; if it is no tensor, another task may read it there.
         memory: the same on other devices, when the model lives there; None: the model lives in `parameters` itself,
             which may be memory of a device too.
         seed: of the run; with the lease it seeds what is random in the model, so that dropout too depends on the batch
@@ -74,10 +77,11 @@ class Towers:
         self._addresses = [homes[name].data_ptr() for name, _ in trained]
         self._homes = homes
         self._in_place = in_place
+        self._copied = overwrite if memory is None and not isinstance(gradients, Tensor) else _copy
         move = not apart and in_place is None
         for parameter, gradient in zip(self._parameters, self._gradients, strict=True) if move else ():
             if gradient.nbytes >= LARGE:
-                parameter.register_post_accumulate_grad_hook(_into(gradient))  # type: ignore[no-untyped-call]
+                parameter.register_post_accumulate_grad_hook(_into(gradient, self._copied))  # type: ignore[no-untyped-call]
         self._buffers = [Buffer.of(model, spec.name, views[spec.name]) for spec in layout.specs if not spec.trained]
         self.names = [name for name, _ in trained]
         self.constants = Constants(model, layout)
@@ -133,7 +137,7 @@ class Towers:
         """
         self._come_home()
         self.constants.look(arrival)
-        into, made, unused = [], [], []
+        made, unused = list[tuple[Tensor, Tensor]](), []
         stay: dict[str, Tensor] = {}
         for name, gradient, parameter in zip(self.names, self._gradients, self._parameters, strict=True):
             large = self._in_place is not None and name in self._in_place.large
@@ -146,10 +150,8 @@ class Towers:
             elif parameter.grad.is_sparse:
                 gradient.copy_(parameter.grad.to_dense())
             elif parameter.grad is not gradient:
-                into.append(gradient)
-                made.append(parameter.grad)
-        if into:
-            torch._foreach_copy_(into, made)
+                made.append((gradient, parameter.grad))
+        self._bring(made)
         if self._in_place is not None:
             self._in_place.lay(stay)
         for buffer in self._buffers:
@@ -157,6 +159,14 @@ class Towers:
         if self._memory is not None:
             self._memory.deliver()
         return unused
+
+    def _bring(self, made: Sequence[tuple[Tensor, Tensor]]) -> None:
+        """Gradients to where they travel: (there, made)."""
+        most = ALONE if self._copied is overwrite else math.inf
+        for there, large in [pair for pair in made if pair[0].nbytes >= most]:
+            self._copied(there, large)
+        if small := [pair for pair in made if pair[0].nbytes < most]:
+            torch._foreach_copy_([there for there, _ in small], [one for _, one in small])
 
     def arrived(self, arrival: int) -> None:
         """Other processes have just filled the parameters, for the so-and-so-manieth time; 0: they are our own."""
@@ -189,7 +199,11 @@ class Towers:
         }
 
 
-def _into(gradient: Tensor) -> Callable[[Tensor], None]:
+def _copy(target: Tensor, source: Tensor) -> None:
+    target.copy_(source)
+
+
+def _into(gradient: Tensor, copied: Callable[[Tensor, Tensor], None]) -> Callable[[Tensor], None]:
     """What moves a parameter's gradient there once autograd has made it: a copy, and autograd's own is let go."""
 
     def move(parameter: Tensor) -> None:
@@ -197,7 +211,7 @@ def _into(gradient: Tensor) -> Callable[[Tensor], None]:
         if made is None or made is gradient or made.is_sparse:
             return
         with torch.no_grad():
-            gradient.copy_(made)
+            copied(gradient, made)
         parameter.grad = gradient
 
     return move

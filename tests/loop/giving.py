@@ -24,9 +24,6 @@ class Pool:
     def number(self):
         return self.passes - 1
 
-    def refresh(self):
-        pass
-
     def draw(self, want):
         self.wants.append(want)
         if self.answers:

@@ -132,6 +132,75 @@ def test_the_second_of_two_in_flight_is_computed_on_what_the_first_one_was(tmp_p
     assert seen == expected
 
 
+class Watches(Program):
+    """Looks whether its parameters change while a gradient is computed: from the first batch of a step to its end."""
+
+    many = 1  # batches of a step
+
+    def loop(self, ev, model, optimizer, loader):
+        torn, before = 0, None
+        for _ in range(self.epochs):
+            for number, batch in enumerate(loader):
+                if number % self.many == 0:
+                    before = [p.detach().clone() for p in model.parameters()]
+                    optimizer.zero_grad()
+                nn.functional.mse_loss(model(batch[0]), batch[1]).backward()
+                if (number + 1) % self.many == 0:
+                    torn += not all(map(torch.equal, before, model.parameters()))
+                    optimizer.step()
+        return torn
+
+
+class LooksAhead(Program):
+    """Fetches its next batch between forward and backward."""
+
+    def loop(self, ev, model, optimizer, loader):
+        torn = 0
+        for _ in range(self.epochs):
+            rest = iter(loader)
+            batch = next(rest, None)
+            while batch is not None:
+                before = [p.detach().clone() for p in model.parameters()]
+                optimizer.zero_grad()
+                loss = nn.functional.mse_loss(model(batch[0]), batch[1])
+                if (batch := next(rest, None)) is not None:  # at the end of a pass the newest come, in every mode
+                    torn += not all(map(torch.equal, before, model.parameters()))
+                loss.backward()
+                optimizer.step()
+        return torn
+
+
+@pytest.mark.parametrize("many", [1, 2, 3])
+@pytest.mark.parametrize("way", IN_FLIGHT)
+def test_parameters_stay_as_they_are_while_a_gradient_is_computed(way, many, tmp_path):
+    program = Watches()
+    program.many = many
+    assert set(good(run(way, program, tmp_path)).ends) == {0}
+    audited(tmp_path)
+
+
+@pytest.mark.parametrize("way", IN_FLIGHT)
+def test_also_where_a_program_fetches_its_next_batch_before_the_step(way, tmp_path):
+    assert set(good(run(way, LooksAhead(), tmp_path)).ends) == {0}
+
+
+class Clamps(Program):
+    def stepped(self, ev, epoch, number):
+        for parameter in self.model.parameters():
+            parameter.data.clamp_(-1e-3, 1e-3)
+
+    def make(self):
+        made = super().make()
+        self.model = made[0]
+        return made
+
+
+@pytest.mark.parametrize("way", ["1 ps, 1 worker", "1 ps, 1 worker, in flight"])
+def test_what_a_program_makes_of_parameters_that_are_the_servers_is_refused_by_name(way, tmp_path):
+    (end,) = run(way, Clamps(), tmp_path).ends
+    assert isinstance(end, ConfigError) and "has changed trained parameters by itself" in str(end)
+
+
 @pytest.mark.parametrize("way", IN_LOCKSTEP)
 def test_two_in_lockstep_compute_what_the_plain_program_does_with_twice_the_batch(way, tmp_path):
     ran = good(run(way, Program(), tmp_path))

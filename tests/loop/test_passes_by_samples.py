@@ -28,7 +28,7 @@ class Owner:
     def step(self, step):
         return None, self._turn()
 
-    def settled(self, *, wait=True):
+    def settled(self, *, land):
         return None
 
     def draw(self, want, *, unused=(), wait=False):

@@ -4,6 +4,7 @@ import pytest
 import torch
 from test_state import OPTIMIZERS, parameters_of, trained_plainly
 from torch import nn
+from torch.optim.optimizer import register_optimizer_step_pre_hook
 from training import assert_equal, largest_taken, recipe_of, restored, shards_of, train
 
 from evener.state import trained_parts
@@ -122,6 +123,13 @@ class OfOnesOwn(torch.optim.SGD):
     """May look at whole parameters."""
 
 
+def replaced(model):
+    made = torch.optim.SGD(model.parameters(), lr=0.1)
+    really = made.step
+    made.step = lambda closure=None: really(closure)  # may look at whole parameters first
+    return made
+
+
 def hooked(model):
     made = torch.optim.Adam(model.parameters())
     made.register_step_pre_hook(lambda *_: None)
@@ -133,16 +141,26 @@ def hooked(model):
     [
         lambda model: OfOnesOwn(model.parameters(), lr=0.1),
         hooked,
+        replaced,
         lambda model: torch.optim.Adam(model.parameters(), fused=True),
         lambda model: torch.optim.Adam(model.parameters(), foreach=True),
         lambda model: torch.optim.Adafactor(model.parameters()),
     ],
-    ids=["of_ones_own", "hooked", "fused", "foreach", "by_rows"],
+    ids=["of_ones_own", "hooked", "replaced", "fused", "foreach", "by_rows"],
 )
 def test_an_optimizer_that_may_look_at_whole_parameters_gets_them(optimizer, small):
     (state,) = shards_of(recipe_of(optimizer))
     train([state], 2)
 
+    assert longest(state) == 427
+
+
+def test_a_hook_of_all_optimizers_may_look_at_whole_parameters_too(small):
+    handle = register_optimizer_step_pre_hook(lambda *_: None)
+    try:
+        (state,) = shards_of(recipe_of(OPTIMIZERS["adam"]))
+    finally:
+        handle.remove()
     assert longest(state) == 427
 
 

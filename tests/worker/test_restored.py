@@ -4,6 +4,7 @@ import torch
 from torch import nn
 from training import assert_equal, manifest_for, recipe_of, shards_of, train
 
+from evener.state.contents import Contents
 from evener.worker.allreduce import restored
 from evener.worker.allreduce.restored import share_restored
 
@@ -75,3 +76,12 @@ def test_towers_that_begin_share_nothing():
 
     assert share_restored(first, None) is None
     assert share_restored(Hears(first.told), None) is None
+
+
+def test_a_tensor_without_numbers_travels_too_also_as_the_first():
+    contents = Contents(3, {"mask": torch.empty(0), "weight": torch.ones(3)}, {}, {}, {})
+    first = Tells()
+    manifest = checkpoint()[0]
+    share_restored(first, (manifest, contents))
+    _, found = share_restored(Hears(first.told), None)
+    assert_equal(found.parameters, contents.parameters)

@@ -31,7 +31,7 @@ class Alone:
     def draw(self, want: int, *, unused: Sequence[int] = (), wait: bool = False) -> Turn:
         return self._turn()
 
-    def settled(self, *, wait: bool = True) -> Turn | None:
+    def settled(self, *, land: bool) -> Turn | None:
         return None
 
     def stop(self, reason: str, *, complete: bool = False) -> None:

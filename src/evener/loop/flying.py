@@ -61,14 +61,26 @@ class Flying:
             self.free()
         return came or self._quiet()
 
-    def settled(self, *, wait: bool) -> Turn | None:
-        """What became of the gradient on its way, with its parameters in the model; None: it has not come, or there is
-        none. Not while a gradient is computed."""
-        if self._flying and (wait or self._servers.answered()):
-            self.free()
+    @property
+    def lost(self) -> bool:
+        """Whether the gradient before was not taken, as far as that was heard and not told."""
+        return self._came is not None and bool(self._came.anew or self._came.rejected)
+
+    @property
+    def landed(self) -> bool:
+        """Whether the model has what came last."""
+        return self._landed and not self._flying
+
+    def settled(self, *, land: bool) -> Turn | None:
+        """What became of the gradient on its way, waited for; None: there is none, or it was told.
+
+        Args:
+            land: its parameters come to the model; not while a gradient is computed.
+        """
+        self.free()
+        if land and not self._landed:
+            self.land(self._newest)
         came, self._came = self._came, None
-        if came is not None:
-            self.land(came)
         return came
 
     def land(self, turn: Turn) -> None:

@@ -40,11 +40,6 @@ class Hand:
         return self._waiting[0] if self._waiting else -1
 
     @property
-    def begins(self) -> bool:
-        """Whether no batch was used since the last step."""
-        return not self._used
-
-    @property
     def loading(self) -> bool:
         return bool(self._loading)
 

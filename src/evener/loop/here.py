@@ -211,7 +211,7 @@ class Here:
             version=self._state.step, lease=-1, leases=leases, stop=self._stop, chief=self._rank == 0, script=script
         )
 
-    def settled(self, *, wait: bool = True) -> Turn | None:
+    def settled(self, *, land: bool) -> Turn | None:
         return None
 
     # --- its end

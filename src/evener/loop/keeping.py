@@ -74,6 +74,10 @@ class Keeper:
         ]
         return kept.packed()
 
+    def judged(self) -> None:
+        """A validation was judged: the other workers are to hear of it at once."""
+        self.spread = True
+
     def soon(self) -> None:
         """The next step is to tell it."""
         self._told_at = -math.inf

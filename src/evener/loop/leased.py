@@ -33,10 +33,6 @@ class Gives(Protocol):
         """Bring so many leases into the hand, as far as there are any now."""
         ...
 
-    def refresh(self) -> None:
-        """A batch is about to be given: the newest parameters that have come are for it, if it is a step's first."""
-        ...
-
     def wait(self) -> None:
         """What is in hand is used up, or will not be: come back with a lease, be it of the next epoch, or stopped."""
         ...
@@ -108,7 +104,6 @@ class Leased:
         """Batches of this epoch as long as there are leases of it."""
         hand = self._gives.hand
         for batch in self._inner:
-            self._gives.refresh()
             if self._gives.stopped:
                 return
             lease = self._coming.issued.pop(0)

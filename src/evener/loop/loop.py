@@ -126,9 +126,8 @@ class Loop:
             raise ConfigError(
                 f"{path}: which of {len(which)} models?", fix='name one: ev.save("generator.pt", generator).'
             )
-        if self._passes is not None:
-            self._passes.settle()
-        if self.chief:
+        if self.chief and self._passes is not None:
+            self._passes.settle(land=True)
             state = bare(which[0]).state_dict()
             write({name: v.detach().cpu() if isinstance(v, Tensor) else v for name, v in state.items()}, Path(path))
 
@@ -171,8 +170,8 @@ class Loop:
         for number, optimizer in enumerate(parts.optimizers):
             self._watch(number, optimizer)
         schedulers = Schedulers(
-            parts.schedulers, passes, apart=isinstance(owner, Remote), again=self._keeper.fresh, judged=self._judged,
-            turned=self._keeper.soon, inside=self._keeper.kept.inside,
+            parts.schedulers, passes, apart=isinstance(owner, Remote), again=self._keeper.fresh,
+            judged=self._keeper.judged, turned=self._keeper.soon, inside=self._keeper.kept.inside,
         )  # fmt: skip
         self._keeper.inside = schedulers.inside
         if isinstance(owner, Here):
@@ -274,9 +273,6 @@ class Loop:
             self._keeper.restore()
         self._keeper.soon()  # the chief's program may have judged a validation alone
 
-    def _judged(self) -> None:
-        self._keeper.spread = True
-
     # --- the end
 
     def _stop_early(self, reason: str) -> None:
@@ -288,10 +284,14 @@ class Loop:
         self._sinks.close()
         if self._owner is None:
             return
+        passes = self._passes
+        try:
+            if error is None and passes is not None:
+                passes.settle(land=True)
+        except BaseException as failed:
+            self._finish(failed)
+            raise
         if error is None:
-            passes = self._passes
-            if passes is not None:
-                passes.settle()
             keeps = passes is not None and passes.turn.chief and not isinstance(self._owner, Alone)
             self._owner.close(script=self._keeper.packed(passes) if keeps and passes is not None else b"")
             self._joining.report(Status(self._joining.name, "done"))

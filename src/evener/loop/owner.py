@@ -56,11 +56,11 @@ class Owner(Protocol):
         """See `Servers.draw`."""
         ...
 
-    def settled(self, *, wait: bool = True) -> Turn | None:
-        """What has come of a step that was not waited for; the model has its parameters. None: of none.
+    def settled(self, *, land: bool) -> Turn | None:
+        """What has come of a step that was not waited for; it is waited for now. None: there is none.
 
         Args:
-            wait: for it; else None where it has not come yet.
+            land: its parameters come to the model; not while a gradient may be under way.
         """
         ...
 

@@ -82,7 +82,7 @@ class Passes:
 
     def first(self) -> None:
         self._take(self._owner.start(self.want))
-        self.counted = self.turn.version
+        self.counted = max(self.counted, self.turn.version)
 
     def step(self, step: Step) -> Any:
         self._steps += 1
@@ -94,26 +94,22 @@ class Passes:
         self._hear(turn)
         reached = turn.version + self._owner.under_way
         self.moved = max(0, reached - self.counted)  # also those made while this worker waited for a batch
-        self.counted = reached
+        self.counted = max(self.counted, reached)  # a step that was not taken in the end was counted all the same
         return result
 
     def draw(self, want: int) -> None:
-        self.settle()
+        self.settle(land=False)
         self.leave_if_interrupted()
         if self.hand.first < 0 and not self.stopped:
             self._take(self._owner.draw(want))
 
-    def refresh(self) -> None:
-        if self.hand.begins:
-            self.settle(wait=False)
-
-    def settle(self, *, wait: bool = True) -> None:
-        """Hear what has come of a step that was not waited for."""
-        if (turn := self._owner.settled(wait=wait)) is not None:
+    def settle(self, *, land: bool) -> None:
+        """Hear what has come of a step that was not waited for. `land`: see `Owner.settled`."""
+        if (turn := self._owner.settled(land=land)) is not None:
             self._hear(turn)
 
     def wait(self) -> None:
-        self.settle()
+        self.settle(land=False)
         self.leave_if_interrupted()
         if self.hand.first >= 0 or self.stopped:
             return
@@ -177,7 +173,7 @@ class Passes:
     def passed(self, *, whole: bool) -> None:
         self.inside = False
         if whole:
-            self.settle()
+            self.settle(land=True)
             self.leave_if_interrupted()
         if whole and not self.supply.length and isinstance(self._owner, Here):
             self._take(self._owner.draw(0, wait=True))

@@ -123,6 +123,8 @@ class Remote:
             loss = float(result)
         if self._flying is not None:
             self._flying.free()
+            if self._flying.lost:
+                self._told = b""
         unused = self._towers.collect(self._arrivals, self._parts.names[step.group])
         examples = sum(step.sizes) or len(step.leases) * self._supply.size
         own = Own(
@@ -139,13 +141,18 @@ class Remote:
             torch._foreach_copy_([parameter.data for parameter in others], before)
         return result, self._came(turn)
 
-    def settled(self, *, wait: bool = True) -> Turn | None:
-        turn = self._flying.settled(wait=wait) if self._flying is not None else None
-        if turn is None:
+    def settled(self, *, land: bool) -> Turn | None:
+        if self._flying is None:
             return None
-        if turn.anew or turn.rejected:
-            self._told = b""
-        return self._came(turn)
+        if land and not self._flying.landed:  # else what the program has made of the parameters would be lost unseen
+            self._towers.constants.look(self._arrivals)
+        arrivals, turn = self._arrivals, self._flying.settled(land=land)
+        if self._arrivals != arrivals:
+            self._towers.arrived(self._arrivals)
+        if turn is not None:
+            self._chief = turn.chief
+            self._told = b"" if turn.anew or turn.rejected else self._told
+        return turn
 
     def _settings(self) -> bytes:
         """The settings of all optimizers, if they have changed since they were told last. The chief's count."""

@@ -53,6 +53,8 @@ class Scripts:
 
     def refuses(self, seat: Seat, push: Push) -> str:
         versions = (seat.version, seat.before)[: self._terms.in_flight]
+        if push.version == seat.before and push.version not in versions and seat.its_turn():
+            return "computes ahead of its answers, and this ps task was started without: give all the same --in-flight"
         if not seat.its_turn() or seat.worker in self._idle or push.version not in versions or push.count:
             return f"pushed out of turn: version {push.version}, seq {push.seq}"
         if not self.hands.has(_life(seat), named(push)):

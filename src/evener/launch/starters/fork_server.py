@@ -42,7 +42,6 @@ class Wanted(msgspec.Struct, frozen=True, tag=True):
     number: int
     name: str
     changes: dict[str, str | None]  # of the server's environment; None: without this variable
-    steps: bool = False  # it has an optimizer
 
 
 class Born(msgspec.Struct, frozen=True, tag=True):
@@ -86,8 +85,6 @@ def serve(line: socket.socket) -> int | None:
                 return None
             data, given = order
             wanted = _wanted.decode(data)
-            if wanted.steps:
-                preload("torch._dynamo")  # PyTorch's optimizers need its compiler: 0.9 s of a core
             if (pid := _fork(log=given[1])) == 0:
                 line.close()
                 for pidfd in children:

@@ -112,12 +112,12 @@ class ForkServer:
     def alive(self) -> bool:
         return self._process.poll() is None
 
-    def fork(self, name: str, environment: Mapping[str, str], line: int, log: int, *, steps: bool) -> Forked:
-        """Start a task; `steps`: it has an optimizer. Raises OSError when the server is gone or cannot be told."""
+    def fork(self, name: str, environment: Mapping[str, str], line: int, log: int) -> Forked:
+        """Start a task. Raises OSError when the server is gone or cannot be told."""
         changes: dict[str, str | None] = dict.fromkeys(self._environment.keys() - environment.keys())
         changes |= {key: value for key, value in environment.items() if self._environment.get(key) != value}
         self._last += 1
-        if len(order := encode(Wanted(self._last, name, changes, steps))) > LONGEST:
+        if len(order := encode(Wanted(self._last, name, changes))) > LONGEST:
             raise OSError(errno.E2BIG, "an environment that changed too much")
         self._line.setblocking(True)
         try:

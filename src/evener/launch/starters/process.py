@@ -159,8 +159,7 @@ class Processes:
             mine, theirs = socket.socketpair()
             with theirs, contextlib.ExitStack() as unless_started:
                 unless_started.callback(mine.close)
-                line, steps = theirs.fileno(), assignment.job == "ps" or not settings.ps
-                child = self._child(name, environment, line, log.fileno(), steps=steps)
+                child = self._child(name, environment, theirs.fileno(), log.fileno())
                 unless_started.pop_all()
         return Process(assignment, child, mine)
 
@@ -173,10 +172,10 @@ class Processes:
             self._tell(f"{path} cannot be opened ({error.strerror}): what its task writes there is lost")
             return open(os.devnull, "ab")
 
-    def _child(self, name: str, environment: dict[str, str], line: int, log: int, *, steps: bool) -> Child:
+    def _child(self, name: str, environment: dict[str, str], line: int, log: int) -> Child:
         if self.forks:
             with contextlib.suppress(OSError):  # it has just ended, or there is too much to tell it
-                return self._living_server(environment, log).fork(name, environment, line, log, steps=steps)
+                return self._living_server(environment, log).fork(name, environment, line, log)
         return _spawn(name, environment, line, log)
 
     def _living_server(self, environment: dict[str, str], log: int) -> ForkServer:

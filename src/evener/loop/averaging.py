@@ -8,12 +8,15 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
+from torch import Tensor
 from torch.optim import Optimizer
 
 from evener.loop.owner import Step
 from evener.loop.parts import Parts
+from evener.state.in_place import LARGE
 from evener.state.state import State
-from evener.state.tensors import whole_views
+from evener.state.tensors import whole_views, zeros
+from evener.wire.layout import Layout
 from evener.worker.allreduce.allreduce import Travelling
 from evener.worker.allreduce.group import Group
 
@@ -41,6 +44,7 @@ class Averaging:
 
     Towers call `give` or `idle` equally often, but need not be at the same optimizer: one whose scaler has left out
     a step is ahead of the others. Each parameter's gradient is the mean over the towers that gave its optimizer one.
+    On a CPU the gradients of large parameters are summed where autograd has put them: P less memory, two copies less.
 
     Args:
         stop_asked: why somebody outside wants the run to end early; empty otherwise.
@@ -65,9 +69,12 @@ class Averaging:
         optimizers = len(parts.optimizers)
         self._counts = LOSSES + 1 + optimizers
         self._size = self._counts + 2 * group.size
-        self._travelling = Travelling.of(layout, home, head=self._size)
-        views = whole_views(layout, self._travelling.block)
-        self._gradients = [views[name] for name, _ in self._trained]
+        large = {name for name, one in self._trained if home.type == "cpu" and one.nbytes >= LARGE}
+        small = Layout(spec for spec in layout.specs if spec.name not in large)
+        self._travelling = Travelling.of(small, home, head=self._size + len(large))
+        views = whole_views(small, self._travelling.block)
+        #: Where the gradients of small parameters travel; None: those of a large one travel where they are.
+        self._gradients = [views.get(name) for name, _ in self._trained]
         buffers = dict(parts.model.named_buffers())
         self._buffers = [(buffers[s.name], views[s.name]) for s in layout.specs if s.name in buffers]
         self._steps = [type(optimizer).step for optimizer in parts.optimizers]
@@ -79,24 +86,17 @@ class Averaging:
         Args:
             unused: batches before them that no step has used, nor will.
         """
-        for (_, parameter), gradient, owner in zip(self._trained, self._gradients, self._of, strict=True):
-            if owner != step.group or parameter.grad is None:
-                gradient.zero_()
-            else:
-                gradient.copy_(parameter.grad.to_dense() if parameter.grad.is_sparse else parameter.grad)
-        used = [
-            float(owner == step.group and parameter.grad is not None)
+        given = [
+            parameter.grad if owner == step.group else None
             for (_, parameter), owner in zip(self._trained, self._of, strict=True)
         ]
-        return self._sum(step, used, unused)
+        return self._sum(step, given, unused)
 
     def idle(self, unused: int, *, left: bool) -> Sums:
         """Give nothing, but take the same steps as the others. `left`: the program has left its loop."""
-        for gradient in self._gradients:
-            gradient.zero_()
-        return self._sum(None, [0.0] * len(self._trained), unused, left=left)
+        return self._sum(None, [None] * len(self._trained), unused, left=left)
 
-    def _sum(self, step: Step | None, used: list[float], unused: int, *, left: bool = False) -> Sums:
+    def _sum(self, step: Step | None, given: Sequence[Tensor | None], unused: int, *, left: bool = False) -> Sums:
         asked = self.asked or self._stop_asked()
         head, rank, size = self._travelling.head, self._group.rank, self._group.size
         known = step is not None and not math.isnan(step.loss)
@@ -107,14 +107,16 @@ class Averaging:
         counts, over = [0.0] * size, [0.0] * size
         counts[rank] = float(len(step.leases)) if step is not None else 0.0
         over[rank] = float(unused)
-        numbers += counts + over + used
+        numbers += counts + over + [float(gradient is not None) for gradient in given]
         head[: len(numbers)] = torch.tensor(numbers, dtype=head.dtype)
         self._put_buffers()
-        self._group.sum(self._travelling.flats, f"update {self._state.step + 1}", _nothing)
+        sums = self._laid(given)
+        large = [one.view(-1) for one, place in zip(sums, self._gradients, strict=True) if place is None]
+        self._group.sum([*self._travelling.flats, *large], f"update {self._state.step + 1}", _nothing)
         told = head[: len(numbers)].tolist()
         first = LOSSES + 1
         gives = [round(number) for number in told[first : self._counts]]
-        self._place(gives, told[self._size :])
+        self._place(sums, gives, told[self._size :])
         if told[NEWS] and (script := self._group.share(news)) and rank:
             self._heard(script)
         stop = ""
@@ -135,18 +137,42 @@ class Averaging:
             else:
                 travelling.zero_()
 
-    def _place(self, gives: Sequence[int], used: Sequence[float]) -> None:
-        for (_, parameter), gradient, owner, towers in zip(self._trained, self._gradients, self._of, used, strict=True):
+    def _laid(self, given: Sequence[Tensor | None]) -> list[Tensor]:
+        """These gradients where they travel, zeros for those that are not given."""
+        laid: list[Tensor] = []
+        seen: set[int] = set()
+        for (_, parameter), gradient, place in zip(self._trained, given, self._gradients, strict=True):
+            dense = None if gradient is None else gradient.detach()
+            if dense is not None and dense.is_sparse:
+                dense = dense.to_dense()
+            if place is not None:
+                laid.append(place.zero_() if dense is None else place.copy_(dense))
+            elif dense is None:
+                laid.append(_zeros_like(parameter))
+            else:  # two parameters may have been given one and the same by the program
+                laid.append(dense.clone() if dense.data_ptr() in seen else dense.contiguous())
+                seen.add(dense.data_ptr())
+        return laid
+
+    def _place(self, sums: Sequence[Tensor], gives: Sequence[int], used: Sequence[float]) -> None:
+        for number, ((_, parameter), owner, towers) in enumerate(zip(self._trained, self._of, used, strict=True)):
             if not gives[owner]:
                 continue  # its own optimizer takes no step now: what it has stays
             if not towers:
                 parameter.grad = None
-            elif parameter.grad is None or parameter.grad.is_sparse:
-                parameter.grad = gradient.div_(gives[owner]).clone()
-            else:  # in a copy: what travels is written anew for the next optimizer's step
-                parameter.grad.copy_(gradient.div_(gives[owner]))
+                continue
+            mean = sums[number].div_(gives[owner])
+            if parameter.grad is None or parameter.grad.is_sparse:  # what travels is written anew for the next step
+                parameter.grad = mean if self._gradients[number] is None else mean.clone()
+            elif parameter.grad.data_ptr() != mean.data_ptr():
+                parameter.grad.copy_(mean)
         for buffer, travelling in self._buffers:
             buffer.data.copy_(travelling)  # unseen by autograd: a backward pass may still be to come
+
+
+def _zeros_like(parameter: Tensor) -> Tensor:
+    """Contiguous, and written by nobody so far: of a large one the kernel gives pages when they are."""
+    return zeros(parameter.nbytes).view(parameter.dtype).view(parameter.shape)
 
 
 def _nothing() -> None:

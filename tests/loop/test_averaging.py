@@ -1,0 +1,79 @@
+"""Towers that each run the program: where its gradients travel changes nothing but memory."""
+
+import pytest
+import torch
+from loops_in_one_process import Program, good, run
+from torch import nn
+
+from evener.loop import averaging
+
+#: Numbers of a layer that is large: 1 MB and more of float32.
+MANY = 1 << 18
+
+
+class Large(Program):
+    """Two optimizers, of which one steps with every second batch; layers of 1 MB, one of them seldom used, one whose
+    gradients are laid out in another order, and two with one gradient that the program has set."""
+
+    def make(self):
+        torch.manual_seed(1)
+        layers = nn.ModuleDict({
+            "first": nn.Linear(3, MANY), "last": nn.Linear(MANY, 1), "seldom": nn.Linear(3, MANY),
+            "image": nn.Conv2d(512, 64, 3),
+            "one": nn.Linear(MANY, 1, bias=False), "same": nn.Linear(MANY, 1, bias=False),
+        })  # fmt: skip
+        often = [p for name in ("first", "seldom", "one", "same") for p in layers[name].parameters()]
+        others = [p for p in layers.parameters() if all(p is not mine for mine in often)]
+        return [layers, *(torch.optim.SGD(some, lr=1e-6, momentum=0.9) for some in (often, others)), self.loader()]
+
+    def loop(self, ev, layers, often, others, loader):
+        images = torch.ones(1, 512, 3, 3)
+        for number, batch in enumerate(loader):
+            often.zero_grad()
+            others.zero_grad()
+            inputs, target = (one.float() for one in batch)
+            loss = nn.functional.mse_loss(layers["last"](torch.tanh(layers["first"](inputs))), target)
+            if (number + ev.worker) % 3 == 0:
+                loss = loss + layers["seldom"](inputs).square().mean()
+            (loss + (layers["image"](images) * inputs.mean()).square().mean()).backward()
+            image = layers["image"].weight
+            image.grad = image.grad.to(memory_format=torch.channels_last)
+            layers["one"].weight.grad = layers["same"].weight.grad = torch.full((1, MANY), inputs.sum().item())
+            often.step()
+            if number % 2:
+                others.step()
+
+
+@pytest.mark.parametrize("towers", [2, 3])
+def test_large_gradients_are_summed_where_they_are_with_the_bits_of_those_that_are_copied(
+    towers, tmp_path, monkeypatch
+):
+    program = Large(epochs=1, batches=4 * towers)
+    found = {}
+    for large in (averaging.LARGE, 1 << 40):
+        monkeypatch.setattr(averaging, "LARGE", large)
+        ran = good(run("2 towers", program, tmp_path / str(large), towers=towers))
+        found[large] = [ran.values(tower) for tower in range(towers)]
+    one, other = found.values()
+    for tower in range(towers):
+        assert all(map(torch.equal, one[tower], other[tower])) and all(map(torch.equal, one[tower], one[0]))
+    begun = program.make()[0].parameters()
+    assert not any(map(torch.equal, one[0], begun))
+
+
+class Holds(Large):
+    """Looks where its large gradients are after a step."""
+
+    def loop(self, ev, layers, often, others, loader):
+        moved = []
+        for inputs, _ in loader:
+            layers["last"](torch.tanh(layers["first"](inputs.float()))).square().mean().backward()
+            before = layers["last"].weight.grad.data_ptr(), layers["first"].weight.grad.data_ptr()
+            often.step()
+            moved.append(before != (layers["last"].weight.grad.data_ptr(), layers["first"].weight.grad.data_ptr()))
+        return moved
+
+
+def test_a_gradient_stays_where_autograd_has_put_it(tmp_path):
+    for moved in good(run("2 towers", Holds(epochs=1, batches=4), tmp_path)).ends:
+        assert moved == [False, False]

@@ -94,6 +94,8 @@ class Averaging:
 
     def idle(self, unused: int, *, left: bool) -> Sums:
         """Give nothing, but take the same steps as the others. `left`: the program has left its loop."""
+        for _, parameter in self._trained if left else ():
+            parameter.grad = None  # nobody looks at it any more, and zeros are to travel in as much memory
         return self._sum(None, [None] * len(self._trained), unused, left=left)
 
     def _sum(self, step: Step | None, given: Sequence[Tensor | None], unused: int, *, left: bool = False) -> Sums:

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import torch
 
-from evener.control.interrupts import STOPPING
+from evener.control.interrupts import STOPPING, raise_remembered
 from evener.control.notice import noticed
 from evener.control.told import TOLD
 from evener.devices import prepare_process
@@ -115,6 +115,7 @@ def _signals(stopped: Callable[[str], object], notice: str, say: Callable[[str],
         why.append(f"this process {TOLD} ({seen})")
         os.kill(os.getpid(), signal.SIGTERM)
 
+    raise_remembered()
     before = {number: signal.signal(number, stop) for number in STOPPING}
     try:
         with noticed(notice, leaves, say):

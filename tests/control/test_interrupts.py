@@ -1,6 +1,8 @@
 """Signals that ask a run to end are collected while it lasts, and are what they were afterwards."""
 
 import signal
+import subprocess
+import sys
 import threading
 import weakref
 from unittest import mock
@@ -80,3 +82,10 @@ def test_one_that_a_shell_has_ignored_stays_so():
         assert signal.getsignal(signal.SIGINT) is signal.SIG_IGN
     finally:
         signal.signal(signal.SIGINT, before)
+
+
+def test_the_command_remembers_before_it_imports_anything_of_itself():
+    """Where one may get lost: `evener.cli.main` comes later."""
+    program = "import sys, evener.__main__; print('evener.cli.main' in sys.modules, 'argparse' in sys.modules)"
+    said = subprocess.run([sys.executable, "-c", program], check=True, capture_output=True, text=True).stdout
+    assert said == "False False\n"

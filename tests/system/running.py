@@ -28,7 +28,7 @@ from evener.commands.chaos import remains
 #: Seconds for what happens soon, on a machine where other programs want the same cores. No test asks how long it took:
 #: what a launcher grants, `launch/test_local_run.py` checks on a virtual clock.
 PATIENCE = 60.0
-EVENER = [sys.executable, "-m", "evener.cli.main"]
+EVENER = [sys.executable, "-m", "evener"]
 
 #: A small recipe that needs nothing to load. `gate` holds every worker at global step `gate_step` until that file is
 #: there, so that a test can do something to a run that is certainly not over; `interrupt_at` is a Ctrl-C to oneself.

@@ -34,7 +34,6 @@ from evener.cli.options import (
 )
 from evener.cli.ray import add_detached, add_launcher_options, launcher_options, run_detached
 from evener.cli.words import evener_words, parted
-from evener.control.interrupts import remember
 from evener.leaving import leave
 from evener.view.outlet import unhindered
 
@@ -241,7 +240,6 @@ def command(argv: list[str]) -> int:
 
 def enter() -> NoReturn:
     """The command `evener`."""
-    remember()
     if isinstance(sys.stdout, io.TextIOWrapper):
         sys.stdout.reconfigure(errors="backslashreplace")  # the name of a file must not fail a run that went well
     leave(main())

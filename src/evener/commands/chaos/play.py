@@ -73,7 +73,7 @@ class Trial:
             command = [
                 sys.executable,
                 "-m",
-                "evener.cli.main",
+                "evener",
                 *self._training.words(self._logdir, self._schedule.slow),
             ]
             process = subprocess.Popen(

@@ -76,6 +76,7 @@ def in_this_process(settings: Settings, joining: Joining) -> Iterator[list[str]]
             raise KeyboardInterrupt(reason)
         joining.stop(reason)
 
+    joining.lost = lambda: reasons[0] if reasons else ""
     try:
         with _signals(stop, settings.preemption_notice, lambda text: joining.report(Line("worker:0", text))):
             yield reasons

@@ -1,11 +1,15 @@
 """Signals that ask a run to end are collected while it lasts, and are what they were afterwards."""
 
 import signal
+import subprocess
+import sys
 import threading
+import weakref
+from unittest import mock
 
 import pytest
 
-from evener.control.interrupts import STOPPING, collected
+from evener.control.interrupts import STOPPING, collected, remember
 
 
 def handlers():
@@ -39,3 +43,49 @@ def test_outside_the_main_thread_signals_stay_as_they_are():
     thread.start()
     thread.join()
     assert seen == [(before, [])]
+
+
+@pytest.fixture
+def remembered():
+    before = signal.getsignal(signal.SIGINT)
+    remember()
+    yield signal.getsignal(signal.SIGINT)
+    signal.signal(signal.SIGINT, before)
+
+
+@pytest.mark.usefixtures("remembered")
+def test_a_ctrl_c_that_got_lost_before_the_run_began_ends_it_where_it_begins():
+    lost = weakref.ref(lock := Lock(), lambda _: signal.raise_signal(signal.SIGINT))
+    with mock.patch("sys.unraisablehook") as hook:
+        del lock  # as the lock of a module that was imported
+    assert (lost(), hook.call_args[0][0].exc_type) == (None, KeyboardInterrupt)
+    with pytest.raises(KeyboardInterrupt), collected():
+        raise AssertionError("the run began")
+
+
+class Lock:
+    """Weak references may point to it."""
+
+
+def test_one_that_was_not_lost_is_python_s_own(remembered):
+    with collected() as interrupts:
+        assert interrupts.numbers == []
+    assert signal.getsignal(signal.SIGINT) is remembered
+    with pytest.raises(KeyboardInterrupt):
+        signal.raise_signal(signal.SIGINT)
+
+
+def test_one_that_a_shell_has_ignored_stays_so():
+    before = signal.signal(signal.SIGINT, signal.SIG_IGN)
+    try:
+        remember()
+        assert signal.getsignal(signal.SIGINT) is signal.SIG_IGN
+    finally:
+        signal.signal(signal.SIGINT, before)
+
+
+def test_the_command_remembers_before_it_imports_anything_of_itself():
+    """Where one may get lost: `evener.cli.main` comes later."""
+    program = "import sys, evener.__main__; print('evener.cli.main' in sys.modules, 'argparse' in sys.modules)"
+    said = subprocess.run([sys.executable, "-c", program], check=True, capture_output=True, text=True).stdout
+    assert said == "False False\n"

@@ -12,7 +12,7 @@ from evener.control.told import LEFT
 from evener.launch import crew as crews
 from evener.launch.run import LocalRun
 from evener.launch.towers import GRACE, TowersRun
-from evener.report import Failed, Leaves, Line
+from evener.report import Failed, Leaves, Line, Status
 from evener.settings import Settings
 from evener.testing import Clock
 
@@ -202,6 +202,29 @@ def stubborn(launch):
     for index in range(2):
         run.crew._publish(index, f"tcp://h{index}:1")
     return run
+
+
+def missed(run):
+    """Whose first words it has told to wait for since."""
+    tasks = [report.task for report in run.heard if isinstance(report, Status) and "first words" in report.waiting_for]
+    run.heard.clear()
+    return tasks
+
+
+def test_who_has_said_nothing_for_ten_seconds_is_named_until_it_speaks(launch):
+    run = launch(ps=1)
+    run.look(9.0)
+    assert missed(run) == []
+    life = run.life_of("worker:1")
+    life.open, life.said = True, (Line("worker:1", "is here"),)
+    run.look(1.0)
+    assert missed(run) == ["ps:0", "worker:0"]
+    run.look(1.0)
+    assert missed(run) == ["ps:0", "worker:0"], "views say it as often as people want it"
+    run.end("worker:1", KILLED)
+    run.look(0.5)
+    run.look(10.0)
+    assert missed(run) == ["ps:0", "worker:0", "worker:1"], "a new life is silent too"
 
 
 def killed(run):

@@ -28,7 +28,7 @@ from evener.commands.chaos import remains
 #: Seconds for what happens soon, on a machine where other programs want the same cores. No test asks how long it took:
 #: what a launcher grants, `launch/test_local_run.py` checks on a virtual clock.
 PATIENCE = 60.0
-EVENER = [sys.executable, "-m", "evener.cli.main"]
+EVENER = [sys.executable, "-m", "evener"]
 
 #: A small recipe that needs nothing to load. `gate` holds every worker at global step `gate_step` until that file is
 #: there, so that a test can do something to a run that is certainly not over; `interrupt_at` is a Ctrl-C to oneself.
@@ -122,8 +122,10 @@ class Run:
         # Of a short name: loader processes make sockets there, whose names may have 108 bytes.
         self.tmp = Path(tempfile.mkdtemp(prefix="ev"))
         weakref.finalize(self, shutil.rmtree, self.tmp, ignore_errors=True)
-        everything = {**os.environ, "TMPDIR": str(self.tmp), "PYTHONUNBUFFERED": "1", **environment}
-        self.started = time.monotonic()
+        everything = {
+            **os.environ, "TMPDIR": str(self.tmp), "PYTHONUNBUFFERED": "1", "PYTHONFAULTHANDLER": "1", **environment,
+        }  # fmt: skip
+        self.started, self._cwd = time.monotonic(), cwd
         self.process = subprocess.Popen(
             [str(word) for word in command], cwd=cwd, env=everything, text=True, stdin=subprocess.DEVNULL,
             stdout=subprocess.PIPE, stderr=subprocess.PIPE, start_new_session=True,
@@ -190,12 +192,31 @@ class Run:
         try:
             code = self.process.wait(seconds)
         except subprocess.TimeoutExpired:
-            raise AssertionError(f"it did not end within {seconds} s:\n{self.said()}") from None
+            seen = self._look_into()
+            raise AssertionError(f"it did not end within {seconds} s:\n{self.said()}\n{seen}") from None
         took = time.monotonic() - self.started
         for reader in self._readers:
             reader.join(10.0)
             assert not reader.is_alive(), "a task holds the command's output open"
         return Done(code, "".join(self._said["out"]), "".join(self._said["err"]), took)
+
+    def _look_into(self) -> str:
+        """What each process is doing, for who wants to know why it does not end. It is the end of them all.
+
+        At SIGABRT Python's faulthandler writes the stacks of all threads: of a task into its log, of the command and
+        the fork server to where they write errors.
+        """
+        told = []
+        for process in [*reversed(alive(self.tasks())), self._me]:  # who has started another ends after it
+            with contextlib.suppress(psutil.Error):
+                spent = sum(process.cpu_times()[:2])
+                told.append(f"{process.pid} {' '.join(process.cmdline())}: {process.status()}, {spent:.1f} s of a core")
+                process.send_signal(signal.SIGABRT)
+                process.send_signal(signal.SIGCONT)
+        psutil.wait_procs(self.tasks(), 5.0)
+        for log in sorted(self._cwd.rglob("logs/*.log")):
+            told.append(f"--- {log}, its last lines:\n{log.read_text(errors='replace')[-6000:]}")
+        return "\n".join(told)
 
     def __enter__(self) -> Run:
         return self

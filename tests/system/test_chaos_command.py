@@ -6,7 +6,7 @@ import shlex
 import sys
 
 import pytest
-from running import RECIPE, alive, evener, here, start
+from running import EVENER, RECIPE, Run, alive, evener, here
 
 from evener.commands.chaos import cutting, play
 from evener.commands.chaos.play import Measure, Trial
@@ -181,8 +181,11 @@ def test_a_training_that_fails_undisturbed_is_not_disturbed(place, monkeypatch, 
 @linux
 @pytest.mark.slow
 @pytest.mark.timeout(400)
-def test_interrupted_it_leaves_no_process(place):
-    with start(place, "chaos", "--schedules", 1, "--faults", "kill", *TINY[:-4], "--train-steps", 10_000_000) as run:
+@pytest.mark.parametrize("shell", ["exec", "trap '' INT; exec"], ids=["", "begun in a script's background"])
+def test_interrupted_it_leaves_no_process(shell, place):
+    """Shells have Ctrl-C ignored by what a script begins with `&`; a run takes it all the same, and so does this."""
+    words = ["chaos", "--schedules", 1, "--faults", "kill", *TINY[:-4], "--train-steps", 10_000_000]
+    with Run(["sh", "-c", f'{shell} "$@"', "sh", *EVENER, *words], place) as run:
         while not {"ps:0", "worker:0", "worker:1"} <= run.names():
             assert run.process.poll() is None, run.said()
         run.signal(2)

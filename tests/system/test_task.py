@@ -11,7 +11,7 @@ import sys
 import pytest
 
 pytestmark = pytest.mark.slow
-EVENER = [sys.executable, "-m", "evener.cli.main"]
+EVENER = [sys.executable, "-m", "evener"]
 #: As the tutorials wrote them: underscores, one dash list, `--ps_host`, `--task_id`.
 FLAGS = [
     "--train_steps",

@@ -20,7 +20,7 @@ from running import small_disk, task_of
 from evener.transport import keys
 
 pytestmark = pytest.mark.slow
-EVENER = [sys.executable, "-u", "-m", "evener.cli.main"]
+EVENER = [sys.executable, "-u", "-m", "evener"]
 #: Seconds that a busy machine may need to start a few processes; what is told comes within 10 s of its cause.
 PATIENCE = 60.0
 

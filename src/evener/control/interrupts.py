@@ -23,17 +23,50 @@ class Interrupts:
         self.numbers.append(number)
 
 
+@dataclass(slots=True)
+class Remembered:
+    """A Ctrl-C before a run collects signals: KeyboardInterrupt, as by Python's own handler, and it is not forgotten.
+
+    That exception may get lost while modules are imported. Python itself takes one that comes while a module's lock is
+    let go for an unraisable one, and compiled modules that try whether another one is there take any for "it is not".
+    The run would begin as if nobody had asked for its end.
+    """
+
+    came: bool = False
+
+    def __call__(self, number: int, _frame: FrameType | None) -> None:
+        self.came = True
+        raise KeyboardInterrupt
+
+
+def remember() -> None:
+    """From now on a Ctrl-C is remembered. One that is ignored stays so (`nohup`, a shell script's `&`)."""
+    if signal.getsignal(signal.SIGINT) is signal.default_int_handler:
+        signal.signal(signal.SIGINT, Remembered())
+
+
+def raise_remembered() -> None:
+    """Raise the KeyboardInterrupt that got lost, if one did."""
+    handler = signal.getsignal(signal.SIGINT)
+    if isinstance(handler, Remembered) and handler.came:
+        raise KeyboardInterrupt
+
+
 @contextmanager
 def collected(into: Interrupts | None = None) -> Iterator[Interrupts]:
     """Collect these signals instead of dying of them. Outside the main thread signals stay as they are.
 
     Args:
         into: where to; another thread may put some there too.
+
+    Raises:
+        KeyboardInterrupt: one came before, and got lost.
     """
     interrupts = Interrupts() if into is None else into
     if threading.current_thread() is not threading.main_thread():
         yield interrupts
         return
+    raise_remembered()
     before = {number: signal.signal(number, interrupts) for number in STOPPING}
     try:
         yield interrupts

@@ -19,6 +19,7 @@ from evener.control.told import TOLD
 from evener.errors import Preempted, RunFailed
 from evener.launch.fate import Budget
 from evener.launch.starters.process import Processes, Running, Starter
+from evener.launch.unheard import Unheard
 from evener.report import AnyReport, Failed, Leaves, Progress, Published
 from evener.settings import Settings, as_options
 from evener.transport.channel import wait
@@ -41,6 +42,7 @@ class Task:
     budget: Budget
     running: Running | None = None
     lives: int = 0
+    heard: bool = False  # in this life
     born: float = 0.0  # when this life began,
     reached: int = 0  # and the furthest step that the run had reached then
     restart_at: float | None = None
@@ -94,7 +96,7 @@ class Crew:
         self.tasks = [Task(job, i, Budget(restarts, now)) for job, count in jobs for i in range(count)]
         self.reached = 0  # global steps
         self.addresses: dict[int, str] = {}  # of those who listen, by index
-        self._stopped = Stopped(hear, clock)
+        self._stopped, self._unheard = Stopped(hear, clock), Unheard(hear, clock)
         self.first: Failed | None = None
         self._going: set[str] = set()  # hosts whose tasks were told that it goes away
         self._left = ""  # a task that was told to leave, and with it the run
@@ -158,7 +160,7 @@ class Crew:
         if task.running is not None:
             task.running.close()
         task.running = self._starter.start(assignment)
-        task.restart_at, task.unsure = None, False
+        task.restart_at, task.unsure, task.heard = None, False, False
         if len(self.addresses) == self._publishers:
             task.running.order(self._all_addresses())
 
@@ -173,6 +175,8 @@ class Crew:
             self._look_after(task, rules)
         here = {task.name: task.running.pid for task in self.tasks if task.running is not None and not task.over}
         self._stopped.look({name: pid for name, pid in here.items() if pid})
+        going = [task for task in self.tasks if not task.over and task.restart_at is None]
+        self._unheard.look({task.name: task.born for task in going if not task.heard})
         if interrupts.numbers and self.deadline is None:
             self._say("stopping: the parameters are being saved; press Ctrl-C again to end at once")
             self.cut_short("interrupted", self.settings.grace)
@@ -188,6 +192,7 @@ class Crew:
 
     def _read(self, task: Task, running: Running) -> None:
         for report in running.reports():
+            task.heard = True
             match report:
                 case Published(name, address):
                     self._publish(int(name.partition(":")[2]), address)

@@ -75,12 +75,13 @@ class Flying:
         """What became of the gradient on its way, waited for; None: there is none, or it was told.
 
         Args:
-            land: its parameters come to the model; not while a gradient is computed.
+            land: its parameters come to the model; not while a gradient is computed. Those of a new life come in any
+                case: its servers know no others, so that a gradient of what the model has could not be sent.
         """
         self.free()
-        if land and not self._landed:
-            self.land(self._newest)
         came, self._came = self._came, None
+        if not self._landed and (land or (came is not None and came.anew)):
+            self.land(self._newest)
         return came
 
     def land(self, turn: Turn) -> None:

@@ -54,7 +54,7 @@ class Loop:
         self._logged, self._answered = math.nan, self._clock()
         self._asked, self._said = False, False  # whether it asks when to stop, and was told that steps change nothing
         self._sinks = Sinks(joining.settings, joining.report)
-        joining.joined, joining.finish, joining.stop = True, self._finish, self._stop_early
+        joining.joined, joining.finish = True, self._finish
 
     # --- what a program asks
 
@@ -166,6 +166,9 @@ class Loop:
         self._frozen = None if isinstance(owner, Alone) else Frozen(parts, built.layout)
         shared = self._shared(loader, passes) if loader is not None else None
         passes.first()
+        joining.stop = owner.stop  # before, Ctrl-C ends the program as any other: there is nothing to save
+        if lost := joining.lost():
+            owner.stop(lost)
         self._begin_where_it_was(passes)
         for number, optimizer in enumerate(parts.optimizers):
             self._watch(number, optimizer)
@@ -274,10 +277,6 @@ class Loop:
         self._keeper.soon()  # the chief's program may have judged a validation alone
 
     # --- the end
-
-    def _stop_early(self, reason: str) -> None:
-        if self._owner is not None:
-            self._owner.stop(reason)
 
     def _finish(self, error: BaseException | None) -> None:
         """The program has ended."""

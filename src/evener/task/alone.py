@@ -12,7 +12,7 @@ from pathlib import Path
 
 import torch
 
-from evener.control.interrupts import STOPPING
+from evener.control.interrupts import STOPPING, raise_remembered
 from evener.control.notice import noticed
 from evener.control.told import TOLD
 from evener.devices import prepare_process
@@ -76,6 +76,7 @@ def in_this_process(settings: Settings, joining: Joining) -> Iterator[list[str]]
             raise KeyboardInterrupt(reason)
         joining.stop(reason)
 
+    joining.lost = lambda: reasons[0] if reasons else ""
     try:
         with _signals(stop, settings.preemption_notice, lambda text: joining.report(Line("worker:0", text))):
             yield reasons
@@ -115,6 +116,7 @@ def _signals(stopped: Callable[[str], object], notice: str, say: Callable[[str],
         why.append(f"this process {TOLD} ({seen})")
         os.kill(os.getpid(), signal.SIGTERM)
 
+    raise_remembered()
     before = {number: signal.signal(number, stop) for number in STOPPING}
     try:
         with noticed(notice, leaves, say):

@@ -40,7 +40,7 @@ class Joining:
     """Who a process is in a run, and how it reaches the others.
 
     `finish` is called when the program has ended, with the error that ended it; `stop` when a person wants the run to
-    end early.
+    end early, once it is prepared. `lost`: why it was to end before that, although the program goes on.
     """
 
     job: str
@@ -59,6 +59,7 @@ class Joining:
     prepared: bool = False
     finish: Callable[[BaseException | None], None] = _unfinished
     stop: Callable[[str], None] | None = None
+    lost: Callable[[], str] = _nothing
 
     @property
     def name(self) -> str:

@@ -21,6 +21,7 @@ from evener.commands.chaos.remains import Belongings, belongings, drafts
 from evener.commands.chaos.schedule import FaultSchedule, Strike
 from evener.commands.chaos.steps import Steps
 from evener.commands.chaos.training import Rehearsed
+from evener.control.interrupts import Interrupts, collected
 from evener.control.proc import die_with_parent
 from evener.errors import EvenerError
 from evener.ledger import path_of
@@ -52,6 +53,7 @@ class Trial:
         self._struck: list[Struck] = []
         self._stopped: list[tuple[Living, float]] = []  # until when
         self._held, self._surveyed = Belongings(), 0.0
+        self._interrupts = Interrupts()
         self._before = frozenset(map(str, SHARED.glob("*")))  # data that a user keeps there are no remains
 
     def run(self) -> Played:
@@ -59,13 +61,19 @@ class Trial:
 
         Raises:
             ConfigError: not on this system.
+            KeyboardInterrupt: Ctrl-C or SIGTERM, also where a shell has it ignored, as a run itself would take it.
         """
-        with brood() as family, (self._place / "out").open("wb") as out, (self._place / "err").open("wb") as err:
+        with (
+            collected(self._interrupts),
+            brood() as family,
+            (self._place / "out").open("wb") as out,
+            (self._place / "err").open("wb") as err,
+        ):
             self._began = time.monotonic()
             command = [
                 sys.executable,
                 "-m",
-                "evener.cli.main",
+                "evener",
                 *self._training.words(self._logdir, self._schedule.slow),
             ]
             process = subprocess.Popen(
@@ -79,10 +87,17 @@ class Trial:
             finally:
                 family.end()
                 process.wait()
+        self._turn(0.0)
         return self._played(status, seconds, left)
 
     def _now(self) -> float:
         return time.monotonic() - self._began
+
+    def _turn(self, seconds: float) -> None:
+        """Between two looks a person may end it."""
+        if self._interrupts.numbers:
+            raise KeyboardInterrupt
+        time.sleep(seconds)
 
     # --- while it runs
 
@@ -99,7 +114,7 @@ class Trial:
                     pid = tasks[strike.task].pid
                     self._struck.append(Struck(strike, pid, round(self._now(), 2), steps[strike.task]))
             self._let_go()
-            time.sleep(TURN)
+            self._turn(TURN)
         return process.returncode
 
     def _due(self, strike: Strike, steps: int) -> bool:
@@ -140,7 +155,7 @@ class Trial:
             alive, held = family.alive(), [one for one in self._held.left() if one not in self._before]
             if self._now() > end or not (alive or held):
                 break
-            time.sleep(0.1)
+            self._turn(0.1)
         processes = [f"process {one.pid} ({title(one)[:100]})" for one in alive]
         return [*processes, *held, *drafts(self._logdir)]
 

@@ -1,0 +1,88 @@
+"""With ps tasks parameters are theirs: what a program does to them itself is refused, unless it puts them back."""
+
+import copy
+
+import pytest
+import torch
+from loops_in_one_process import EXACT, IN_FLIGHT, Program, audited, good, plain, run
+
+from evener.errors import ConfigError
+
+WITH_SERVERS = pytest.mark.parametrize("way", ["1 ps, 1 worker", "2 ps, 1 worker", "1 ps, 1 worker, in flight"])
+
+
+class Averages(Program):
+    """Validates its moving averages after each pass, in the model itself: the usual recipe for them."""
+
+    def loop(self, ev, model, optimizer, loader):
+        average = copy.deepcopy(model.state_dict())
+        for _ in range(self.epochs):
+            for batch in loader:
+                self.step(model, optimizer, batch)
+                for name, value in model.state_dict().items():
+                    average[name].mul_(0.9).add_(value, alpha=0.1)
+            own = copy.deepcopy(model.state_dict())
+            model.load_state_dict(average)
+            model(batch[0])
+            model.load_state_dict(own)
+
+
+@pytest.mark.parametrize("way", EXACT)
+def test_other_values_may_be_looked_at_between_two_passes(way, tmp_path):
+    ran = good(run(way, Averages(), tmp_path))
+    assert all(map(torch.equal, ran.values(), plain(Averages(), tmp_path)))
+    audited(tmp_path)
+
+
+@pytest.mark.parametrize("way", IN_FLIGHT)
+def test_also_with_two_gradients_in_flight(way, tmp_path):
+    good(run(way, Averages(), tmp_path))
+
+
+class Phases(Program):
+    """Its second optimizer came too late for `prepare`."""
+
+    def loop(self, ev, model, optimizer, loader):
+        for batch in loader:
+            self.step(model, optimizer, batch)
+        late = torch.optim.SGD(model.parameters(), lr=0.1)
+        for batch in loader:
+            self.step(model, late, batch)
+
+
+@WITH_SERVERS
+def test_an_optimizer_that_was_not_prepared_is_refused_at_the_end_of_its_pass(way, tmp_path):
+    (end,) = run(way, Phases(), tmp_path).ends
+    assert isinstance(end, ConfigError) and "has changed trained parameters by itself" in str(end)
+    assert "give every optimizer to prepare" in str(end)
+
+
+class LoadsBest(Program):
+    """Reads its training data with the best values that it has seen."""
+
+    def loop(self, ev, model, optimizer, loader):
+        best = copy.deepcopy(model.state_dict())
+        for batch in loader:
+            self.step(model, optimizer, batch)
+        model.load_state_dict(best)
+        for batch in loader:
+            model(batch[0])
+
+
+@WITH_SERVERS
+def test_values_that_an_answer_would_undo_are_refused(way, tmp_path):
+    (end,) = run(way, LoadsBest(), tmp_path).ends
+    assert isinstance(end, ConfigError) and "has changed trained parameters by itself" in str(end)
+
+
+class KeepsBest(Program):
+    """Ends with the best values that it has seen."""
+
+    def loop(self, ev, model, optimizer, loader):
+        super().loop(ev, model, optimizer, loader)
+        model.load_state_dict({name: torch.zeros_like(value) for name, value in model.state_dict().items()})
+
+
+@WITH_SERVERS
+def test_at_its_end_a_program_may_do_as_it_likes(way, tmp_path):
+    assert all(value.eq(0).all() for value in good(run(way, KeepsBest(), tmp_path)).values())

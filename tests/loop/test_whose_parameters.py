@@ -7,6 +7,7 @@ import torch
 from loops_in_one_process import EXACT, IN_FLIGHT, Program, audited, good, plain, run
 
 from evener.errors import ConfigError
+from evener.report import Line
 
 WITH_SERVERS = pytest.mark.parametrize("way", ["1 ps, 1 worker", "2 ps, 1 worker", "1 ps, 1 worker, in flight"])
 
@@ -55,6 +56,14 @@ def test_an_optimizer_that_was_not_prepared_is_refused_at_the_end_of_its_pass(wa
     (end,) = run(way, Phases(), tmp_path).ends
     assert isinstance(end, ConfigError) and "has changed trained parameters by itself" in str(end)
     assert "give every optimizer to prepare" in str(end)
+
+
+@pytest.mark.parametrize(("program", "differ"), [(Program, False), (Averages, False), (Phases, True)])
+def test_towers_whose_parameters_are_not_the_same_any_more_are_told(program, differ, tmp_path):
+    ran = good(run("2 towers", program(), tmp_path))
+    told = [line.text for line in ran.reported(Line) if "the towers' parameters differ" in line.text]
+    assert len(told) == differ
+    assert differ != all(map(torch.equal, ran.values(0), ran.values(1)))
 
 
 class LoadsBest(Program):

@@ -25,6 +25,12 @@ from evener.task.script import Joining
 from evener.worker.allreduce.restored import share_restored
 from evener.worker.exchange.exchange import Turn
 
+#: Not an error: machines of different kinds may round differently.
+DIFFER = (
+    "warning: the towers' parameters differ. Where all machines are alike, the program has changed them itself, each tower "
+    "by its own batches: give every optimizer to prepare, and take each update by its step()"
+)
+
 
 def home_of(built: Built) -> torch.device:
     """The one device on which the program has put its model. Raises ConfigError if they are several."""
@@ -68,7 +74,7 @@ class Here:
         book = restored[0].book if restored else LeaseState(0, ())
         towers = self._group.size if self._group is not None else 1
         self._deal = Deal(supply.length, towers, book) if supply.length else Unnumbered()
-        self._stop, self._whole = "", True
+        self._stop, self._whole, self._differed = "", True, False
         self._in_hand, self._unused = 0, 0
         #: Called when others have taken a step that this tower's program knows nothing of, and with tower 0's news.
         self.idled: Callable[[], None] | None = None
@@ -113,6 +119,9 @@ class Here:
     def _take(self, sums: Sums, step: Step | None) -> Any:
         """The mean gradients are in place: every tower takes the same steps."""
         result = None
+        if sums.differ and not self._differed:
+            self._differed = True
+            self._tell(DIFFER)
         groups = [group for group, gives in enumerate(sums.gives) if gives]
         for group in groups:
             optimizer = self._parts.optimizers[group]

@@ -7,6 +7,7 @@ import torch
 from loops_in_one_process import EXACT, IN_FLIGHT, Program, audited, good, plain, run
 
 from evener.errors import ConfigError
+from evener.loop.serving import _watch_hooks
 from evener.report import Line
 
 WITH_SERVERS = pytest.mark.parametrize("way", ["1 ps, 1 worker", "2 ps, 1 worker", "1 ps, 1 worker, in flight"])
@@ -95,3 +96,37 @@ class KeepsBest(Program):
 @WITH_SERVERS
 def test_at_its_end_a_program_may_do_as_it_likes(way, tmp_path):
     assert all(value.eq(0).all() for value in good(run(way, KeepsBest(), tmp_path)).values())
+
+
+class Clamps(Program):
+    """Keeps its parameters small by a hook of its optimizer."""
+
+    past = False  # whether the hook goes to the model, past the optimizer
+
+    def make(self):
+        model, optimizer, loader = super().make()
+
+        def clamp(taking, _args, _kwargs):
+            mine = model.parameters() if self.past else [p for group in taking.param_groups for p in group["params"]]
+            with torch.no_grad():
+                for parameter in mine:
+                    parameter.clamp_(-0.2, 0.2)
+
+        optimizer.register_step_post_hook(clamp)
+        return [model, optimizer, loader]
+
+
+class ClampsTheModel(Clamps):
+    past = True
+
+
+@pytest.mark.parametrize("way", EXACT)
+def test_a_hook_of_the_optimizer_changes_what_it_updates(way, tmp_path):
+    assert all(map(torch.equal, good(run(way, Clamps(), tmp_path)).values(), plain(Clamps(), tmp_path)))
+
+
+def test_one_that_goes_past_the_optimizer_is_refused_in_a_ps_task():
+    model, optimizer, _ = ClampsTheModel().make()
+    _watch_hooks(optimizer, model)
+    with pytest.raises(ConfigError, match="a step hook of SGD has changed parameters of the model by itself"):
+        optimizer.step()

@@ -19,8 +19,8 @@ from evener.worker.allreduce.group import Group
 from evener.worker.compute.constants import checksum
 
 #: What travels before the gradients: who asks to stop, who is idle, who has left the loop, whether tower 0's program
-#: has something to tell, the sum of losses and how many know theirs, the sum of checksums of the parameters and how many
-#: towers have made one.
+#: has something to tell, the sum of losses and how many know theirs, the sum of checksums of the parameters and how
+#: many towers have made one.
 STOPS, IDLE, LEFT, NEWS, LOSS, LOSSES, CHECK, CHECKS = range(8)
 
 

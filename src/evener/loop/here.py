@@ -27,8 +27,8 @@ from evener.worker.exchange.exchange import Turn
 
 #: Not an error: machines of different kinds may round differently.
 DIFFER = (
-    "warning: the towers' parameters differ. Where all machines are alike, the program has changed them itself, each tower "
-    "by its own batches: give every optimizer to prepare, and take each update by its step()"
+    "warning: the towers' parameters differ. Where all machines are alike, the program has changed them itself, each "
+    "tower by its own batches: give every optimizer to prepare, and take each update by its step()"
 )
 
 

@@ -57,7 +57,7 @@ class Constants:
         return sum(p._version for p in self._trained)
 
     def remember(self) -> None:
-        """A program may look at other values now, its averages say, and put these back: they are to be known by then."""
+        """A program may now look at other values, its averages say, and put these back: they must be known by then."""
         if self._arrived is not None and self._arrived[2] is None and self._arrived[1] == self._writes():
             self._arrived = *self._arrived[:2], checksum(self._trained)
 
@@ -110,8 +110,8 @@ class Constants:
             "the model or a hook has changed trained parameters by itself.",
             why="they belong to the ps tasks, whose next answer would undo the change.",
             fix="constrain them where they are updated: in the step() of an optimizer of your own with the class "
-            "attribute elementwise = True, or by torch.nn.utils.parametrize; in a loop of your own give every optimizer "
-            "to prepare, and look at other values in a copy of the model; or train without ps tasks.",
+            "attribute elementwise = True, or by torch.nn.utils.parametrize; in a loop of your own give every "
+            "optimizer to prepare, and look at other values in a copy of the model; or train without ps tasks.",
         )
 
     def _compare_parts(self) -> None:

@@ -4,10 +4,12 @@ import io
 
 import pytest
 import torch
-from loops_in_one_process import EVERY_WAY, IN_FLIGHT, KEPT, WAYS, Program, good, run
+from loops_in_one_process import EVERY_KEPT_WAY, EVERY_WAY, IN_FLIGHT, KEPT, WAYS, Program, good, run
 from torch import nn
 from torch.utils.data import DataLoader, TensorDataset
 
+from evener.errors import ConfigError
+from evener.report import Line
 from evener.trained import find
 
 
@@ -91,3 +93,48 @@ def test_a_checkpoint_has_the_tensors_that_a_program_put_in_the_place_of_others(
     if WAYS[way][1] == 2:
         other = ran.made[1][0].state_dict()
         assert all(torch.equal(other[name], value) for name, value in model.state_dict().items() if name != "centre")
+
+
+# --- optimizers, whose state is the servers'
+
+
+class SavesItsOptimizer(Program):
+    def loop(self, ev, model, optimizer, loader):
+        super().loop(ev, model, optimizer, loader)
+        return optimizer.state_dict(), optimizer.state_dict()
+
+
+@EVERY_KEPT_WAY
+def test_a_state_dict_without_state_is_told_once(way, tmp_path):
+    ran = good(run(way, SavesItsOptimizer(), tmp_path))
+    told = [line.text for line in ran.reported(Line) if "holds its settings alone" in line.text]
+    for saved, _ in ran.ends:
+        assert bool(saved["state"]) != ("ps" in way)
+    assert len(told) == (len(ran.ends) if "ps" in way else 0)
+
+
+class LoadsItsOptimizer(Program):
+    def loop(self, ev, model, optimizer, loader):
+        optimizer.load_state_dict(optimizer.state_dict())
+
+
+@EVERY_KEPT_WAY
+def test_state_that_comes_too_late_is_refused_where_it_would_be_lost(way, tmp_path):
+    ends = run(way, LoadsItsOptimizer(), tmp_path).ends
+    if "ps" in way:
+        assert any(isinstance(end, ConfigError) and "load checkpoints before prepare" in str(end) for end in ends)
+    else:
+        assert set(ends) == {None}
+
+
+class Factored(Program):
+    """One of its settings is a pair in which there is nothing at first: eps=(None, 0.001)."""
+
+    def make(self):
+        model, _, loader = super().make()
+        return [model, torch.optim.Adafactor(model.parameters(), lr=0.01), loader]
+
+
+@pytest.mark.parametrize("way", ["1 ps, 1 worker", "1 ps, 1 worker, in flight", "2 towers"])
+def test_settings_may_be_pairs_with_nothing_in_them(way, tmp_path):
+    good(run(way, Factored(), tmp_path))

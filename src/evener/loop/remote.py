@@ -8,7 +8,7 @@ import os
 import secrets
 import socket
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -19,7 +19,7 @@ from evener.errors import ConfigError
 from evener.loop.flying import Flying
 from evener.loop.owner import Step, Supply
 from evener.loop.parts import Parts
-from evener.report import Status
+from evener.report import Line, Status
 from evener.settings import Settings
 from evener.state.optimizers import needs_closure
 from evener.state.tensors import CPU, named_tensors
@@ -94,6 +94,8 @@ class Remote:
         self._fetching = Fetching(self._servers, memory) if memory is not None else None
         self._exchange = self._fetching or self._servers
         self._flying = Flying(self._servers, landing, parameters, memory) if landing is not None else None
+        for optimizer in parts.optimizers:
+            _keeps_no_state(optimizer, lambda text: joining.report(Line(joining.name, text)))
 
     @property
     def under_way(self) -> int:
@@ -188,6 +190,30 @@ class Remote:
     def close(self, reason: str = "", script: bytes = b"") -> None:
         self._servers.keeps = script
         self._exchange.close(reason)
+
+
+def _keeps_no_state(optimizer: Optimizer, tell: Callable[[str], None]) -> None:
+    """A program that keeps checkpoints of its own would begin again with an optimizer that knows nothing."""
+    kind, told = type(optimizer).__name__, False
+
+    def saved(_optimizer: Optimizer) -> None:
+        nonlocal told
+        if not told:
+            told = True
+            tell(
+                f"warning: the state_dict of {kind} holds its settings alone: what it has gathered lies in the ps tasks. "
+                "To go on with all of it give --logdir, and the same again"
+            )
+
+    def loaded(_optimizer: Optimizer, _state: Any) -> None:
+        raise ConfigError(
+            f"load_state_dict of {kind} was called after prepare.",
+            why="its state lies in the ps tasks, which have begun with what there was at prepare.",
+            fix="load checkpoints before prepare; or let --logdir keep all, and give the same again to go on.",
+        )
+
+    optimizer.register_state_dict_pre_hook(saved)
+    optimizer.register_load_state_dict_pre_hook(loaded)
 
 
 def _plain(group: Mapping[str, Any], keys: Sequence[str]) -> dict[str, Any]:

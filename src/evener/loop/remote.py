@@ -201,7 +201,7 @@ def _keeps_no_state(optimizer: Optimizer, tell: Callable[[str], None]) -> None:
         if not told:
             told = True
             tell(
-                f"warning: the state_dict of {kind} holds its settings alone: what it has gathered lies in the ps tasks. "
+                f"warning: the state_dict of {kind} holds its settings alone: its state lies in the ps tasks. "
                 "To go on with all of it give --logdir, and the same again"
             )
 

@@ -129,7 +129,8 @@ def bring(found: Found, recipe: Recipe, *, ema: bool = False) -> nn.Module:
     model.cpu()
     for tensor in [*model.parameters(), *model.buffers()]:
         # A model that model() did not make anew may still be views of a run's memory.
-        if tensor.untyped_storage().nbytes() != tensor.nbytes:
+        storage = tensor.untyped_storage()
+        if storage.nbytes() != tensor.nbytes or not storage.resizable():
             tensor.data = tensor.data.clone()
     put(model, tensors, found.path)
     return model.eval()

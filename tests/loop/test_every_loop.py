@@ -354,6 +354,46 @@ def test_a_pass_may_be_left_early(way, batches, tmp_path):
         audited(tmp_path)
 
 
+class Glances(Program):
+    """Looks at a batch, to draw it say, before it trains."""
+
+    def loop(self, ev, model, optimizer, loader):
+        next(iter(loader))
+        super().loop(ev, model, optimizer, loader)
+
+
+@EVERY_WAY
+def test_a_glance_at_the_first_batch_is_no_pass(way, tmp_path):
+    ran = good(run(way, Glances(), tmp_path))
+    if way in KEPT:
+        found = audited(tmp_path)
+        assert (found.gradients, found.unapplied) == (3 * BATCHES, ())
+    if way in EXACT:
+        assert all(map(torch.equal, ran.values(), plain(Program(), tmp_path)))
+
+
+class Gathers(Program):
+    """Takes each batch by a pass of its own, two for each step. Its loop returns the first two."""
+
+    def loop(self, ev, model, optimizer, loader):
+        taken = []
+        for _ in range(BATCHES):
+            optimizer.zero_grad()
+            for _ in range(2):
+                inputs, target = next(iter(loader))
+                taken.append(inputs)
+                torch.nn.functional.mse_loss(model(inputs), target).backward()
+            optimizer.step()
+        return taken[:2]
+
+
+@pytest.mark.parametrize("way", [way for way in EXACT if way != "alone, kept"])
+def test_a_batch_whose_gradient_is_kept_does_not_come_again(way, tmp_path):
+    ((first, second),) = good(run(way, Gathers(), tmp_path)).ends
+    assert not torch.equal(first, second)
+    assert audited(tmp_path).updates == BATCHES
+
+
 @EVERY_KEPT_WAY
 def test_an_epoch_of_one_batch(way, tmp_path):
     """Most workers have nothing to do; there are not more epochs for it."""

@@ -94,6 +94,14 @@ def test_a_run_that_stops_ends_the_pass():
     assert list(leased) == []
 
 
+def test_a_program_that_wants_a_batch_of_a_finished_pass_is_told_why_there_is_none():
+    """As one that looks at the first batch does when it is started again."""
+    pool = Pool(first=[8])
+    pool.left_out = 1
+    with pytest.raises(StopIteration, match=r"finished before this process began.*DataLoader before prepare"):
+        next(iter(Leased(loader(), 0, pool)))
+
+
 def test_finished_passes_are_empty():
     pool = Pool(first=[8], answers=[[9]])
     pool.left_out = 2

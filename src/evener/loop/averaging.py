@@ -19,10 +19,12 @@ from evener.state.tensors import whole_views, zeros
 from evener.wire.layout import Layout
 from evener.worker.allreduce.allreduce import Travelling
 from evener.worker.allreduce.group import Group
+from evener.worker.compute.constants import checksum
 
 #: What travels before the gradients: who asks to stop, who is idle, who has left the loop, whether tower 0's program
-#: has something to tell, the sum of losses and how many know theirs.
-STOPS, IDLE, LEFT, NEWS, LOSS, LOSSES = range(6)
+#: has something to tell, the sum of losses and how many know theirs, the sum of checksums of the parameters and how
+#: many towers have made one.
+STOPS, IDLE, LEFT, NEWS, LOSS, LOSSES, CHECK, CHECKS = range(8)
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,6 +39,7 @@ class Sums:
     stop: str
     loss: float
     steps: Sequence[Callable[[Optimizer], Any]]
+    differ: bool  # parameters of this tower and of others, which should be the same
 
 
 class Averaging:
@@ -67,7 +70,7 @@ class Averaging:
         self._trained = [(name, named[name]) for name in layout.trained]
         self._of = [next(i for i, names in enumerate(parts.names) if name in names) for name, _ in self._trained]
         optimizers = len(parts.optimizers)
-        self._counts = LOSSES + 1 + optimizers
+        self._counts = CHECKS + 1 + optimizers
         self._size = self._counts + 2 * group.size
         large = {name for name, one in self._trained if home.type == "cpu" and one.nbytes >= LARGE}
         small = Layout(spec for spec in layout.specs if spec.name not in large)
@@ -104,7 +107,9 @@ class Averaging:
         known = step is not None and not math.isnan(step.loss)
         loss = step.loss if step is not None and known else 0.0
         news = step.script if step is not None and rank == 0 else b""
+        check = self._checksum(size, sure=step is None and not left)
         numbers = [float(bool(asked)), float(step is None), float(left), float(bool(news)), loss, float(known)]
+        numbers += [float(check or 0), float(check is not None)]
         numbers += [float(step is not None and step.group == group) for group in range(len(self._parts.optimizers))]
         counts, over = [0.0] * size, [0.0] * size
         counts[rank] = float(len(step.leases)) if step is not None else 0.0
@@ -116,8 +121,7 @@ class Averaging:
         large = [one.view(-1) for one, place in zip(sums, self._gradients, strict=True) if place is None]
         self._group.sum([*self._travelling.flats, *large], f"update {self._state.step + 1}", _nothing)
         told = head[: len(numbers)].tolist()
-        first = LOSSES + 1
-        gives = [round(number) for number in told[first : self._counts]]
+        gives = [round(number) for number in told[CHECKS + 1 : self._counts]]
         self._place(sums, gives, told[self._size :])
         if told[NEWS] and (script := self._group.share(news)) and rank:
             self._heard(script)
@@ -129,7 +133,18 @@ class Averaging:
             [round(n) for n in told[self._counts + size : self._size]], round(told[IDLE]),
             round(told[LEFT]), stop,
             told[LOSS] / told[LOSSES] if told[LOSSES] else math.nan, self._steps,
+            check is not None and round(told[CHECK]) != check * round(told[CHECKS]),
         )  # fmt: skip
+
+    def _checksum(self, size: int, *, sure: bool) -> int | None:
+        """Of the parameters, where they are compared: at steps 1, 2, 4, 8, ... and where a pass ends (`sure`).
+
+        A number whose sum over all towers is exact, whatever it travels as.
+        """
+        step = self._state.step + 1
+        if not sure and step & (step - 1):
+            return None
+        return checksum([parameter for _, parameter in self._trained]) % ((1 << 24) // size)
 
     def _put_buffers(self) -> None:
         """What the model changes by itself, BatchNorm's statistics say, is tower 0's, as in PyTorch's own DDP."""

@@ -82,6 +82,11 @@ class Hand:
         self._waiting.extendleft(reversed(self._loading))
         self._loading.clear()
 
+    def put_back(self) -> None:
+        """The batches used since the last step wait again, before all others."""
+        self._waiting.extendleft(reversed(self._used))
+        self._used.clear()
+
     def take(self) -> list[int]:
         """The batches used since the last step; they are not in hand any more."""
         used, self._used = self._used, []

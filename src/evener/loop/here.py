@@ -10,6 +10,7 @@ import torch
 
 from evener.errors import ConfigError, NonFinite
 from evener.loop.averaging import Averaging, Sums
+from evener.loop.homes import Homes
 from evener.loop.owner import Step, Supply
 from evener.loop.parts import Parts
 from evener.loop.record import Record
@@ -18,11 +19,17 @@ from evener.policy.leases import LeaseState
 from evener.report import Line
 from evener.state.saver import begin
 from evener.state.state import State
-from evener.state.tensors import CPU, Slot, bind, named_tensors, whole_views, zeros
+from evener.state.tensors import CPU, Slot, named_tensors, whole_views, zeros
 from evener.task.build import Built, tell_start
 from evener.task.script import Joining
 from evener.worker.allreduce.restored import share_restored
 from evener.worker.exchange.exchange import Turn
+
+#: Not an error: machines of different kinds may round differently.
+DIFFER = (
+    "warning: the towers' parameters differ. Where all machines are alike, the program has changed them itself, each "
+    "tower by its own batches: give every optimizer to prepare, and take each update by its step()"
+)
 
 
 def home_of(built: Built) -> torch.device:
@@ -54,7 +61,9 @@ class Here:
         restored = self._record.restored
         if self._group is not None:
             restored = share_restored(self._group, restored)
-        self._state = _state_of(built, home)
+        memory = zeros(built.layout.nbytes, home)
+        self._homes = Homes(built.model, built.layout, whole_views(built.layout, memory))
+        self._state = _state_of(built, memory)
         for difference in begin(self._state, restored, self._settings, supply.length or 1):
             self._tell(f"warning: {difference}")
         self._averaging = None
@@ -65,7 +74,7 @@ class Here:
         book = restored[0].book if restored else LeaseState(0, ())
         towers = self._group.size if self._group is not None else 1
         self._deal = Deal(supply.length, towers, book) if supply.length else Unnumbered()
-        self._stop, self._whole = "", True
+        self._stop, self._whole, self._differed = "", True, False
         self._in_hand, self._unused = 0, 0
         #: Called when others have taken a step that this tower's program knows nothing of, and with tower 0's news.
         self.idled: Callable[[], None] | None = None
@@ -101,6 +110,7 @@ class Here:
                 fix="call closure yourself before step(), or run the program alone.",
             )
         self._record.stepping(step.seconds)
+        self._homes.come_home()  # buffers that the model has replaced are to travel
         sums = averaging.give(step, self._shed())
         self._whole = False
         result = self._take(sums, step)
@@ -109,6 +119,9 @@ class Here:
     def _take(self, sums: Sums, step: Step | None) -> Any:
         """The mean gradients are in place: every tower takes the same steps."""
         result = None
+        if sums.differ and not self._differed:
+            self._differed = True
+            self._tell(DIFFER)
         groups = [group for group, gives in enumerate(sums.gives) if gives]
         for group in groups:
             optimizer = self._parts.optimizers[group]
@@ -135,6 +148,7 @@ class Here:
 
     def _applied(self, step: Step | None, counts: Sequence[int], groups: Sequence[int], loss: float = math.nan) -> None:
         """The parameters have changed by one update."""
+        self._homes.come_home()
         self._state.step += 1
         self._record.counted += 0 in groups
         if bad := self._state.parameters.first_non_finite(self._state.infinite):
@@ -229,6 +243,7 @@ class Here:
             if self._averaging is not None and not reason:
                 self._idle(self._averaging, left=True)
             if self._whole and (not reason or record.tally.updates):
+                self._homes.come_home()
                 record.save_last()
             if not reason:
                 record.end(self._stop or "the script has ended")
@@ -238,9 +253,7 @@ class Here:
                 self._group.close(failed=bool(reason))
 
 
-def _state_of(built: Built, home: torch.device) -> State:
-    """The model in one memory, its own optimizers beside it."""
-    memory = zeros(built.layout.nbytes, home)
-    bind(built.model, whole_views(built.layout, memory))
+def _state_of(built: Built, memory: torch.Tensor) -> State:
+    """The state of a model that lives in this memory, its own optimizers beside it."""
     ranges = [memory[at : at + nbytes] for at, nbytes in built.layout.ranges(0)]
     return State(built.model, built.recipe, built.layout, slot=Slot(built.layout, 0, ranges), own=True)

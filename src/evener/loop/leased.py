@@ -46,6 +46,36 @@ class Gives(Protocol):
         ...
 
 
+class LeftOut(Exception):
+    """There is nothing of this epoch, and never was for this process."""
+
+
+class Nothing(StopIteration):
+    """Ends a `for`, as any StopIteration; a program that wanted a batch is told why there is none."""
+
+    def __str__(self) -> str:
+        return (
+            "this epoch was finished before this process began, or the run is over, so its loader has nothing to give. "
+            "To look at a batch without training on it, use the DataLoader before prepare: next(iter(loader))."
+        )
+
+
+class Pass:
+    """One pass over a loader; nothing happens before its first batch is asked for."""
+
+    def __init__(self, batches: Iterator[Any]) -> None:
+        self._batches = batches
+
+    def __iter__(self) -> Iterator[Any]:
+        return self
+
+    def __next__(self) -> Any:
+        try:
+            return next(self._batches)
+        except LeftOut:
+            raise Nothing from None
+
+
 class Leased:
     """Iterated as the loader that the program gave; has everything else of it too.
 
@@ -79,8 +109,11 @@ class Leased:
         return getattr(self._loader, name)
 
     def __iter__(self) -> Iterator[Any]:
+        return Pass(self._given())
+
+    def _given(self) -> Iterator[Any]:
         if self._gives.passing():
-            return
+            raise LeftOut
         whole = False
         try:
             # After a pass that was left early, or updates that were lost, the next goes on where that one was, and over

@@ -161,7 +161,7 @@ class Loop:
         owner = self._owner = self._owned(parts, built, supply)
         passes = self._passes = self._keeper.passes = Passes(
             owner, supply, heard=self._keeper.hear, begun=self._begin_pass, unused=self._forget_gradients,
-            slow=slowed(settings.slow, self.worker, settings.seed), usual=float(settings.mean_batch),
+            slow=slowed(settings.slow, self.worker, settings.seed), usual=float(settings.mean_batch), grads=parts.graded
         )  # fmt: skip
         self._frozen = None if isinstance(owner, Alone) else Frozen(parts, built.layout)
         shared = self._shared(loader, passes) if loader is not None else None

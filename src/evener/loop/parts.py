@@ -42,6 +42,10 @@ class Parts:
     names: tuple[frozenset[str], ...]  # of each optimizer's parameters
     tied: dict[str, str]  # further names of parameters, and the first of each
 
+    def graded(self) -> bool:
+        """Whether a parameter has a gradient now."""
+        return any(parameter.grad is not None for parameter in self.model.parameters())
+
 
 def sorted_out(given: Sequence[object]) -> Parts:
     """Raises ConfigError for what cannot be prepared."""

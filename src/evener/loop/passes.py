@@ -30,6 +30,7 @@ class Passes:
         begun: called when a pass begins; `anew`: those before it were left out.
         unused: called before batches are named that no step has used.
         slow: `--slow` of this worker, which sleeps before its steps.
+        grads: whether a parameter has a gradient.
         usual: samples of a batch in the mean, where workers have batches of their own size.
     """
 
@@ -43,8 +44,10 @@ class Passes:
         unused: Callable[[], None],
         slow: Slowed | None = None,
         usual: float = 1.0,
+        grads: Callable[[], bool] = lambda: True,
         sleep: Callable[[float], None] = time.sleep,
     ) -> None:
+        self._graded, self._left_early = grads, False
         self._owner, self.supply = owner, supply
         self._slow, self._usual, self._sleep = slow or Slowed(None, 0), usual, sleep
         self._heard, self._begun, self._unused = heard, begun, unused
@@ -161,6 +164,7 @@ class Passes:
 
     def passing(self) -> bool:
         self.leave_if_interrupted()
+        self._forget_a_glance()
         number, before = self.count, self.left_out
         self.count += 1
         self.left_out = number < self.start
@@ -170,8 +174,15 @@ class Passes:
         self.inside = True
         return False
 
+    def _forget_a_glance(self) -> None:
+        """A batch that a program only looks at before it trains (`next(iter(loader))`) is no pass: it comes again."""
+        if self._left_early and not self._steps and not self.left_out and not self._graded():
+            self.hand.put_back()
+            self.count -= 1
+        self._left_early = False
+
     def passed(self, *, whole: bool) -> None:
-        self.inside = False
+        self.inside, self._left_early = False, not whole
         if whole:
             self.settle(land=True)
             self.leave_if_interrupted()

@@ -8,7 +8,7 @@ import os
 import secrets
 import socket
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -19,7 +19,7 @@ from evener.errors import ConfigError
 from evener.loop.flying import Flying
 from evener.loop.owner import Step, Supply
 from evener.loop.parts import Parts
-from evener.report import Status
+from evener.report import Line, Status
 from evener.settings import Settings
 from evener.state.optimizers import needs_closure
 from evener.state.tensors import CPU, named_tensors
@@ -94,6 +94,8 @@ class Remote:
         self._fetching = Fetching(self._servers, memory) if memory is not None else None
         self._exchange = self._fetching or self._servers
         self._flying = Flying(self._servers, landing, parameters, memory) if landing is not None else None
+        for optimizer in parts.optimizers:
+            _keeps_no_state(optimizer, lambda text: joining.report(Line(joining.name, text)))
 
     @property
     def under_way(self) -> int:
@@ -143,12 +145,16 @@ class Remote:
 
     def settled(self, *, land: bool) -> Turn | None:
         if self._flying is None:
+            if land:
+                self._towers.constants.remember()
             return None
         if land and not self._flying.landed:  # else what the program has made of the parameters would be lost unseen
             self._towers.constants.look(self._arrivals)
         arrivals, turn = self._arrivals, self._flying.settled(land=land)
         if self._arrivals != arrivals:
             self._towers.arrived(self._arrivals)
+        if land:
+            self._towers.constants.remember()
         if turn is not None:
             self._chief = turn.chief
             self._told = b"" if turn.anew or turn.rejected else self._told
@@ -166,6 +172,8 @@ class Remote:
         return now
 
     def draw(self, want: int, *, unused: Sequence[int] = (), wait: bool = False) -> Turn:
+        if wait:  # the answer would undo what an optimizer that was not prepared has done, and nobody would know
+            self._towers.constants.compare_arrived(self._arrivals)
         turn = self._servers.draw(want, unused=unused, wait=wait)
         self._chief = turn.chief
         if wait or turn.anew:
@@ -182,6 +190,30 @@ class Remote:
     def close(self, reason: str = "", script: bytes = b"") -> None:
         self._servers.keeps = script
         self._exchange.close(reason)
+
+
+def _keeps_no_state(optimizer: Optimizer, tell: Callable[[str], None]) -> None:
+    """A program that keeps checkpoints of its own would begin again with an optimizer that knows nothing."""
+    kind, told = type(optimizer).__name__, False
+
+    def saved(_optimizer: Optimizer) -> None:
+        nonlocal told
+        if not told:
+            told = True
+            tell(
+                f"warning: the state_dict of {kind} holds its settings alone: its state lies in the ps tasks. "
+                "To go on with all of it give --logdir, and the same again"
+            )
+
+    def loaded(_optimizer: Optimizer, _state: Any) -> None:
+        raise ConfigError(
+            f"load_state_dict of {kind} was called after prepare.",
+            why="its state lies in the ps tasks, which have begun with what there was at prepare.",
+            fix="load checkpoints before prepare; or let --logdir keep all, and give the same again to go on.",
+        )
+
+    optimizer.register_state_dict_pre_hook(saved)
+    optimizer.register_load_state_dict_pre_hook(loaded)
 
 
 def _plain(group: Mapping[str, Any], keys: Sequence[str]) -> dict[str, Any]:

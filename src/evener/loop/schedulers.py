@@ -56,7 +56,13 @@ class Schedulers:
                 for _ in range(self._passes.moved if self._apart and self._passes.inside else 1):
                     really(*args, **kwargs)
 
+        def state_dict(_self: Scheduler) -> dict[str, Any]:
+            """PyTorch's is all attributes, of which these two would be saved with all that they refer to."""
+            return {key: value for key, value in said().items() if key not in ("step", "state_dict")}
+
+        said = scheduler.state_dict
         scheduler.step = MethodType(step, scheduler)  # type: ignore[method-assign]
+        scheduler.state_dict = MethodType(state_dict, scheduler)  # type: ignore[method-assign]
         return really
 
     def _judge(self, really: Callable[..., None], *args: Any, **kwargs: Any) -> None:

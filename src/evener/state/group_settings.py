@@ -13,7 +13,7 @@ from torch.optim import Optimizer
 from evener.files import NOT_JSON
 
 #: All that a setting can be: no deeper, and of no other kind.
-Value = None | bool | int | float | str | list[bool | int | float]
+Value = None | bool | int | float | str | list[bool | int | float | None]
 Setting = Mapping[str, Any]
 
 _decode = msgspec.json.Decoder(list[dict[str, Value]]).decode

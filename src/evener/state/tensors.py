@@ -221,13 +221,16 @@ def whole_views(layout: Layout, block: Bytes) -> dict[str, Tensor]:
 
     Each has a version counter of its own, as tensors of a plain model have: with the block's common one, autograd
     would take a BatchNorm layer that counts its batch for a change of everything that it saved for the backward pass.
+    On the CPU each has a storage of its own too: `torch.save` refuses two dtypes in one, and would write all of it.
     """
     flats = flats_of(layout, block)
     views: dict[str, Tensor] = {}
     for piece in layout.pieces:  # a split tensor's parts follow each other without a gap: its first part says where
         if piece.start == 0:
-            flat = flats[piece.spec.dtype]
-            views[piece.spec.name] = flat[piece.offset : piece.offset + piece.spec.numel].view(piece.spec.shape).data
+            part = flats[piece.spec.dtype][piece.offset : piece.offset + piece.spec.numel]
+            if part.device == CPU and part.numel():
+                part = torch.frombuffer(part.view(torch.uint8).numpy(), dtype=part.dtype)
+            views[piece.spec.name] = part.view(piece.spec.shape).data
     return views
 
 

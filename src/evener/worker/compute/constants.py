@@ -51,7 +51,15 @@ class Constants:
         """Other processes have just filled the parameters; until the next gradient they stay so."""
         deep = self._rewritten or _power_of_two(self._looks + 1)
         values = checksum(self._trained) if deep else None
-        self._arrived = arrival, sum(p._version for p in self._trained), values
+        self._arrived = arrival, self._writes(), values
+
+    def _writes(self) -> int:
+        return sum(p._version for p in self._trained)
+
+    def remember(self) -> None:
+        """A program may now look at other values, its averages say, and put these back: they must be known by then."""
+        if self._arrived is not None and self._arrived[2] is None and self._arrived[1] == self._writes():
+            self._arrived = *self._arrived[:2], checksum(self._trained)
 
     def look(self, arrival: int) -> None:
         """After a batch was computed and hooks had their say.
@@ -71,7 +79,7 @@ class Constants:
         if deep or self._counted() != self._versions:
             self._compare_frozen()
         if arrival:
-            self._compare_arrived(arrival)
+            self.compare_arrived(arrival)
         if deep:
             self._compare_parts()
             self._compare_attributes()
@@ -87,11 +95,12 @@ class Constants:
                     "it then travels, is saved and averaged as buffers are.",
                 )
 
-    def _compare_arrived(self, arrival: int) -> None:
+    def compare_arrived(self, arrival: int) -> None:
+        """Raises ConfigError where trained parameters are not what other processes have filled them with."""
         if self._arrived is None or self._arrived[0] != arrival:
             return
         _, versions, values = self._arrived
-        written = sum(p._version for p in self._trained) != versions
+        written = self._writes() != versions
         if values is None and not written:
             return
         if values is not None and checksum(self._trained) == values:
@@ -101,7 +110,8 @@ class Constants:
             "the model or a hook has changed trained parameters by itself.",
             why="they belong to the ps tasks, whose next answer would undo the change.",
             fix="constrain them where they are updated: in the step() of an optimizer of your own with the class "
-            "attribute elementwise = True, or by torch.nn.utils.parametrize; or train without ps tasks.",
+            "attribute elementwise = True, or by torch.nn.utils.parametrize; in a loop of your own give every "
+            "optimizer to prepare, and look at other values in a copy of the model; or train without ps tasks.",
         )
 
     def _compare_parts(self) -> None:

@@ -236,7 +236,12 @@ class Buffer:
         return cls(name, travelling, place[leaf], place[leaf].shape, place, leaf)
 
     def collect(self) -> None:
-        """Copy it to where it travels. One that the model replaced is put back: answers would miss the new one."""
+        """Copy it to where it travels."""
+        self.come_home()
+        self.travelling.copy_(self.home)
+
+    def come_home(self) -> None:
+        """One that the model replaced is put back: answers and checkpoints would miss the new one."""
         now = self.place[self.leaf]
         if now is None or now.shape != self.shape:
             raise ConfigError(
@@ -250,7 +255,6 @@ class Buffer:
             with torch.no_grad():
                 self.home.copy_(now)
             self.place[self.leaf] = self.home
-        self.travelling.copy_(self.home)
 
 
 def loss_in(returned: object, made_by: str) -> Tensor:

@@ -209,16 +209,15 @@ class Settings:
             if self.ends_by_samples:  # an update has at least one gradient, which may be of a single sample
                 return ENDLESS if self.by_samples else self.epochs_in_gradients(samples)
             steps = self.epochs * samples / self.per_step
-            return max(
-                1, math.ceil(round(steps, 6))
-            )  # 2.2 epochs of 1500 in hundreds are 33 steps, not 33.000000000000004
+            return max(1, math.ceil(round(steps, 6)))  # 2.2 epochs of 1500 in hundreds: 33, not 33.000000000000004
         return 2000 if self.train_steps is None else self.train_steps
 
     @property
     def ends_by_samples(self) -> bool:
         """Whether no number of updates says when the epochs are over."""
-        unequal = self.terms.gradients is None or (self.by_samples and not isinstance(self.mode, Sync))
-        return self.epochs is not None and bool(self.ps) and unequal
+        if self.epochs is None or not self.ps:
+            return False
+        return self.terms.gradients is None or (self.by_samples and not isinstance(self.mode, Sync))
 
     def epochs_in_gradients(self, samples: int) -> int:
         """Gradients of the whole run."""

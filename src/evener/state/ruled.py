@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
 from typing import Any
 
@@ -15,6 +15,8 @@ from evener.rules import Around, Compensates, Late, Rule, Scales, described, sca
 from evener.state.optimizers import cut_like, l2_of
 from evener.state.rules import NARROW
 from evener.state.tensors import Slot, beside, copied
+
+_NOTHING = nullcontext()
 
 
 @dataclass(frozen=True, slots=True)
@@ -124,16 +126,16 @@ class Ruled:
             into.copy_(buffer)
         return out
 
-    @contextmanager
-    def watching(self, unused: Collection[str] = ()) -> Iterator[None]:
+    def watching(self, unused: Collection[str] = ()) -> AbstractContextManager[None]:
         """Around the optimizer's step: rules that want to know are told what it has changed.
 
         Args:
             unused: parameters that the optimizer leaves alone.
         """
-        if not self._told:
-            yield
-            return
+        return self._telling(unused) if self._told else _NOTHING
+
+    @contextmanager
+    def _telling(self, unused: Collection[str]) -> Iterator[None]:
         before = {index: self._parameters.views[index].clone() for index in self._trained}
         yield
         groups = self._groups()

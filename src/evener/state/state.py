@@ -20,6 +20,7 @@ from evener.state.optimizers import check_apart, known_as, names_of_groups, opti
 from evener.state.ruled import Ruled
 from evener.state.schedules import Schedule
 from evener.state.step_scale import StepScale
+from evener.state.stepping import step
 from evener.state.tensors import Slot, copied, frozen, named_tensors
 from evener.state.trained_parts import TrainedParts, divides
 from evener.state.values import plain
@@ -209,7 +210,7 @@ class State:
             gradient = rules.scaled(gradient, scale, self.averaged)
         self._trained.give(gradient, unused)
         with self.ruled.watching(unused), self.steps.learning_rate(scale):
-            self.optimizer.step()
+            step(self.optimizer)
         self._trained.let_go()
         if bad := self.parameters.first_non_finite(self.infinite):
             raise NonFinite(

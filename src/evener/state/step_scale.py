@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import Any
 
 import torch
@@ -18,6 +18,8 @@ LINEAR: frozenset[type[Optimizer]] = frozenset({torch.optim.SGD})
 ADAPTIVE: frozenset[str] = frozenset(
     {"Adam", "AdamW", "Adamax", "NAdam", "RAdam", "RMSprop", "RMSProp", "Adagrad", "Adadelta"}
 )
+
+_NOTHING = nullcontext()
 
 
 class StepScale:
@@ -43,12 +45,12 @@ class StepScale:
         """Whether the optimizer is to see its gradient times this, rather than another learning rate."""
         return self._linear and scale != 1.0
 
-    @contextmanager
-    def learning_rate(self, scale: float) -> Iterator[None]:
+    def learning_rate(self, scale: float) -> AbstractContextManager[None]:
         """Around the optimizer's step. What a schedule or a script has set is there again after it, to the bit."""
-        if self._linear or scale == 1.0:
-            yield
-            return
+        return _NOTHING if self._linear or scale == 1.0 else self._scaled(scale)
+
+    @contextmanager
+    def _scaled(self, scale: float) -> Iterator[None]:
         groups: list[dict[str, Any]] = self._optimizer.param_groups
         before = [group["lr"] for group in groups]
         try:

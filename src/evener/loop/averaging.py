@@ -5,12 +5,13 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeGuard
 
 import torch
 from torch import Tensor
 from torch.optim import Optimizer
 
+from evener.loop.homes import place_of
 from evener.loop.owner import Step
 from evener.loop.parts import Parts
 from evener.state.in_place import LARGE
@@ -78,8 +79,8 @@ class Averaging:
         views = whole_views(small, self._travelling.block)
         #: Where the gradients of small parameters travel; None: those of a large one travel where they are.
         self._gradients = [views.get(name) for name, _ in self._trained]
-        buffers = dict(parts.model.named_buffers())
-        self._buffers = [(buffers[s.name], views[s.name]) for s in layout.specs if s.name in buffers]
+        self._buffers = [(place_of(parts.model, s.name), views[s.name]) for s in layout.specs if not s.trained]
+        self._first = [place[leaf] for (place, leaf), _ in self._buffers]
         self._steps = [type(optimizer).step for optimizer in parts.optimizers]
         self.asked, self._heard = "", heard
 
@@ -107,7 +108,7 @@ class Averaging:
         known = step is not None and not math.isnan(step.loss)
         loss = step.loss if step is not None and known else 0.0
         news = step.script if step is not None and rank == 0 else b""
-        check = self._checksum(size, sure=step is None and not left)
+        check = None if left else self._checksum(size, sure=step is None)  # at its end it may do as it likes
         numbers = [float(bool(asked)), float(step is None), float(left), float(bool(news)), loss, float(known)]
         numbers += [float(check or 0), float(check is not None)]
         numbers += [float(step is not None and step.group == group) for group in range(len(self._parts.optimizers))]
@@ -148,9 +149,10 @@ class Averaging:
 
     def _put_buffers(self) -> None:
         """What the model changes by itself, BatchNorm's statistics say, is tower 0's, as in PyTorch's own DDP."""
-        for buffer, travelling in self._buffers:
-            if self._group.rank == 0:
-                travelling.copy_(buffer)
+        for (place, leaf), travelling in self._buffers:
+            now = place.get(leaf)
+            if self._group.rank == 0 and _fits(now, travelling):
+                travelling.copy_(now)
             else:
                 travelling.zero_()
 
@@ -183,13 +185,30 @@ class Averaging:
                 parameter.grad = mean if self._gradients[number] is None else mean.clone()
             elif parameter.grad.data_ptr() != mean.data_ptr():
                 parameter.grad.copy_(mean)
-        for buffer, travelling in self._buffers:
-            buffer.data.copy_(travelling)  # unseen by autograd: a backward pass may still be to come
+        if self._group.rank:
+            self._take_buffers()
+
+    def _take_buffers(self) -> None:
+        """Of those that the model replaces the old ones stay as they are, since a program may have kept them."""
+        for ((place, leaf), travelling), first in zip(self._buffers, self._first, strict=True):
+            now = place.get(leaf)
+            if not _fits(now, travelling):
+                continue
+            if now is first:
+                now.data.copy_(travelling)  # unseen by autograd: a backward pass may still be to come
+            else:
+                place[leaf] = travelling.clone()
 
 
 def _zeros_like(parameter: Tensor) -> Tensor:
     """Contiguous, and written by nobody so far: of a large one the kernel gives pages when they are."""
     return zeros(parameter.nbytes).view(parameter.dtype).view(parameter.shape)
+
+
+def _fits(now: Tensor | None, travelling: Tensor) -> TypeGuard[Tensor]:
+    return now is not None and (now.shape, now.dtype, now.device) == (
+        travelling.shape, travelling.dtype, travelling.device
+    )  # fmt: skip
 
 
 def _nothing() -> None:

@@ -19,7 +19,7 @@ from evener.policy.leases import LeaseState
 from evener.report import Line
 from evener.state.saver import begin
 from evener.state.state import State
-from evener.state.tensors import CPU, Slot, named_tensors, whole_views, zeros
+from evener.state.tensors import CPU, Slot, bind, named_tensors, whole_views, zeros
 from evener.task.build import Built, tell_start
 from evener.task.script import Joining
 from evener.worker.allreduce.restored import share_restored
@@ -61,11 +61,10 @@ class Here:
         restored = self._record.restored
         if self._group is not None:
             restored = share_restored(self._group, restored)
-        memory = zeros(built.layout.nbytes, home)
-        self._homes = Homes(built.model, built.layout, whole_views(built.layout, memory))
-        self._state = _state_of(built, memory)
+        self._state = _state_of(built, home)
         for difference in begin(self._state, restored, self._settings, supply.length or 1):
             self._tell(f"warning: {difference}")
+        self._homes = Homes(built.model, self._state.parameters, self._tell)
         self._averaging = None
         if self._group is not None:
             self._averaging = Averaging(
@@ -110,7 +109,6 @@ class Here:
                 fix="call closure yourself before step(), or run the program alone.",
             )
         self._record.stepping(step.seconds)
-        self._homes.come_home()  # buffers that the model has replaced are to travel
         sums = averaging.give(step, self._shed())
         self._whole = False
         result = self._take(sums, step)
@@ -148,7 +146,7 @@ class Here:
 
     def _applied(self, step: Step | None, counts: Sequence[int], groups: Sequence[int], loss: float = math.nan) -> None:
         """The parameters have changed by one update."""
-        self._homes.come_home()
+        self._homes.look()
         self._state.step += 1
         self._record.counted += 0 in groups
         if bad := self._state.parameters.first_non_finite(self._state.infinite):
@@ -243,7 +241,6 @@ class Here:
             if self._averaging is not None and not reason:
                 self._idle(self._averaging, left=True)
             if self._whole and (not reason or record.tally.updates):
-                self._homes.come_home()
                 record.save_last()
             if not reason:
                 record.end(self._stop or "the script has ended")
@@ -253,7 +250,10 @@ class Here:
                 self._group.close(failed=bool(reason))
 
 
-def _state_of(built: Built, memory: torch.Tensor) -> State:
-    """The state of a model that lives in this memory, its own optimizers beside it."""
+def _state_of(built: Built, home: torch.device) -> State:
+    """Parameters in one memory, the program's own optimizers beside it."""
+    memory = zeros(built.layout.nbytes, home)
+    views = whole_views(built.layout, memory)
+    bind(built.model, {spec.name: views[spec.name] for spec in built.layout.specs if spec.trained})
     ranges = [memory[at : at + nbytes] for at, nbytes in built.layout.ranges(0)]
     return State(built.model, built.recipe, built.layout, slot=Slot(built.layout, 0, ranges), own=True)

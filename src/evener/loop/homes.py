@@ -1,38 +1,60 @@
-"""Where the parameters and buffers of a program lie that holds them itself."""
+"""Where the tensors of a program lie that holds them all itself."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from evener.state.tensors import bind
-from evener.wire.layout import Layout
-from evener.worker.compute.towers import Buffer
+from evener.state.tensors import Slot
 
 
 class Homes:
-    """The one memory that is saved, and that towers share out. The model lives in it from now on.
+    """Lets a state save what the model has, wherever that is.
+
+    Parameters begin in the state's one memory. They may leave it at any time (`weight.data = renormed`,
+    `model.share_memory()`, two that change places), and buffers never lie there: all stay where program and model put
+    them, as in plain PyTorch, and what is saved is read there.
 
     Args:
-        views: the tensors of the layout there, by name.
+        slot: the state's parameters; its buffers' values, of a checkpoint perhaps, become the model's.
+        tell: people are told of what cannot be saved.
     """
 
-    def __init__(self, model: nn.Module, layout: Layout, views: Mapping[str, Tensor]) -> None:
-        bind(model, dict(views))
-        self._parameters = [
-            (parameter, views[name], views[name].data_ptr())
-            for name, parameter in model.named_parameters() if name in views
-        ]  # fmt: skip
-        self._buffers = [Buffer.of(model, spec.name, views[spec.name]) for spec in layout.specs if not spec.trained]
+    def __init__(self, model: nn.Module, slot: Slot, tell: Callable[[str], None]) -> None:
+        self._slot, self._tell = slot, tell
+        self._told: set[str] = set()
+        self._places = [place_of(model, piece.spec.name) for piece in slot.pieces]
+        with torch.no_grad():
+            for (place, leaf), (piece, value) in zip(self._places, slot.named(), strict=True):
+                if not piece.spec.trained and place[leaf].numel():
+                    place[leaf].copy_(value)
+        self.look()
 
-    def come_home(self) -> None:
-        """What program or model put in a tensor's place (`weight.data = renormed`, `self.centre = ...`) moves back."""
-        for parameter, home, address in self._parameters:
-            if parameter.data_ptr() != address:
-                with torch.no_grad():
-                    home.copy_(parameter)
-                parameter.data = home
-        for buffer in self._buffers:
-            buffer.come_home()
+    def look(self) -> None:
+        """After an update, which has made what is there now: what a program does at its end is not saved."""
+        for index, (place, leaf) in enumerate(self._places):
+            now, known = place.get(leaf), self._slot.views[index]
+            if now is None or now.data_ptr() != known.data_ptr() or not now.is_contiguous() or now.shape != known.shape:
+                self._seen(index, now)
+
+    def _seen(self, index: int, now: Tensor | None) -> None:
+        spec, known = self._slot.pieces[index].spec, self._slot.views[index]
+        if now is not None and (now.shape, now.dtype, now.device) == (known.shape, known.dtype, known.device):
+            self._slot.views[index] = now.detach().contiguous()
+        elif spec.name not in self._told:
+            self._told.add(spec.name)
+            found = "is gone" if now is None else f"is {str(now.dtype).removeprefix('torch.')} {list(now.shape)} now"
+            self._tell(
+                f"warning: {spec.name} was {spec.dtype} {list(spec.shape)} at prepare and {found}: "
+                "checkpoints keep the last that was like it"
+            )
+
+
+def place_of(model: nn.Module, name: str) -> tuple[dict[str, Any], str]:
+    """The module's own dictionary in which a tensor is, and its name there."""
+    owner, _, leaf = name.rpartition(".")
+    module = model.get_submodule(owner)
+    return (module._buffers if leaf in module._buffers else module._parameters), leaf

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import torch
@@ -21,6 +22,7 @@ from evener.state.tensors import Bytes, bind, overwrite, whole_views
 from evener.wire.layout import Layout
 from evener.worker.compute.constants import Constants
 from evener.worker.compute.device_memory import DeviceMemory, generators_of
+from evener.worker.compute.losses import check_scalar, loss_in
 from evener.worker.exchange.exchange import ONLY, OneOf
 
 _ONE_DEVICE = nullcontext()
@@ -65,8 +67,10 @@ class Towers:
         self._memory = memory
         if memory is None:
             views, homes = whole_views(layout, gradients), whole_views(layout, parameters)
+            self._views_again = partial(whole_views, layout, parameters)
         else:
             views, homes = memory.gradients, memory.parameters
+            self._views_again = partial(dict, homes)
         bind(model, homes)
         devices = {tensor.device for tensor in model.parameters()}
         self._spread = len(devices) > 1
@@ -171,10 +175,21 @@ class Towers:
     def arrived(self, arrival: int) -> None:
         """Other processes have just filled the parameters, for the so-and-so-manieth time; 0: they are our own."""
         if arrival:
+            self._reclaim()
             self.constants.arrived(arrival)
+
+    def _reclaim(self) -> None:
+        """A program that sends its model to another process (`share_memory`) moves it out of the memory that others
+        fill: the parameters live there again, as they have come."""
+        if all(self._homes[name].data_ptr() == at for name, at in zip(self.names, self._addresses, strict=True)):
+            return
+        self._homes = self._views_again()
+        for name, parameter in zip(self.names, self._parameters, strict=True):
+            parameter.data = self._homes[name]
 
     def _come_home(self) -> None:
         """A parameter whose data the model replaced (`weight.data = renormed`) moves into the memory that travels."""
+        self._reclaim()
         for name, parameter, address in zip(self.names, self._parameters, self._addresses, strict=True):
             if parameter.data_ptr() != address:
                 with torch.no_grad():
@@ -237,11 +252,11 @@ class Buffer:
 
     def collect(self) -> None:
         """Copy it to where it travels."""
-        self.come_home()
+        self._come_home()
         self.travelling.copy_(self.home)
 
-    def come_home(self) -> None:
-        """One that the model replaced is put back: answers and checkpoints would miss the new one."""
+    def _come_home(self) -> None:
+        """One that the model replaced is put back: answers would miss the new one."""
         now = self.place[self.leaf]
         if now is None or now.shape != self.shape:
             raise ConfigError(
@@ -255,41 +270,3 @@ class Buffer:
             with torch.no_grad():
                 self.home.copy_(now)
             self.place[self.leaf] = self.home
-
-
-def loss_in(returned: object, made_by: str) -> Tensor:
-    """The loss in what a recipe's step has returned. Raises ConfigError where there is none."""
-    if isinstance(returned, Mapping) and "loss" not in returned:
-        raise ConfigError(
-            f"the recipe's step{made_by} returned a dictionary of {', '.join(map(repr, returned)) or 'nothing'}.",
-            why="training differentiates its entry 'loss'.",
-            fix='return {"loss": ...} with whatever else is of interest.',
-        )
-    loss = returned["loss"] if isinstance(returned, Mapping) else returned
-    check_scalar(loss, made_by, "loss in step")
-    assert isinstance(loss, Tensor)
-    return loss
-
-
-def check_scalar(loss: object, made_by: str = "", said: str = "loss") -> None:
-    """Refuse what cannot be differentiated. Raises ConfigError."""
-    if not isinstance(loss, Tensor):
-        several = isinstance(loss, tuple | list | dict)
-        raise ConfigError(
-            f"the recipe's {said}{made_by} returned {type(loss).__name__}, not a tensor.",
-            why="training needs a scalar tensor to differentiate.",
-            fix="return the mean loss of the batch as a tensor"
-            + ("; what else is of interest are metrics of the recipe." if several else "."),
-        )
-    if loss.numel() != 1:
-        raise ConfigError(
-            f"the recipe's {said}{made_by} has shape {list(loss.shape)}, not a scalar.",
-            why="training needs one number to differentiate.",
-            fix='return the mean over the batch, e.g. reduction="mean".',
-        )
-    if not loss.requires_grad:
-        raise ConfigError(
-            f"the recipe's {said}{made_by} does not depend on the model's parameters.",
-            why="it carries no gradient.",
-            fix="compute it from the model's output without detach() or no_grad().",
-        )

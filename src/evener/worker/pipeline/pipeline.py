@@ -19,7 +19,7 @@ from evener.recipes.recipe import Recipe
 from evener.state import rules
 from evener.state.tensors import CPU, Slot
 from evener.worker.compute.constants import Constants
-from evener.worker.compute.towers import check_scalar
+from evener.worker.compute.losses import check_scalar
 from evener.worker.exchange.exchange import ONLY, OneOf
 from evener.worker.pipeline.splitting import Cut, Foreign
 from evener.worker.pipeline.stage_group import Ask, StageGroup

@@ -24,6 +24,10 @@ class Pool:
     def number(self):
         return self.passes - 1
 
+    @property
+    def begun(self):
+        return self.passes
+
     def draw(self, want):
         self.wants.append(want)
         if self.answers:

@@ -21,6 +21,7 @@ from loops_in_one_process import (
     run,
 )
 from torch import nn
+from torch.utils.data import DataLoader
 
 from evener.errors import ConfigError
 from evener.report import Finished
@@ -355,21 +356,79 @@ def test_a_pass_may_be_left_early(way, batches, tmp_path):
 
 
 class Glances(Program):
-    """Looks at a batch, to draw it say, before it trains."""
+    """Looks at a batch, to draw it say, before it trains. Returns how many batches each pass had."""
+
+    def __init__(self, glance, *, processes=0, stops=False):
+        super().__init__()
+        self.glance, self.processes, self.stops = glance, processes, stops
+
+    def loader(self):
+        made = super().loader()
+        return DataLoader(made.dataset, BATCH, num_workers=self.processes)
 
     def loop(self, ev, model, optimizer, loader):
-        next(iter(loader))
-        super().loop(ev, model, optimizer, loader)
+        if self.glance in ("held", "twice"):  # as PyTorch's tutorials do
+            rest = iter(loader)
+            next(rest)
+        if self.glance in ("let go", "twice"):
+            next(iter(loader))
+        if self.glance == "left":
+            for _ in loader:
+                break
+        passes = []
+        for _ in range(self.epochs):
+            passes.append(0)
+            for batch in loader:
+                self.step(model, optimizer, batch)
+                passes[-1] += 1
+            if self.stops:
+                raise KeyError("this is the end")
+        return passes
 
 
+GLANCES = pytest.mark.parametrize("glance", ["let go", "left", "held", "twice"])
+
+
+@GLANCES
 @EVERY_WAY
-def test_a_glance_at_the_first_batch_is_no_pass(way, tmp_path):
-    ran = good(run(way, Glances(), tmp_path))
+def test_a_glance_at_the_first_batch_is_no_pass(way, glance, tmp_path):
+    ran = good(run(way, Glances(glance), tmp_path))
     if way in KEPT:
         found = audited(tmp_path)
         assert (found.gradients, found.unapplied) == (3 * BATCHES, ())
     if way in EXACT:
         assert all(map(torch.equal, ran.values(), plain(Program(), tmp_path)))
+
+
+@GLANCES
+@pytest.mark.parametrize("way", ["launched", "1 ps, 1 worker", "2 towers"])
+def test_nor_where_the_loader_has_processes(way, glance, tmp_path):
+    good(run(way, Glances(glance, processes=1), tmp_path))
+    assert audited(tmp_path).gradients == 3 * BATCHES
+
+
+@GLANCES
+@pytest.mark.parametrize("way", ["alone, kept", "launched"])
+def test_a_program_that_goes_on_glances_at_what_is_next(way, glance, tmp_path):
+    before = run(way, Glances(glance, stops=True), tmp_path, save_checkpoint_steps=1)
+    assert isinstance(before.ends[0], KeyError)
+    ran = good(run(way, Glances(glance), tmp_path, before))
+    assert ran.ends == [[0, BATCHES, BATCHES]]
+    assert audited(tmp_path).gradients == 3 * BATCHES
+
+
+class TwoAtOnce(Program):
+    def loader(self):
+        return DataLoader(super().loader().dataset, BATCH, num_workers=1)
+
+    def loop(self, ev, model, optimizer, loader):
+        for one, _other in zip(loader, loader, strict=True):
+            self.step(model, optimizer, one)
+
+
+def test_two_passes_at_once_are_refused_where_the_loaders_processes_would_mix_them(tmp_path):
+    (end,) = run("launched", TwoAtOnce(), tmp_path).ends
+    assert isinstance(end, ConfigError) and "make one pass at a time" in str(end)
 
 
 class Gathers(Program):

@@ -64,7 +64,7 @@ class Counted:
         gives = self._gives
         if gives.passing():
             return
-        whole = False
+        mine, whole = gives.begun, False
         try:
             for place, batch in enumerate(self._loader):
                 if gives.hand.first < 0:
@@ -82,5 +82,6 @@ class Counted:
             if not gives.stopped and gives.hand.first < 0:
                 gives.wait()
         finally:
-            gives.hand.unload()
-            gives.passed(whole=whole)
+            if gives.begun == mine:
+                gives.hand.unload()
+                gives.passed(whole=whole)

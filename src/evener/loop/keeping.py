@@ -65,6 +65,7 @@ class Keeper:
         assert self.parts is not None
         kept = self.kept
         kept.version, kept.passes, kept.ahead = passes.counted, passes.count, passes.more
+        kept.glances = passes.glances
         kept.tied = self.parts.tied
         kept.schedulers, kept.inside = states_of(self.parts.schedulers), list(self.inside)
         kept.settings = [

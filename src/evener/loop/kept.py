@@ -28,7 +28,7 @@ class Kept:
 
     `state` is the user's own. `version` is that up to which its schedulers had counted when it was told; `ahead` is how
     many passes over its loader it has begun more than epochs; `inside` says of each scheduler whether it goes by the
-    version.
+    version; `glances` is how often it has looked at its loader before it trained.
     """
 
     state: dict[str, Any] = field(default_factory=dict)
@@ -39,6 +39,7 @@ class Kept:
     settings: list[Any] = field(default_factory=list)
     tied: dict[str, str] = field(default_factory=dict)  # further names of tensors, and the first, for `evener export`
     inside: list[bool] = field(default_factory=list)
+    glances: int = 0
 
     def packed(self) -> bytes:
         """Raises ConfigError for what cannot be kept."""
@@ -46,7 +47,7 @@ class Kept:
             told = {
                 "state": _out(self.state), "version": self.version, "passes": self.passes, "ahead": self.ahead,
                 "schedulers": pack(self.schedulers), "settings": pack(self.settings),
-                "tied": self.tied, "inside": self.inside,
+                "tied": self.tied, "inside": self.inside, "glances": self.glances,
             }  # fmt: skip
             text = json.dumps(told).encode()
         except (TypeError, ValueError, RecursionError) as error:
@@ -71,7 +72,7 @@ def unpacked(text: bytes) -> Kept | None:
     told = json.loads(text)
     return Kept(
         _in(told["state"]), told["version"], told["passes"], told["ahead"], unpack(told["schedulers"]),
-        unpack(told["settings"]), told["tied"], told.get("inside", []),
+        unpack(told["settings"]), told["tied"], told.get("inside", []), told.get("glances", 0),
     )  # fmt: skip
 
 

@@ -18,6 +18,7 @@ class Gives(Protocol):
     """Who gives batches to a worker."""
 
     hand: Hand
+    begun: int  # as often as the loader was iterated
 
     @property
     def stopped(self) -> bool:
@@ -114,18 +115,20 @@ class Leased:
     def _given(self) -> Iterator[Any]:
         if self._gives.passing():
             raise LeftOut
-        whole = False
+        self._coming.issued.clear()  # of a pass that its program still holds
+        mine, whole = self._gives.begun, False
         try:
             # After a pass that was left early, or updates that were lost, the next goes on where that one was, and over
             # the next epoch. One of which the others have had all batches is empty here.
             coming, coming.epoch = self._coming, self._gives.number
             while not self._gives.stopped and self._first() // self._length <= coming.epoch:
-                yield from self._some()
+                yield from self._some(mine)
             whole = True
         finally:
-            self._gives.hand.unload()
-            self._coming.issued.clear()
-            self._gives.passed(whole=whole)
+            if self._gives.begun == mine:
+                self._gives.hand.unload()
+                self._coming.issued.clear()
+                self._gives.passed(whole=whole)
 
     def _first(self) -> int:
         """The next lease, waited for."""
@@ -133,12 +136,18 @@ class Leased:
             self._gives.wait()
         return self._gives.hand.first
 
-    def _some(self) -> Iterator[Any]:
+    def _some(self, mine: int) -> Iterator[Any]:
         """Batches of this epoch as long as there are leases of it."""
         hand = self._gives.hand
         for batch in self._inner:
             if self._gives.stopped:
                 return
+            if self._gives.begun != mine and self._loader.num_workers:
+                raise ConfigError(
+                    "two passes over the prepared loader are under way at once.",
+                    why="its batches are shared out one by one, and its processes prepare those of one pass.",
+                    fix="make one pass at a time, take two batches of one pass, or use num_workers=0.",
+                )
             lease = self._coming.issued.pop(0)
             if hand.delivered(lease):  # else it is of a life that has ended
                 seed_batch(self._seed, lease)
@@ -225,7 +234,7 @@ class Streamed:
     def __iter__(self) -> Iterator[Any]:
         if self._gives.passing():
             return
-        whole = False
+        mine, whole = self._gives.begun, False
         try:
             for batch in self._inner:
                 if self._gives.stopped:
@@ -233,4 +242,5 @@ class Streamed:
                 yield batch
             whole = True
         finally:
-            self._gives.passed(whole=whole)
+            if self._gives.begun == mine:
+                self._gives.passed(whole=whole)

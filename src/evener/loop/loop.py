@@ -209,6 +209,7 @@ class Loop:
         if isinstance(self._owner, Alone):
             return
         kept = self._keeper.kept
+        passes.again = kept.glances
         passes.start = passes.epoch() + kept.ahead if passes.supply.length else max(0, kept.passes - 1)
 
     def _prepared(self) -> Parts:

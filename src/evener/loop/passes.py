@@ -58,6 +58,9 @@ class Passes:
         self.counted = 0  # the version up to which schedulers have counted, with this worker's steps under way
         self.count = 0  # passes begun
         self.start = 0  # passes that are left out, since they were finished before
+        self.begun = 0  # as often as a loader was iterated, glances among them
+        self.glances = self.again = 0  # those before the first step; those of the life that this one goes on from
+        self._glancing = False
         self.inside, self.left_out = False, False
         self._steps = self._idle = 0  # steps taken; batches of a size of their own without one
 
@@ -68,7 +71,7 @@ class Passes:
     @property
     def number(self) -> int:
         """Of the pass under way, from 0."""
-        return self.count - 1
+        return self.epoch() if self._glancing else self.count - 1
 
     @property
     def want(self) -> int:
@@ -165,6 +168,10 @@ class Passes:
     def passing(self) -> bool:
         self.leave_if_interrupted()
         self._forget_a_glance()
+        self.begun += 1
+        if self.glances < self.again and not self._steps and not self.stopped:
+            self._glancing = self.inside = True
+            return False
         number, before = self.count, self.left_out
         self.count += 1
         self.left_out = number < self.start
@@ -175,11 +182,18 @@ class Passes:
         return False
 
     def _forget_a_glance(self) -> None:
-        """A batch that a program only looks at before it trains (`next(iter(loader))`) is no pass: it comes again."""
-        if self._left_early and not self._steps and not self.left_out and not self._graded():
+        """A batch that a program only looks at before it trains (`next(iter(loader))`) is no pass: it comes again.
+
+        Also where the program still holds the iterator. One that goes on from a checkpoint looks again.
+        """
+        if self.inside:
+            self.hand.unload()
+        looked = (self._left_early or self.inside) and not self._steps and not self.left_out
+        if looked and not self._graded():
             self.hand.put_back()
-            self.count -= 1
-        self._left_early = False
+            self.glances += 1
+            self.count -= not self._glancing
+        self._left_early = self._glancing = self.inside = False
 
     def passed(self, *, whole: bool) -> None:
         self.inside, self._left_early = False, not whole

@@ -12,7 +12,7 @@ from evener.errors import ConfigError, NonFinite
 from evener.loop.averaging import Averaging, Sums
 from evener.loop.homes import Homes
 from evener.loop.owner import Step, Supply
-from evener.loop.parts import Parts
+from evener.loop.parts import Parts, check_dense
 from evener.loop.record import Record
 from evener.policy.deal import Deal, Unnumbered
 from evener.policy.leases import LeaseState
@@ -66,6 +66,8 @@ class Here:
     def __init__(self, joining: Joining, parts: Parts, built: Built, supply: Supply) -> None:
         self._settings, self._report, self._parts, self._supply = joining.settings, joining.report, parts, supply
         home, tower = home_of(built), joining.tower
+        if tower is not None:
+            check_dense(parts.optimizers)
         self._group = tower.meet(home) if tower is not None else None
         self._rank = tower.rank if tower is not None else 0
         self._record = Record(self._settings, self._report, saves=self._rank == 0)

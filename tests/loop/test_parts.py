@@ -7,11 +7,11 @@ import pytest
 import torch
 from torch import nn
 from torch.optim import SGD, Adam
-from torch.optim.lr_scheduler import ReduceLROnPlateau, StepLR
+from torch.optim.lr_scheduler import ReduceLROnPlateau, SequentialLR, StepLR
 from torch.utils.data import DataLoader, TensorDataset
 
 from evener.errors import ConfigError
-from evener.loop.parts import Several, build, sorted_out
+from evener.loop.parts import Several, build, sorted_out, unknown_scheduler
 from evener.loop.remote import check_for_servers
 from evener.modes import Async
 from evener.settings import Settings
@@ -254,3 +254,19 @@ def test_two_gradients_in_flight_are_of_one_optimizer():
         check_for_servers(optimizers, given)
     check_for_servers(optimizers[:1], given)
     check_for_servers(optimizers, replace(given, mode=Async()))
+
+
+def test_an_optimizer_of_sparse_gradients_alone_is_refused_where_they_travel():
+    model = nn.Embedding(3, 2, sparse=True)
+    sparse = torch.optim.SparseAdam(model.parameters())
+    with pytest.raises(ConfigError, match="SparseAdam does not go with several processes"):
+        check_for_servers([sparse], settings(ps=1))
+
+
+def test_a_scheduler_that_prepare_was_not_given_is_known_by_what_it_leaves_in_the_optimizer():
+    model = linear()
+    optimizer = SGD(model.parameters(), lr=0.1)
+    assert not unknown_scheduler(sorted_out([model, optimizer]))
+    scheduler = SequentialLR(optimizer, [StepLR(optimizer, 1), StepLR(optimizer, 2)], milestones=[3])
+    assert "SGD has a scheduler that prepare was not given" in unknown_scheduler(sorted_out([model, optimizer]))
+    assert not unknown_scheduler(sorted_out([model, optimizer, scheduler]))

@@ -130,3 +130,52 @@ def test_one_that_goes_past_the_optimizer_is_refused_in_a_ps_task():
     _watch_hooks(optimizer, model)
     with pytest.raises(ConfigError, match="a step hook of SGD has changed parameters of the model by itself"):
         optimizer.step()
+
+
+class Follows(Program):
+    """A target network: prepared, but in no optimizer."""
+
+    def make(self):
+        model, optimizer, loader = super().make()
+        return [model, optimizer, loader, copy.deepcopy(model)]
+
+    def loop(self, ev, model, optimizer, loader, target):
+        for batch in loader:
+            self.step(model, optimizer, batch)
+            for mine, its in zip(target.parameters(), model.parameters(), strict=True):
+                mine.data.lerp_(its.data, 0.1)
+
+
+@pytest.mark.parametrize(("program", "way", "told"), [
+    (Follows, "alone, kept", 1), (Follows, "2 towers", 1), (Program, "alone, kept", 0), (Program, "2 towers", 0),
+])  # fmt: skip
+def test_what_checkpoints_do_not_hold_is_told_when_a_program_changes_it(program, way, told, tmp_path):
+    ran = good(run(way, program(), tmp_path))
+    lines = [line.text for line in ran.reported(Line) if "which no optimizer trains" in line.text]
+    assert len(lines) == told
+    assert all("'model1." in line and "not in the checkpoints" in line for line in lines)
+
+
+@WITH_SERVERS
+def test_ps_tasks_refuse_it_with_words_for_a_loop_of_ones_own(way, tmp_path):
+    (end,) = run(way, Follows(), tmp_path).ends
+    assert isinstance(end, ConfigError) and "'model1." in str(end)
+    assert "In a loop of your own leave its model out of prepare" in str(end)
+
+
+class Schedules(Program):
+    """Its scheduler was made too late for `prepare`."""
+
+    def loop(self, ev, model, optimizer, loader):
+        scheduler = torch.optim.lr_scheduler.StepLR(optimizer, 100)
+        for batch in loader:
+            self.step(model, optimizer, batch)
+            scheduler.step()
+
+
+@pytest.mark.parametrize(("way", "told"), [("1 ps, 1 worker", 0), ("1 ps, 2 workers", 1)])
+def test_a_scheduler_that_counts_the_steps_of_one_of_several_workers_is_told(way, told, tmp_path):
+    ran = good(run(way, Schedules(), tmp_path))
+    found = [line.task for line in ran.reported(Line) if "has a scheduler that prepare was not given" in line.text]
+    assert len(set(found)) == len(found)  # the chief tells it, which may be one after the other
+    assert bool(found) == bool(told)

@@ -231,6 +231,13 @@ def test_a_stream_that_loader_processes_read(tmp_path):
     assert account(tmp_path / "run").clean
 
 
+@pytest.mark.parametrize("where", [(), PS, ("--towers", 2)])
+def test_a_child_that_a_program_forks_ends_as_ever_and_nothing_of_the_run(where, tmp_path):
+    done = launch(tmp_path, *where, PROGRAMS / "odd_fork.py")
+    assert "the child has ended with 3" in done.text
+    audited(tmp_path, batches=2 * 10)
+
+
 # --- faults
 
 

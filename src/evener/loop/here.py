@@ -12,23 +12,30 @@ from evener.errors import ConfigError, NonFinite
 from evener.loop.averaging import Averaging, Sums
 from evener.loop.homes import Homes
 from evener.loop.owner import Step, Supply
-from evener.loop.parts import Parts
+from evener.loop.parts import Parts, check_dense
 from evener.loop.record import Record
 from evener.policy.deal import Deal, Unnumbered
 from evener.policy.leases import LeaseState
 from evener.report import Line
 from evener.state.saver import begin
 from evener.state.state import State
-from evener.state.tensors import CPU, Slot, bind, named_tensors, whole_views, zeros
+from evener.state.tensors import CPU, Slot, bind, frozen, named_tensors, whole_views, zeros
 from evener.task.build import Built, tell_start
 from evener.task.script import Joining
 from evener.worker.allreduce.restored import share_restored
+from evener.worker.compute.constants import Values, power_of_two
 from evener.worker.exchange.exchange import Turn
 
 #: Not an error: machines of different kinds may round differently.
 DIFFER = (
     "warning: the towers' parameters differ. Where all machines are alike, the program has changed them itself, each "
     "tower by its own batches: give every optimizer to prepare, and take each update by its step()"
+)
+
+#: Nothing is wrong with it here, but what a run that continues would begin with is not what was there.
+UNSAVED = (
+    "warning: the program has changed {!r}, which no optimizer trains. It is not in the checkpoints: a run that "
+    "continues begins with what the program makes of it. Save it yourself, or make buffers of what is to be saved"
 )
 
 
@@ -45,6 +52,12 @@ def home_of(built: Built) -> torch.device:
     return devices.pop()
 
 
+def untrained_of(built: Built) -> Values:
+    """Parameters that no optimizer trains, as they are now: they are in no checkpoint."""
+    left = frozen(built.model, built.layout)
+    return Values({name: p for name, p in built.model.named_parameters() if name in left})
+
+
 class Here:
     """All parameters in this process, as an `Owner`."""
 
@@ -53,6 +66,8 @@ class Here:
     def __init__(self, joining: Joining, parts: Parts, built: Built, supply: Supply) -> None:
         self._settings, self._report, self._parts, self._supply = joining.settings, joining.report, parts, supply
         home, tower = home_of(built), joining.tower
+        if tower is not None:
+            check_dense(parts.optimizers)
         self._group = tower.meet(home) if tower is not None else None
         self._rank = tower.rank if tower is not None else 0
         self._record = Record(self._settings, self._report, saves=self._rank == 0)
@@ -62,6 +77,7 @@ class Here:
         if self._group is not None:
             restored = share_restored(self._group, restored)
         self._state = _state_of(built, home)
+        self._untrained = untrained_of(built) if self._settings.logdir and self._rank == 0 else None
         for difference in begin(self._state, restored, self._settings, supply.length or 1):
             self._tell(f"warning: {difference}")
         self._homes = Homes(built.model, self._state.parameters, self._tell)
@@ -163,7 +179,14 @@ class Here:
         examples = sum(counts) * self._supply.size
         self._record.applied(self._deal.apply(counts), self._rank, loss=loss, examples=examples)
         self._judge_length()
+        self._look_at_untrained()
         self._record.look(over=bool(self._stop))
+
+    def _look_at_untrained(self) -> None:
+        """Told once."""
+        if self._untrained and (name := self._untrained.changed(sure=power_of_two(self._state.step))):
+            self._tell(UNSAVED.format(name))
+            self._untrained = None
 
     def draw(self, want: int, *, unused: Sequence[int] = (), wait: bool = False) -> Turn:
         self._unused += len(unused)  # other towers hear of it when they meet next

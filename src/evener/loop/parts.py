@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from torch import Tensor, nn
-from torch.optim import Optimizer
+from torch.optim import Optimizer, SparseAdam
 from torch.optim.lr_scheduler import LRScheduler, ReduceLROnPlateau
 from torch.utils.data import DataLoader
 
@@ -85,6 +85,28 @@ def sorted_out(given: Sequence[object]) -> Parts:
         if by_tensor[parameter] != name
     }
     return Parts(models, optimizers, loaders, schedulers, model, one, tuple(names), tied)
+
+
+def check_dense(optimizers: Sequence[Optimizer]) -> None:
+    """Raises ConfigError for an optimizer that takes sparse gradients alone."""
+    if any(isinstance(optimizer, SparseAdam) for optimizer in optimizers):
+        raise ConfigError(
+            "SparseAdam does not go with several processes.",
+            why="gradients travel as flat memory, so that of an embedding with sparse=True arrives dense.",
+            fix="use Adam, which takes them so; or run the program alone (python train.py).",
+        )
+
+
+def unknown_scheduler(parts: Parts) -> str:
+    """What to tell if an optimizer has a scheduler, which leaves its first rate there, that `prepare` was not given."""
+    known = {id(scheduler.optimizer) for scheduler in parts.schedulers}
+    for optimizer in parts.optimizers:
+        if id(optimizer) not in known and any("initial_lr" in group for group in optimizer.param_groups):
+            return (
+                f"warning: {type(optimizer).__name__} has a scheduler that prepare was not given. It counts the steps "
+                "of this worker alone, so it goes too slowly: give it to prepare too"
+            )
+    return ""
 
 
 def bare(model: nn.Module) -> nn.Module:

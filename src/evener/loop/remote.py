@@ -18,7 +18,7 @@ from torch.optim import Optimizer
 from evener.errors import ConfigError
 from evener.loop.flying import Flying
 from evener.loop.owner import Step, Supply
-from evener.loop.parts import Parts
+from evener.loop.parts import Parts, check_dense, unknown_scheduler
 from evener.report import Line, Status
 from evener.settings import Settings
 from evener.state.optimizers import needs_closure
@@ -52,6 +52,7 @@ def check_for_servers(optimizers: Sequence[Optimizer], settings: Settings) -> No
                 why="its step() computes the loss again and again, where the parameters are; the data are not there.",
                 fix="run it alone (python train.py), or use SGD, Adam, AdamW, ...",
             )
+    check_dense(optimizers)
 
 
 class Remote:
@@ -64,6 +65,8 @@ class Remote:
         check_for_servers(parts.optimizers, settings)
         self._supply = supply
         self._parts, self._told, self._chief = parts, b"", False
+        self._joining = joining
+        self._alone = settings.processes == 1
         #: A scheduler that is made later adds settings of its own (`initial_lr`), which ps tasks do not know.
         self._keys = [[k for k in group if k != "params"] for one in parts.optimizers for group in one.param_groups]
         named = dict(parts.model.named_parameters())
@@ -95,7 +98,10 @@ class Remote:
         self._exchange = self._fetching or self._servers
         self._flying = Flying(self._servers, landing, parameters, memory) if landing is not None else None
         for optimizer in parts.optimizers:
-            _keeps_no_state(optimizer, lambda text: joining.report(Line(joining.name, text)))
+            _keeps_no_state(optimizer, self._tell)
+
+    def _tell(self, text: str) -> None:
+        self._joining.report(Line(self._joining.name, text))
 
     @property
     def under_way(self) -> int:
@@ -169,6 +175,9 @@ class Remote:
         if now == self._told:
             return b""
         self._told = now
+        if not self._alone and (unknown := unknown_scheduler(self._parts)):
+            self._alone = True  # told once
+            self._tell(unknown)
         return now
 
     def draw(self, want: int, *, unused: Sequence[int] = (), wait: bool = False) -> Turn:

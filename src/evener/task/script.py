@@ -10,9 +10,11 @@ import hashlib
 import os
 import runpy
 import sys
+import traceback
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import NoReturn
 
 from evener.data.chance import seed_all
 from evener.errors import ConfigError, TaskFailed
@@ -96,7 +98,7 @@ def run_script(joining: Joining) -> None:
     seed_all(settings.seed)
     _waiting.append(joining)
     try:
-        with _as_python_would(settings.script, settings.script_args):
+        with _as_python_would(settings.script, settings.script_args), _forks_end_here():
             runpy.run_path(settings.script, run_name="__main__")
     except SystemExit as end:
         if end.code not in (None, 0):
@@ -115,6 +117,34 @@ def run_script(joining: Joining) -> None:
     joining.finish(error)
     if error is not None:
         raise error
+
+
+@contextlib.contextmanager
+def _forks_end_here() -> Iterator[None]:
+    """A child that the program has forked ends as one of plain Python; the run is its parent's, and hears nothing."""
+    process, end = os.getpid(), None
+    try:
+        yield
+    except BaseException as error:
+        if os.getpid() == process:
+            raise
+        end = error
+    if os.getpid() != process:
+        _end_fork(end)
+
+
+def _end_fork(end: BaseException | None) -> NoReturn:
+    status = 0 if end is None else 1
+    if isinstance(end, SystemExit) and (end.code is None or isinstance(end.code, int)):
+        status = end.code or 0
+    elif isinstance(end, SystemExit):
+        sys.stderr.write(f"{end.code}\n")
+    elif end is not None:
+        traceback.print_exception(end)
+    with contextlib.suppress(OSError, ValueError):
+        sys.stdout.flush()
+        sys.stderr.flush()
+    os._exit(status & 0xFF)
 
 
 @contextlib.contextmanager

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable
+from collections.abc import Collection, Iterable, Mapping
 from typing import Any
 
 import torch
@@ -13,6 +13,33 @@ from evener.state.tensors import PIECE, frozen, persistent_buffers
 from evener.wire.layout import Layout
 
 _INTEGERS = {1: torch.uint8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
+
+
+class Values:
+    """Whether parameters are what they were.
+
+    Args:
+        named: they themselves, since `.data` may give one of them other memory.
+    """
+
+    def __init__(self, named: Mapping[str, Tensor]) -> None:
+        self._named = named
+        self._writes = self._counted()
+        self._sums = {name: checksum([tensor]) for name, tensor in named.items()}
+
+    def _counted(self) -> int:
+        return sum(tensor._version for tensor in self._named.values())
+
+    def changed(self, *, sure: bool) -> str:
+        """The name of one that was changed, or nothing.
+
+        Args:
+            sure: by values; else where PyTorch has counted a write, which it does not for `.data`.
+        """
+        if not sure and self._counted() == self._writes:
+            return ""
+        self._writes = self._counted()
+        return next((name for name, tensor in self._named.items() if checksum([tensor]) != self._sums[name]), "")
 
 
 class Constants:
@@ -34,8 +61,7 @@ class Constants:
         self._frozen = {name: self._known[name] for name in frozen(model, layout) if name not in elsewhere}
         self._trained = [self._known[name] for name in layout.trained]
         self._untrained = {name: p for name, p in self._known.items() if not p.requires_grad}
-        self._versions = self._counted()
-        self._values = {name: checksum([p]) for name, p in self._frozen.items()}
+        self._values = Values(self._frozen)
         self._extra = extra_states(model)
         self._looks = 0
         self._attributes: dict[str, str] | None = None  # what modules hold besides tensors of theirs, after a batch
@@ -44,12 +70,9 @@ class Constants:
         self._arrived: tuple[int, int, int | None] | None = None  # which arrival, its version counters, its checksum
         self._rewritten = False  # a step has written parameters with what was there: so may the next ones
 
-    def _counted(self) -> int:
-        return sum(p._version for p in self._frozen.values())
-
     def arrived(self, arrival: int) -> None:
         """Other processes have just filled the parameters; until the next gradient they stay so."""
-        deep = self._rewritten or _power_of_two(self._looks + 1)
+        deep = self._rewritten or power_of_two(self._looks + 1)
         values = checksum(self._trained) if deep else None
         self._arrived = arrival, self._writes(), values
 
@@ -72,28 +95,26 @@ class Constants:
             ConfigError: naming what was changed, and what to do instead.
         """
         self._looks += 1
-        deep = _power_of_two(self._looks)
+        deep = power_of_two(self._looks)
         for name, parameter in self._untrained.items():
             if parameter.requires_grad:
                 raise _unfrozen(name)
-        if deep or self._counted() != self._versions:
-            self._compare_frozen()
+        self._compare_frozen(sure=deep)
         if arrival:
             self.compare_arrived(arrival)
         if deep:
             self._compare_parts()
             self._compare_attributes()
 
-    def _compare_frozen(self) -> None:
-        self._versions = self._counted()
-        for name, parameter in self._frozen.items():
-            if checksum([parameter]) != self._values[name]:
-                raise ConfigError(
-                    f"the model or a hook has changed {name!r}, a parameter with requires_grad=False.",
-                    why="frozen parameters neither travel nor are saved with each step: every task would have its own.",
-                    fix=f"name it, or the module that holds it, in the recipe: changing=[{name.rpartition('.')[0]!r}]; "
-                    "it then travels, is saved and averaged as buffers are.",
-                )
+    def _compare_frozen(self, *, sure: bool) -> None:
+        if name := self._values.changed(sure=sure):
+            raise ConfigError(
+                f"the model or a hook has changed {name!r}, a parameter that is not trained.",
+                why="such parameters neither travel nor are saved with each step: every task would have its own.",
+                fix=f"in a recipe name it, or the module that holds it: changing=[{name.rpartition('.')[0]!r}]; it "
+                "then travels, is saved and averaged as buffers are. In a loop of your own leave its model out of "
+                "prepare, so that each worker has its own, or make buffers of it.",
+            )
 
     def compare_arrived(self, arrival: int) -> None:
         """Raises ConfigError where trained parameters are not what other processes have filled them with."""
@@ -220,5 +241,6 @@ def _described(state: Any) -> str:
     return str([_described(entry) for entry in state]) if isinstance(state, list | tuple) else repr(state)
 
 
-def _power_of_two(number: int) -> bool:
+def power_of_two(number: int) -> bool:
+    """When a look that costs a pass over memory is worth it."""
     return number & (number - 1) == 0

@@ -238,6 +238,13 @@ def test_a_child_that_a_program_forks_ends_as_ever_and_nothing_of_the_run(where,
     audited(tmp_path, batches=2 * 10)
 
 
+@pytest.mark.parametrize("where", [PS, ("--towers", 2)])
+def test_a_program_that_ends_before_evener_knows_is_taken_for_one_that_died(where, tmp_path):
+    done = evener(tmp_path, "launch", *where, "--max-restarts", 0, PROGRAMS / "odd_exit.py")
+    assert done.code != 0
+    assert "ended with status 0 before its program was over, as by os._exit" in done.text
+
+
 # --- faults
 
 

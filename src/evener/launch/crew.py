@@ -20,7 +20,7 @@ from evener.errors import Preempted, RunFailed
 from evener.launch.fate import Budget
 from evener.launch.starters.process import Processes, Running, Starter
 from evener.launch.unheard import Unheard
-from evener.report import AnyReport, Failed, Leaves, Progress, Published
+from evener.report import AnyReport, Failed, Leaves, Progress, Published, Status
 from evener.settings import Settings, as_options
 from evener.transport.channel import wait
 from evener.view.texts import failure_block
@@ -43,6 +43,7 @@ class Task:
     running: Running | None = None
     lives: int = 0
     heard: bool = False  # in this life
+    left: bool = False  # in this life its program has ended, as it said itself
     born: float = 0.0  # when this life began,
     reached: int = 0  # and the furthest step that the run had reached then
     restart_at: float | None = None
@@ -160,7 +161,7 @@ class Crew:
         if task.running is not None:
             task.running.close()
         task.running = self._starter.start(assignment)
-        task.restart_at, task.unsure, task.heard = None, False, False
+        task.restart_at, task.unsure, task.heard, task.left = None, False, False, False
         if len(self.addresses) == self._publishers:
             task.running.order(self._all_addresses())
 
@@ -200,6 +201,8 @@ class Crew:
                     self.reached = max(self.reached, report.global_step)
                 case Leaves():
                     self._leaves(task, report)
+                case Status(state="done"):
+                    task.left = True
                 case Failed():
                     task.failed = report
                     self.first = self.first or report
@@ -234,6 +237,8 @@ class Crew:
             return
         if task.running is None or task.running.open or (how := task.running.ended()) is None:
             return  # it lives, or its last words are not read yet
+        if not how and task.job == "worker" and self.settings.script and not task.left and self.deadline is None:
+            how = "ended with status 0 before its program was over, as by os._exit"
         task.over = True
         if not how and task is self.tasks[0] and self.deadline is None:
             # The run is done. Who was started again too late to join must not wait for it, nor make it fail.

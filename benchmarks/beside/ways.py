@@ -79,7 +79,7 @@ DDP = Way(name="DDP over Gloo", program="ddp.py", roots=PAIR, workers=2, counts=
 _BARE = {"program": "bare_ps.py", "roots": cluster(1, 2), "ps": 1, "workers": 2, "counts": 2}
 BARE = Way(name="bare ps 1 ps + 2", mode="async", shared=True, **_BARE)
 BARE_FLYING = Way(name="bare ps 1 ps + 2 in flight 2", mode="async in_flight=2", shared=True, **_BARE)
-BARE_SYNC = Way(name="bare ps 1 ps + 2, sync", mode="sync", **_BARE)
+BARE_SYNC = Way(name="bare ps sync 1 ps + 2", mode="sync", **_BARE)
 RPC = Way(name="torch RPC 1 ps + 2", program="rpc.py", roots=cluster(1, 2), ps=1, workers=2, counts=2, shared=True)
 RAY = Way(
     name="Ray actor 1 ps + 2", program="ray_actor.py", roots=ONE, ps=1, workers=2, counts=2, shared=True, peer=True

@@ -417,6 +417,14 @@ def test_a_program_that_goes_on_glances_at_what_is_next(way, glance, tmp_path):
     assert audited(tmp_path).gradients == 3 * BATCHES
 
 
+@pytest.mark.parametrize("way", ["alone, kept", "launched"])
+def test_a_program_that_glances_no_more_trains_as_many_epochs(way, tmp_path):
+    run(way, Glances("let go", stops=True), tmp_path, save_checkpoint_steps=1)
+    ran = good(run(way, Glances("none"), tmp_path))
+    assert sum(ran.ends[0]) == 2 * BATCHES
+    assert audited(tmp_path).gradients == 3 * BATCHES
+
+
 class TwoAtOnce(Program):
     def loader(self):
         return DataLoader(super().loader().dataset, BATCH, num_workers=1)

@@ -148,6 +148,27 @@ def test_a_weight_that_was_turned_about_is_saved_so(way, tmp_path):
         assert torch.equal(saved(tmp_path)[name], value), name
 
 
+class Images(Turns):
+    """Its kernels are laid out by channels once it is prepared."""
+
+    def make(self):
+        torch.manual_seed(1)
+        model = nn.Sequential(nn.Unflatten(1, (3, 1, 1)), nn.Conv2d(3, 2, 1), nn.Flatten(), nn.Linear(2, 1)).double()
+        return [model, torch.optim.SGD(model.parameters(), lr=0.1), self.loader()]
+
+    def loop(self, ev, model, optimizer, loader):
+        model.to(memory_format=torch.channels_last)
+        super(Turns, self).loop(ev, model, optimizer, loader)
+        return [p.detach().clone() for p in model.parameters()]
+
+
+@pytest.mark.parametrize("way", HERE)
+def test_kernels_in_another_order_are_saved_as_they_are(way, tmp_path):
+    ran = good(run(way, Images(), tmp_path))
+    for value, (name, _) in zip(ran.ends[0], ran.made[0][0].named_parameters(), strict=True):
+        assert torch.equal(saved(tmp_path)[name], value), name
+
+
 class Scaled(nn.Module):
     """Two layers with an optimizer each, over a scale that is another tensor after each forward."""
 

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import Any, TypeGuard
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from evener.loop.homes import place_of
@@ -194,7 +194,7 @@ class Averaging:
             now = place.get(leaf)
             if not _fits(now, travelling):
                 continue
-            if now is first:
+            if now is first or isinstance(now, nn.Parameter):
                 now.data.copy_(travelling)  # unseen by autograd: a backward pass may still be to come
             else:
                 place[leaf] = travelling.clone()

@@ -37,13 +37,13 @@ class Homes:
         """After an update, which has made what is there now: what a program does at its end is not saved."""
         for index, (place, leaf) in enumerate(self._places):
             now, known = place.get(leaf), self._slot.views[index]
-            if now is None or now.data_ptr() != known.data_ptr() or not now.is_contiguous() or now.shape != known.shape:
+            if now is None or now.data_ptr() != known.data_ptr() or _form(now) != _form(known):
                 self._seen(index, now)
 
     def _seen(self, index: int, now: Tensor | None) -> None:
         spec, known = self._slot.pieces[index].spec, self._slot.views[index]
         if now is not None and (now.shape, now.dtype, now.device) == (known.shape, known.dtype, known.device):
-            self._slot.views[index] = now.detach().contiguous()
+            self._slot.views[index] = now.detach()
         elif spec.name not in self._told:
             self._told.add(spec.name)
             found = "is gone" if now is None else f"is {str(now.dtype).removeprefix('torch.')} {list(now.shape)} now"
@@ -51,6 +51,10 @@ class Homes:
                 f"warning: {spec.name} was {spec.dtype} {list(spec.shape)} at prepare and {found}: "
                 "checkpoints keep the last that was like it"
             )
+
+
+def _form(tensor: Tensor) -> tuple[torch.Size, tuple[int, ...]]:
+    return tensor.shape, tensor.stride()
 
 
 def place_of(model: nn.Module, name: str) -> tuple[dict[str, Any], str]:

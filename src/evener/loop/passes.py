@@ -193,6 +193,8 @@ class Passes:
             self.hand.put_back()
             self.glances += 1
             self.count -= not self._glancing
+        elif self._glancing:  # it was no glance: the program is another one now, and has trained there
+            self.count, self.again = self.count + 1, 0
         self._left_early = self._glancing = self.inside = False
 
     def passed(self, *, whole: bool) -> None:

@@ -265,7 +265,7 @@ class State:
             "numbers": plain(numbers),
             "rules": self.ruled.keeps,
         }
-        parameters = {keys[piece]: copied(view) for piece, view in self.parameters.named()}
+        parameters = {keys[piece]: copied(view).contiguous() for piece, view in self.parameters.named()}
         shadow = self.averages
         averages = {keys[piece]: copied(view) for piece, view in shadow.named()} if shadow is not None else {}
         trained = {keys[self.parameters.pieces[index]] for index in self._trained.indices}

@@ -49,6 +49,15 @@ def test_a_state_is_short_where_all_that_is_left_comes_last():
     assert deal.state() == LeaseState(5, (3,))
 
 
+def test_an_epoch_may_be_as_long_as_a_program_likes():
+    """RandomSampler(..., replacement=True, num_samples=10**10), to have no second one."""
+    deal = Deal(10**10, 3, LeaseState(5, (1, 2)))
+    assert [deal.give(tower, 3) for tower in range(3)] == [[1, 6, 9], [2, 7, 10], [5, 8, 11]]
+    assert deal.apply([2, 0, 1]) == [[1, 6], [], [5]]
+    assert deal.state() == LeaseState(7, (2,))
+    assert not deal.finish()
+
+
 def test_where_batches_have_no_numbers_nothing_is_dealt():
     deal = Unnumbered()
     assert deal.give(0, 5) == []

@@ -34,11 +34,12 @@ class Deal:
         lowest = min([*self._unapplied, self._next])
         self.epoch = lowest // self._length
         fence = (self.epoch + 1) * self._length
-        left = [lease for lease in self._unapplied if lease < fence]
+        self._old = [lease for lease in self._unapplied if lease < fence]
         self._unapplied = [lease for lease in self._unapplied if lease >= fence]
-        left += range(self._next, fence)
+        self._new = range(self._next, fence)  # a program may make a single epoch of ten thousand million samples
         self._next = max(self._next, fence)
-        self._hands = [left[tower :: self._towers] for tower in range(self._towers)]
+        count = len(self._old) + len(self._new)
+        self._hands = [range(tower, count, self._towers) for tower in range(self._towers)]  # places of batches
         self._given = [0] * self._towers
         self._done = [0] * self._towers
 
@@ -47,7 +48,11 @@ class Deal:
         start = self._given[tower]
         given = self._hands[tower][start : start + want]
         self._given[tower] += len(given)
-        return given
+        return list(map(self._at, given))
+
+    def _at(self, place: int) -> int:
+        """The batch at a place of what the epoch had left."""
+        return self._old[place] if place < len(self._old) else self._new[place - len(self._old)]
 
     def apply(self, counts: Sequence[int]) -> list[list[int]]:
         """An update was made of so many batches of each tower, in their order. Returns them."""
@@ -62,7 +67,7 @@ class Deal:
     def _take(self, tower: int, count: int) -> list[int]:
         start = self._done[tower]
         self._done[tower] += count
-        return self._hands[tower][start : start + count]
+        return list(map(self._at, self._hands[tower][start : start + count]))
 
     def finish(self) -> bool:
         """Go on to the next epoch, if this one is done."""
@@ -73,13 +78,19 @@ class Deal:
 
     def state(self) -> LeaseState:
         """What a checkpoint keeps."""
-        left = sorted(
-            lease for done, hand in zip(self._done, self._hands, strict=True) for lease in hand[done:]
-        )  # fmt: skip
-        first = self._next
+        pairs = list(zip(self._done, self._hands, strict=True))
+        #: From this place on all are left.
+        whole = max([len(self._old), *(hand[:done][-1] + 1 for done, hand in pairs if hand[:done])])
+        left = sorted(self._at(place) for done, hand in pairs for place in _below(hand[done:], whole))
+        first = self._at(whole) if whole - len(self._old) < len(self._new) else self._next
         while left and left[-1] == first - 1:
             first = left.pop()
         return LeaseState(first, tuple(sorted([*left, *self._unapplied])), tuple(sorted(self._skipped)))
+
+
+def _below(places: range, end: int) -> range:
+    """Those that are lower."""
+    return range(places.start, min(places.stop, end), places.step)
 
 
 class Unnumbered:

@@ -77,3 +77,37 @@ class Holds(Large):
 def test_a_gradient_stays_where_autograd_has_put_it(tmp_path):
     for moved in good(run("2 towers", Holds(epochs=1, batches=4), tmp_path)).ends:
         assert moved == [False, False]
+
+
+class LeavesOut(Program):
+    """Two optimizers. One tower leaves out a step of the first, as a GradScaler does, and so meets the other towers
+    where they are at the other optimizer from then on. Looks at its gradients before each step."""
+
+    def make(self):
+        torch.manual_seed(1)
+        critic, maker = nn.Linear(3, 1).double(), nn.Linear(3, 1).double()
+        optimizers = [torch.optim.SGD(model.parameters(), lr=0.1) for model in (critic, maker)]
+        return [nn.ModuleDict({"critic": critic, "maker": maker}), *optimizers, self.loader()]
+
+    def loop(self, ev, models, criticizes, makes, loader):
+        for number, (inputs, _) in enumerate(loader):
+            criticizes.zero_grad()
+            makes.zero_grad()
+            for name, optimizer in (("critic", criticizes), ("maker", makes)):
+                loss = models[name](inputs).square().mean()
+                own = torch.autograd.grad(loss, list(models[name].parameters()), retain_graph=True)
+                loss.backward()
+                assert all(map(torch.allclose, [p.grad for p in models[name].parameters()], own)), (number, name)
+                if name == "maker" or (ev.worker, number) != (0, 0):
+                    optimizer.step()
+                    others = models["maker" if name == "critic" else "critic"]
+                    assert all(p.grad is None for p in others.parameters()) == (name == "critic")
+
+
+@pytest.mark.parametrize("large", [1, averaging.LARGE])
+def test_a_step_of_another_optimizer_leaves_the_gradients_of_a_tower_that_has_not_come_to_it(
+    large, tmp_path, monkeypatch
+):
+    monkeypatch.setattr(averaging, "LARGE", large)
+    ran = good(run("2 towers", LeavesOut(epochs=2, batches=8), tmp_path))
+    assert all(map(torch.equal, ran.values(0), ran.values(1)))

@@ -81,10 +81,13 @@ class Averaging:
         buffers = dict(parts.model.named_buffers())
         self._buffers = [(buffers[s.name], views[s.name]) for s in layout.specs if s.name in buffers]
         self._steps = [type(optimizer).step for optimizer in parts.optimizers]
+        self._lent: list[tuple[Tensor, Tensor | None]] = []  # parameters that have a mean in place of their gradient
         self.asked, self._heard = "", heard
 
     def give(self, step: Step, unused: int) -> Sums:
         """Average this tower's gradients with those of the others; the means are the parameters' `grad` then.
+
+        Those of optimizers whose step others take are so until `put_back`.
 
         Args:
             unused: batches before them that no step has used, nor will.
@@ -122,7 +125,7 @@ class Averaging:
         self._group.sum([*self._travelling.flats, *large], f"update {self._state.step + 1}", _nothing)
         told = head[: len(numbers)].tolist()
         gives = [round(number) for number in told[CHECKS + 1 : self._counts]]
-        self._place(sums, gives, told[self._size :])
+        self._place(sums, gives, told[self._size :], -1 if step is None else step.group)
         if told[NEWS] and (script := self._group.share(news)) and rank:
             self._heard(script)
         stop = ""
@@ -157,7 +160,8 @@ class Averaging:
     def _laid(self, given: Sequence[Tensor | None]) -> list[Tensor]:
         """These gradients where they travel, zeros for those that are not given."""
         laid: list[Tensor] = []
-        seen: set[int] = set()
+        own = [p.grad for (_, p), gradient in zip(self._trained, given, strict=True) if gradient is None]
+        seen = {one.data_ptr() for one in own if one is not None and not one.is_sparse}  # stays as it is
         for (_, parameter), gradient, place in zip(self._trained, given, self._gradients, strict=True):
             dense = None if gradient is None else gradient.detach()
             if dense is not None and dense.is_sparse:
@@ -171,20 +175,29 @@ class Averaging:
                 seen.add(dense.data_ptr())
         return laid
 
-    def _place(self, sums: Sequence[Tensor], gives: Sequence[int], used: Sequence[float]) -> None:
+    def _place(self, sums: Sequence[Tensor], gives: Sequence[int], used: Sequence[float], mine: int) -> None:
+        """The means become gradients. `mine`: the optimizer whose step this tower takes; -1: none."""
         for number, ((_, parameter), owner, towers) in enumerate(zip(self._trained, self._of, used, strict=True)):
             if not gives[owner]:
                 continue  # its own optimizer takes no step now: what it has stays
-            if not towers:
+            mean = sums[number].div_(gives[owner]) if towers else None
+            if owner != mine:  # the program has what it has, and its next backward adds to that
+                self._lent.append((parameter, parameter.grad))
+                parameter.grad = mean
+            elif mean is None:
                 parameter.grad = None
-                continue
-            mean = sums[number].div_(gives[owner])
-            if parameter.grad is None or parameter.grad.is_sparse:  # what travels is written anew for the next step
+            elif parameter.grad is None or parameter.grad.is_sparse:  # what travels is written anew for the next step
                 parameter.grad = mean if self._gradients[number] is None else mean.clone()
             elif parameter.grad.data_ptr() != mean.data_ptr():
                 parameter.grad.copy_(mean)
         for buffer, travelling in self._buffers:
             buffer.data.copy_(travelling)  # unseen by autograd: a backward pass may still be to come
+
+    def put_back(self) -> None:
+        """The steps are taken: parameters of other optimizers get back the gradient that this program has made."""
+        for parameter, own in self._lent:
+            parameter.grad = own
+        self._lent.clear()
 
 
 def _zeros_like(parameter: Tensor) -> Tensor:

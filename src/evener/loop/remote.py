@@ -145,16 +145,12 @@ class Remote:
 
     def settled(self, *, land: bool) -> Turn | None:
         if self._flying is None:
-            if land:
-                self._towers.constants.remember()
             return None
         if land and not self._flying.landed:  # else what the program has made of the parameters would be lost unseen
             self._towers.constants.look(self._arrivals)
         arrivals, turn = self._arrivals, self._flying.settled(land=land)
         if self._arrivals != arrivals:
             self._towers.arrived(self._arrivals)
-        if land:
-            self._towers.constants.remember()
         if turn is not None:
             self._chief = turn.chief
             self._told = b"" if turn.anew or turn.rejected else self._told
@@ -173,7 +169,7 @@ class Remote:
 
     def draw(self, want: int, *, unused: Sequence[int] = (), wait: bool = False) -> Turn:
         if wait:  # the answer would undo what an optimizer that was not prepared has done, and nobody would know
-            self._towers.constants.compare_arrived(self._arrivals)
+            self._towers.constants.compare_arrived(self._arrivals, deep=False)
         turn = self._servers.draw(want, unused=unused, wait=wait)
         self._chief = turn.chief
         if wait or turn.anew:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Iterable
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -13,6 +14,18 @@ from evener.state.tensors import PIECE, frozen, persistent_buffers
 from evener.wire.layout import Layout
 
 _INTEGERS = {1: torch.uint8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
+#: Of each trained parameter, so many numbers, or a few more, are looked at every time.
+FEW = 64
+
+
+@dataclass(frozen=True, slots=True)
+class _Arrived:
+    """What other processes have filled the parameters with."""
+
+    arrival: int  # the so-and-so-manieth filling
+    writes: int  # version counters
+    sample: list[Tensor]
+    values: int | None  # checksum of all, where one was made
 
 
 class Constants:
@@ -21,6 +34,10 @@ class Constants:
     What costs nothing is looked at in every step: whether a frozen parameter is to be trained now, and PyTorch's own
     version counters. Values are compared after steps 1, 2, 4, 8, ...: a teacher that follows its student by `.data` is
     seen in the first step.
+
+    Of parameters that other processes have filled a sample is compared each time. A program may write them and put back
+    what was there, to look at its averages say: where its counters have moved and the sample is as it was, all are
+    compared from then on, until it is known once that this program puts back every bit.
 
     Args:
         model: bound to the memory that travels.
@@ -41,25 +58,27 @@ class Constants:
         self._attributes: dict[str, str] | None = None  # what modules hold besides tensors of theirs, after a batch
         #: What is not refused, since a run may do without it, but should be known; whoever tells it empties the list.
         self.notes: list[str] = []
-        self._arrived: tuple[int, int, int | None] | None = None  # which arrival, its version counters, its checksum
-        self._rewritten = False  # a step has written parameters with what was there: so may the next ones
+        self._arrived: _Arrived | None = None
+        self._doubted, self._proved = False, False  # the program has written parameters; and put all of them back
+        self._addresses: list[int] = []
+        self._few: list[list[Tensor]] = []  # views of the sample there
 
     def _counted(self) -> int:
         return sum(p._version for p in self._frozen.values())
 
     def arrived(self, arrival: int) -> None:
         """Other processes have just filled the parameters; until the next gradient they stay so."""
-        deep = self._rewritten or _power_of_two(self._looks + 1)
-        values = checksum(self._trained) if deep else None
-        self._arrived = arrival, self._writes(), values
+        deep = self._doubted or _power_of_two(self._looks + 1)
+        self._arrived = _Arrived(arrival, self._writes(), self._sample(), checksum(self._trained) if deep else None)
 
     def _writes(self) -> int:
         return sum(p._version for p in self._trained)
 
-    def remember(self) -> None:
-        """A program may now look at other values, its averages say, and put these back: they must be known by then."""
-        if self._arrived is not None and self._arrived[2] is None and self._arrived[1] == self._writes():
-            self._arrived = *self._arrived[:2], checksum(self._trained)
+    def _sample(self) -> list[Tensor]:
+        addresses = [p.data_ptr() for p in self._trained]
+        if addresses != self._addresses:
+            self._addresses, self._few = addresses, _sampled(self._trained)
+        return [torch.cat(views) for views in self._few]
 
     def look(self, arrival: int) -> None:
         """After a batch was computed and hooks had their say.
@@ -95,16 +114,24 @@ class Constants:
                     "it then travels, is saved and averaged as buffers are.",
                 )
 
-    def compare_arrived(self, arrival: int) -> None:
-        """Raises ConfigError where trained parameters are not what other processes have filled them with."""
-        if self._arrived is None or self._arrived[0] != arrival:
+    def compare_arrived(self, arrival: int, *, deep: bool = True) -> None:
+        """Raises ConfigError where trained parameters are not what other processes have filled them with.
+
+        Args:
+            deep: compare all, where that is possible, also if no version counter has moved.
+        """
+        came = self._arrived
+        if came is None or came.arrival != arrival:
             return
-        _, versions, values = self._arrived
-        written = self._writes() != versions
-        if values is None and not written:
-            return
-        if values is not None and checksum(self._trained) == values:
-            self._rewritten = self._rewritten or written
+        written = self._writes() != came.writes
+        same = all(map(torch.equal, self._sample(), came.sample))
+        if same and came.values is not None and (written or deep):
+            same = checksum(self._trained) == came.values
+            self._proved = self._proved or (same and written)
+            self._doubted = self._doubted and not self._proved
+        elif same and written:
+            self._doubted = not self._proved
+        if same:
             return
         raise ConfigError(
             "the model or a hook has changed trained parameters by itself.",
@@ -172,6 +199,17 @@ def checksum(tensors: Iterable[Tensor]) -> int:
             for piece in torch.split(flat.view(_INTEGERS[flat.element_size()]), PIECE) if flat.numel() else ():
                 total += int(piece.sum(dtype=torch.int64))
     return total
+
+
+def _sampled(tensors: Iterable[Tensor]) -> list[list[Tensor]]:
+    """Views of a few numbers of each, spread over it, as integers; those of one kind and device together."""
+    kinds: dict[tuple[torch.dtype, torch.device], list[Tensor]] = {}
+    for tensor in tensors:
+        flat = tensor.detach().reshape(-1)
+        integers = _INTEGERS[flat.element_size()]
+        if flat.numel():  # by an odd stride, or it might be one column of a matrix
+            kinds.setdefault((integers, flat.device), []).append(flat.view(integers)[:: (flat.numel() // FEW) | 1])
+    return list(kinds.values())
 
 
 def extra_states(model: nn.Module) -> dict[str, str]:

@@ -41,6 +41,39 @@ def test_also_with_two_gradients_in_flight(way, tmp_path):
     good(run(way, Averages(), tmp_path))
 
 
+class Glances(Program):
+    """Looks at its averages after some steps of a pass, from the so-many-th on."""
+
+    def __init__(self, every: int, back: float = 0.0) -> None:
+        super().__init__()
+        self.every, self.steps, self.back = every, 0, back
+
+    def stepped(self, ev, epoch, number):
+        self.steps += 1
+        if self.steps % self.every == 0:
+            self.glance(ev)
+
+    def glance(self, ev):
+        (model,) = ev._prepared().models
+        own = [parameter.detach().clone() for parameter in model.parameters()]
+        with torch.no_grad():
+            for parameter, mine in zip(model.parameters(), own, strict=True):
+                parameter.zero_()
+                parameter.copy_(mine + self.back)
+
+
+@pytest.mark.parametrize("every", [1, 3, 4, 6])
+@WITH_SERVERS
+def test_other_values_may_be_looked_at_between_any_two_steps(way, every, tmp_path):
+    good(run(way, Glances(every), tmp_path))
+
+
+@WITH_SERVERS
+def test_what_is_put_back_must_be_every_bit(way, tmp_path):
+    (end,) = run(way, Glances(5, back=1e-9), tmp_path).ends
+    assert isinstance(end, ConfigError) and "has changed trained parameters by itself" in str(end)
+
+
 class Phases(Program):
     """Its second optimizer came too late for `prepare`."""
 
@@ -96,6 +129,22 @@ class KeepsBest(Program):
 @WITH_SERVERS
 def test_at_its_end_a_program_may_do_as_it_likes(way, tmp_path):
     assert all(value.eq(0).all() for value in good(run(way, KeepsBest(), tmp_path)).values())
+
+
+class StopsEarly(Program):
+    """The same, in the middle of a pass: the answer to its last gradient is still to come."""
+
+    def loop(self, ev, model, optimizer, loader):
+        for number, batch in enumerate(loader):
+            self.step(model, optimizer, batch)
+            if number == 3:
+                break
+        model.load_state_dict({name: torch.zeros_like(value) for name, value in model.state_dict().items()})
+
+
+@WITH_SERVERS
+def test_at_its_end_it_may_also_where_it_stops_early(way, tmp_path):
+    assert all(value.eq(0).all() for value in good(run(way, StopsEarly(), tmp_path)).values())
 
 
 class Clamps(Program):

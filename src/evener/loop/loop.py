@@ -286,7 +286,7 @@ class Loop:
         passes = self._passes
         try:
             if error is None and passes is not None:
-                passes.settle(land=True)
+                passes.settle(land=False)  # nobody looks at the model any more: it stays as the program has left it
         except BaseException as failed:
             self._finish(failed)
             raise

@@ -5,10 +5,15 @@ import copy
 import pytest
 import torch
 from loops_in_one_process import EXACT, IN_FLIGHT, Program, audited, good, plain, run
+from torch import nn
 
 from evener.errors import ConfigError
+from evener.loop import serving
+from evener.loop.parts import sorted_out
 from evener.loop.serving import _watch_hooks
 from evener.report import Line
+from evener.settings import Settings
+from evener.task.script import Joining, Over
 
 WITH_SERVERS = pytest.mark.parametrize("way", ["1 ps, 1 worker", "2 ps, 1 worker", "1 ps, 1 worker, in flight"])
 
@@ -174,8 +179,104 @@ def test_a_hook_of_the_optimizer_changes_what_it_updates(way, tmp_path):
     assert all(map(torch.equal, good(run(way, Clamps(), tmp_path)).values(), plain(Clamps(), tmp_path)))
 
 
+def in_a_ps_task(model, *optimizers):
+    """An optimizer has other parameters there, whose gradients come from workers."""
+    _watch_hooks(optimizers, model)
+    for optimizer in optimizers:
+        for group in optimizer.param_groups:
+            group["params"] = [nn.Parameter(p.detach().clone()) for p in group["params"]]
+            for parameter in group["params"]:
+                parameter.grad = torch.ones_like(parameter)
+    return optimizers[0]
+
+
 def test_one_that_goes_past_the_optimizer_is_refused_in_a_ps_task():
     model, optimizer, _ = ClampsTheModel().make()
-    _watch_hooks(optimizer, model)
     with pytest.raises(ConfigError, match="a step hook of SGD has changed parameters of the model by itself"):
+        in_a_ps_task(model, optimizer).step()
+
+
+def test_also_where_no_version_counter_tells_of_it():
+    model, optimizer, _ = Program().make()
+
+    def clamp(*_):
+        model[0].weight.data.clamp_(-0.2, 0.2)
+
+    optimizer.register_step_post_hook(clamp)
+    with pytest.raises(ConfigError, match="has changed parameters of the model by itself"):
+        in_a_ps_task(model, optimizer).step()
+
+
+def clips_norm(model):
+    nn.utils.clip_grad_norm_(model.parameters(), 1e6)
+
+
+def clips_values(model):
+    for parameter in model.parameters():
+        parameter.grad.data.clamp_(-1, 1)
+
+
+def replaces(model):
+    for parameter in model.parameters():
+        parameter.grad = parameter.grad / 2
+
+
+@pytest.mark.parametrize("change", [clips_norm, clips_values, replaces])
+def test_nor_may_one_change_the_gradients_of_the_model_which_are_none(change):
+    model, optimizer, _ = Program().make()
+    optimizer.register_step_pre_hook(lambda *_: change(model))
+    with pytest.raises(ConfigError, match="a step hook of SGD has changed gradients of the model by itself"):
+        in_a_ps_task(model, optimizer).step()
+
+
+def test_hooks_of_the_optimizer_s_own_parameters_may_do_as_they_like():
+    model, optimizer, _ = Clamps().make()
+
+    def clip(taking, _args, _kwargs):
+        for group in taking.param_groups:
+            nn.utils.clip_grad_norm_(group["params"], 0.1)
+
+    optimizer.register_step_pre_hook(clip)
+    optimizer.register_step_post_hook(lambda *_: model.zero_grad())
+    other = torch.optim.SGD(model.parameters(), lr=0.1)
+    in_a_ps_task(model, optimizer, other)
+    for _ in range(4):
         optimizer.step()
+        other.step()
+
+
+def test_a_ps_task_says_that_hooks_run_there(monkeypatch):
+    reports = []
+    joining = Joining(job="ps", index=0, settings=Settings(script="train.py", ps=1), report=reports.append)
+    monkeypatch.setattr(serving, "run_server", lambda *_, **__: None)
+    for program in (Program(), Clamps()):
+        parts = sorted_out(program.make())
+        with pytest.raises(Over):
+            serving.serve(joining, parts, None)
+    (line,) = reports
+    assert "the step hooks of SGD run here" in line.text
+
+
+class HooksLate(Program):
+    after = False
+
+    def loop(self, ev, model, optimizer, loader):
+        register = optimizer.register_step_post_hook if self.after else optimizer.register_step_pre_hook
+        register(lambda *_: None)
+
+
+class HooksLateAfter(HooksLate):
+    after = True
+
+
+@WITH_SERVERS
+@pytest.mark.parametrize("program", [HooksLate, HooksLateAfter])
+def test_a_hook_that_nobody_would_call_is_refused(program, way, tmp_path):
+    (end,) = run(way, program(), tmp_path).ends
+    assert isinstance(end, ConfigError) and "a step hook of SGD was registered after prepare" in str(end)
+    assert "register it before prepare" in str(end)
+
+
+@pytest.mark.parametrize("way", ["alone", "alone, kept", "2 towers"])
+def test_where_steps_are_taken_here_hooks_are_the_program_s_own(way, tmp_path):
+    good(run(way, HooksLate(), tmp_path))

@@ -10,6 +10,7 @@ import socket
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
+from types import MethodType
 from typing import Any
 
 import torch
@@ -96,6 +97,7 @@ class Remote:
         self._flying = Flying(self._servers, landing, parameters, memory) if landing is not None else None
         for optimizer in parts.optimizers:
             _keeps_no_state(optimizer, lambda text: joining.report(Line(joining.name, text)))
+            _takes_no_hooks(optimizer)
 
     @property
     def under_way(self) -> int:
@@ -210,6 +212,22 @@ def _keeps_no_state(optimizer: Optimizer, tell: Callable[[str], None]) -> None:
 
     optimizer.register_state_dict_pre_hook(saved)
     optimizer.register_load_state_dict_pre_hook(loaded)
+
+
+def _takes_no_hooks(optimizer: Optimizer) -> None:
+    """From now on: its steps are taken elsewhere, and nobody would call them."""
+    kind = type(optimizer).__name__
+
+    def refuse(_self: Optimizer, _hook: Any) -> Any:
+        raise ConfigError(
+            f"a step hook of {kind} was registered after prepare.",
+            why="its steps are taken in the ps tasks, which have the hooks that there were at prepare.",
+            fix="register it before prepare, and let it take parameters from its optimizer's param_groups; or do in "
+            "the program, before step(), what it is to do to gradients.",
+        )
+
+    optimizer.register_step_pre_hook = MethodType(refuse, optimizer)  # type: ignore[method-assign]
+    optimizer.register_step_post_hook = MethodType(refuse, optimizer)  # type: ignore[method-assign]
 
 
 def _plain(group: Mapping[str, Any], keys: Sequence[str]) -> dict[str, Any]:

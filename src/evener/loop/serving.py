@@ -21,8 +21,8 @@ from evener.worker.compute.constants import checksum
 #: Numbers of a parameter whose gradient is watched; and what each of them is then, more than any hook would leave.
 SMALL, MUCH = 1 << 16, 1e4
 HOOKED = (
-    "warning: the step hooks of {} run here, with the parameters and gradients of their optimizer's param_groups; those "
-    "of the model that the program made are others, and what a hook reads there is not what is trained"
+    "warning: the step hooks of {} run here, with the parameters and gradients of their optimizer's param_groups. "
+    "Those of the model that the program made are others: what a hook reads there is not what is trained"
 )
 
 

@@ -125,3 +125,13 @@ def test_the_command_remembers_before_it_imports_anything_of_itself():
     program = "import sys, evener.__main__; print('evener.cli.main' in sys.modules, 'argparse' in sys.modules)"
     said = subprocess.run([sys.executable, "-c", program], check=True, capture_output=True, text=True).stdout
     assert said == "False False\n"
+
+
+def test_it_begins_on_a_system_without_a_signal_for_closed_terminals():
+    """Windows."""
+    program = (
+        "import signal; del signal.SIGHUP; import evener.__main__; from evener.control.interrupts import STOPPING;"
+    )
+    program += "print(*STOPPING)"
+    said = subprocess.run([sys.executable, "-c", program], check=True, capture_output=True, text=True).stdout
+    assert said.split() == [str(int(signal.SIGINT)), str(int(signal.SIGTERM))]

@@ -9,8 +9,8 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from types import FrameType
 
-#: Ctrl-C, `kill`, and a terminal that was closed.
-STOPPING = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+#: Ctrl-C, `kill`, and a terminal that was closed, which Windows has no signal for.
+STOPPING = tuple(getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGHUP") if hasattr(signal, name))
 
 
 @dataclass(slots=True)

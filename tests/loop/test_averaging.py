@@ -4,8 +4,10 @@ import pytest
 import torch
 from loops_in_one_process import Program, good, run
 from torch import nn
+from torch.utils.data import DataLoader, IterableDataset
 
 from evener.loop import averaging
+from evener.report import Line
 
 #: Numbers of a layer that is large: 1 MB and more of float32.
 MANY = 1 << 18
@@ -111,3 +113,44 @@ def test_a_step_of_another_optimizer_leaves_the_gradients_of_a_tower_that_has_no
     monkeypatch.setattr(averaging, "LARGE", large)
     ran = good(run("2 towers", LeavesOut(epochs=2, batches=8), tmp_path))
     assert all(map(torch.equal, ran.values(0), ran.values(1)))
+
+
+class Streams(Program):
+    """A stream, of which one tower takes fewer batches. `late`: with one of the others it takes the step of an optimizer
+    that was not prepared."""
+
+    def __init__(self, late: bool = False) -> None:
+        super().__init__(epochs=1 if late else 2)
+        self.late = late
+
+    def loader(self):
+        return DataLoader(Stream(), 1)
+
+    def loop(self, ev, model, optimizer, loader):
+        late = torch.optim.SGD(model.parameters(), lr=0.1)
+        for _ in range(self.epochs):
+            for number, batch in enumerate(loader):
+                if ev.worker == 0 or number < 9:
+                    self.step(model, optimizer, batch)
+                elif self.late and number == 9:
+                    self.step(model, late, batch)
+
+
+class Stream(IterableDataset):
+    def __iter__(self):
+        return ((torch.full((3,), n / 22, dtype=torch.float64), torch.ones(1, dtype=torch.float64)) for n in range(22))
+
+
+def test_parameters_of_towers_are_compared_at_steps_1_2_4_8_and_where_a_pass_ends(tmp_path, monkeypatch):
+    """And not at each step for which one of them has no batch."""
+    made, checksum = [], averaging.checksum
+    monkeypatch.setattr(averaging, "checksum", lambda tensors: made.append(1) or checksum(tensors))
+    ran = good(run("2 towers", Streams(), tmp_path))
+    assert ran.loops[0].step == 22
+    assert len(made) == 2 * (len((1, 2, 4, 8, 16)) + 2)
+
+
+@pytest.mark.parametrize("late", [False, True])
+def test_a_change_by_one_tower_is_told_where_the_pass_ends(late, tmp_path):
+    ran = good(run("2 towers", Streams(late), tmp_path))
+    assert any("the towers' parameters differ" in line.text for line in ran.reported(Line)) == late

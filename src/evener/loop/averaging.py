@@ -22,9 +22,8 @@ from evener.worker.allreduce.group import Group
 from evener.worker.compute.constants import checksum
 
 #: What travels before the gradients: who asks to stop, who is idle, who has left the loop, whether tower 0's program
-#: has something to tell, the sum of losses and how many know theirs, the sum of checksums of the parameters and how
-#: many towers have made one.
-STOPS, IDLE, LEFT, NEWS, LOSS, LOSSES, CHECK, CHECKS = range(8)
+#: has something to tell, the sum of losses and how many know theirs, the sum of checksums of the parameters.
+STOPS, IDLE, LEFT, NEWS, LOSS, LOSSES, CHECK = range(7)
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,7 +69,7 @@ class Averaging:
         self._trained = [(name, named[name]) for name in layout.trained]
         self._of = [next(i for i, names in enumerate(parts.names) if name in names) for name, _ in self._trained]
         optimizers = len(parts.optimizers)
-        self._counts = CHECKS + 1 + optimizers
+        self._counts = CHECK + 1 + optimizers
         self._size = self._counts + 2 * group.size
         large = {name for name, one in self._trained if home.type == "cpu" and one.nbytes >= LARGE}
         small = Layout(spec for spec in layout.specs if spec.name not in large)
@@ -110,9 +109,10 @@ class Averaging:
         known = step is not None and not math.isnan(step.loss)
         loss = step.loss if step is not None and known else 0.0
         news = step.script if step is not None and rank == 0 else b""
-        check = self._checksum(size, sure=step is None and not left)
+        compared = not self._state.step + 1 & self._state.step  # 1, 2, 4, 8, ...
+        check = self._checksum() if compared else 0
         numbers = [float(bool(asked)), float(step is None), float(left), float(bool(news)), loss, float(known)]
-        numbers += [float(check or 0), float(check is not None)]
+        numbers += [float(check)]
         numbers += [float(step is not None and step.group == group) for group in range(len(self._parts.optimizers))]
         counts, over = [0.0] * size, [0.0] * size
         counts[rank] = float(len(step.leases)) if step is not None else 0.0
@@ -124,30 +124,26 @@ class Averaging:
         large = [one.view(-1) for one, place in zip(sums, self._gradients, strict=True) if place is None]
         self._group.sum([*self._travelling.flats, *large], f"update {self._state.step + 1}", _nothing)
         told = head[: len(numbers)].tolist()
-        gives = [round(number) for number in told[CHECKS + 1 : self._counts]]
+        gives = [round(number) for number in told[CHECK + 1 : self._counts]]
         self._place(sums, gives, told[self._size :], -1 if step is None else step.group)
         if told[NEWS] and (script := self._group.share(news)) and rank:
             self._heard(script)
         stop = ""
         if told[STOPS]:
             stop = next(filter(None, self._group.gather(asked)))
+        differ = compared and round(told[CHECK]) != check * size
+        if told[IDLE] == size and not told[LEFT] and not compared:  # a pass ends: for each tower with this sum
+            differ = len(set(self._group.gather(str(self._checksum())))) > 1
         return Sums(
             gives, [round(n) for n in told[self._counts : self._counts + size]],
             [round(n) for n in told[self._counts + size : self._size]], round(told[IDLE]),
             round(told[LEFT]), stop,
-            told[LOSS] / told[LOSSES] if told[LOSSES] else math.nan, self._steps,
-            check is not None and round(told[CHECK]) != check * round(told[CHECKS]),
+            told[LOSS] / told[LOSSES] if told[LOSSES] else math.nan, self._steps, differ,
         )  # fmt: skip
 
-    def _checksum(self, size: int, *, sure: bool) -> int | None:
-        """Of the parameters, where they are compared: at steps 1, 2, 4, 8, ... and where a pass ends (`sure`).
-
-        A number whose sum over all towers is exact, whatever it travels as.
-        """
-        step = self._state.step + 1
-        if not sure and step & (step - 1):
-            return None
-        return checksum([parameter for _, parameter in self._trained]) % ((1 << 24) // size)
+    def _checksum(self) -> int:
+        """Of the parameters: a number whose sum over all towers is exact, whatever it travels as."""
+        return checksum([parameter for _, parameter in self._trained]) % ((1 << 24) // self._group.size)
 
     def _put_buffers(self) -> None:
         """What the model changes by itself, BatchNorm's statistics say, is tower 0's, as in PyTorch's own DDP."""

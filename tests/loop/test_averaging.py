@@ -116,8 +116,8 @@ def test_a_step_of_another_optimizer_leaves_the_gradients_of_a_tower_that_has_no
 
 
 class Streams(Program):
-    """A stream, of which one tower takes fewer batches. `late`: with one of the others it takes the step of an optimizer
-    that was not prepared."""
+    """A stream, of which one tower uses fewer batches. `late`: it gives one of the others to an optimizer that was not
+    prepared."""
 
     def __init__(self, late: bool = False) -> None:
         super().__init__(epochs=1 if late else 2)

@@ -105,3 +105,28 @@ def test_also_after_a_program_has_put_back_other_values_at_the_next_power_of_two
     with pytest.raises(ConfigError, match="has changed trained parameters by itself"):
         live(model, writes)
     assert seen[-1] == 16
+
+
+def frees(model):
+    model.bias.requires_grad_(True)
+
+
+def adds(model):
+    model.register_buffer("late", torch.zeros(1))
+
+
+def replaces(model):
+    model.weight = nn.Parameter(torch.zeros(2, 3))
+
+
+@pytest.mark.parametrize("change", [frees, adds, replaces])
+def test_what_is_refused_is_told_in_words_for_recipes_and_for_loops_of_one_s_own(change):
+    """Whose models no `model()` has returned."""
+    model = nn.Linear(3, 2)
+    model.bias.requires_grad_(False)
+    held = Constants(model, Layout(specs_of(model), shards=1))
+    change(model)
+    with pytest.raises(ConfigError) as refused:
+        held.look(0)
+    assert "model() returned" not in f"{refused.value.what} {refused.value.why}"
+    assert "prepare" in refused.value.fix

@@ -111,7 +111,8 @@ class Constants:
                     f"the model or a hook has changed {name!r}, a parameter with requires_grad=False.",
                     why="frozen parameters neither travel nor are saved with each step: every task would have its own.",
                     fix=f"name it, or the module that holds it, in the recipe: changing=[{name.rpartition('.')[0]!r}]; "
-                    "it then travels, is saved and averaged as buffers are.",
+                    "it then travels, is saved and averaged as buffers are. Or keep it in "
+                    "buffers; or, in a loop of your own, outside of what prepare is given.",
                 )
 
     def compare_arrived(self, arrival: int, *, deep: bool = True) -> None:
@@ -138,7 +139,8 @@ class Constants:
             why="they belong to the ps tasks, whose next answer would undo the change.",
             fix="constrain them where they are updated: in the step() of an optimizer of your own with the class "
             "attribute elementwise = True, or by torch.nn.utils.parametrize; in a loop of your own give every "
-            "optimizer to prepare, and look at other values in a copy of the model; or train without ps tasks.",
+            "optimizer to prepare, and look at other values in a copy of the model, or put back every bit before the "
+            "next step and the end of the pass; or train without ps tasks.",
         )
 
     def _compare_parts(self) -> None:
@@ -146,14 +148,15 @@ class Constants:
         if other := next((name for name in now if now[name] is not self._known.get(name)), ""):
             raise ConfigError(
                 f"the model or a hook has put a new parameter in the place of {other!r}.",
-                why="the optimizer and the memory that travels know the parameters that model() returned.",
-                fix="make all parameters in model(), and change their values in place.",
+                why="the optimizer and the memory that travels know those that there were when training began.",
+                fix="make all parameters in model(), or before prepare, and change their values in place.",
             )
         if more := {name for name, _ in persistent_buffers(self._model)} - self._buffers:
             raise ConfigError(
-                f"the buffer {min(more)!r} is new: model() returned a model without it.",
+                f"the buffer {min(more)!r} is new: the model had none of this name when training began.",
                 why="what travels and is saved is known before the first batch.",
-                fix="register it with a tensor in model(); or persistent=False, if it need not be kept.",
+                fix="register it with a tensor in model(), or before prepare; or persistent=False, if it need not be "
+                "kept.",
             )
         for name, state in extra_states(self._model).items():
             if state != self._extra.get(name):
@@ -180,10 +183,10 @@ class Constants:
 
 def _unfrozen(name: str) -> ConfigError:
     return ConfigError(
-        f"{name!r} was frozen when model() returned it and is to be trained now.",
+        f"{name!r} was frozen when training began and is to be trained now.",
         why="what is trained is known before the first batch: it has its place in memory and in the optimizer.",
-        fix="let model() return it with requires_grad=True and freeze it in a hook's after_create: a parameter without "
-        "gradient is left alone, and may be unfrozen later.",
+        fix="let model() return it with requires_grad=True and freeze it in a hook's after_create, in a loop of your "
+        "own after prepare: a parameter without gradient is left alone, and may be unfrozen later.",
     )
 
 

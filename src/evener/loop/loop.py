@@ -127,7 +127,7 @@ class Loop:
                 f"{path}: which of {len(which)} models?", fix='name one: ev.save("generator.pt", generator).'
             )
         if self.chief and self._passes is not None:
-            self._passes.settle(land=True)
+            self._passes.settle(land=not (isinstance(self._owner, Remote) and self._owner.altered))  # its own are meant
             state = bare(which[0]).state_dict()
             write({name: v.detach().cpu() if isinstance(v, Tensor) else v for name, v in state.items()}, Path(path))
 

@@ -145,6 +145,11 @@ class Remote:
             torch._foreach_copy_([parameter.data for parameter in others], before)
         return result, self._came(turn)
 
+    @property
+    def altered(self) -> bool:
+        """Whether the model has values of the program's own now."""
+        return self._towers.constants.altered(self._arrivals, deep=False)
+
     def settled(self, *, land: bool) -> Turn | None:
         if self._flying is None:
             return None

@@ -115,15 +115,15 @@ class Constants:
                     "buffers; or, in a loop of your own, outside of what prepare is given.",
                 )
 
-    def compare_arrived(self, arrival: int, *, deep: bool = True) -> None:
-        """Raises ConfigError where trained parameters are not what other processes have filled them with.
+    def altered(self, arrival: int, *, deep: bool = True) -> bool:
+        """Whether trained parameters are seen not to be what other processes have filled them with.
 
         Args:
             deep: compare all, where that is possible, also if no version counter has moved.
         """
         came = self._arrived
         if came is None or came.arrival != arrival:
-            return
+            return False
         written = self._writes() != came.writes
         same = all(map(torch.equal, self._sample(), came.sample))
         if same and came.values is not None and (written or deep):
@@ -132,7 +132,11 @@ class Constants:
             self._doubted = self._doubted and not self._proved
         elif same and written:
             self._doubted = not self._proved
-        if same:
+        return not same
+
+    def compare_arrived(self, arrival: int, *, deep: bool = True) -> None:
+        """Raises ConfigError where they are `altered`."""
+        if not self.altered(arrival, deep=deep):
             return
         raise ConfigError(
             "the model or a hook has changed trained parameters by itself.",

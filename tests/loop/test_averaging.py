@@ -115,6 +115,24 @@ def test_a_step_of_another_optimizer_leaves_the_gradients_of_a_tower_that_has_no
     assert all(map(torch.equal, ran.values(0), ran.values(1)))
 
 
+class Shares(LeavesOut):
+    """Gives the parameters of both optimizers one and the same gradient, and takes steps of the first alone."""
+
+    def loop(self, ev, models, criticizes, makes, loader):
+        pairs = list(zip(models["critic"].parameters(), models["maker"].parameters(), strict=True))
+        for _ in loader:
+            for one, other in pairs:
+                one.grad = other.grad = torch.full_like(one, 1.0 + ev.worker)
+            criticizes.step()
+            assert all(one.grad.eq(1.5).all() and other.grad.eq(1.0 + ev.worker).all() for one, other in pairs)
+
+
+@pytest.mark.parametrize("large", [1, averaging.LARGE])
+def test_a_gradient_that_is_another_parameter_s_too_stays_there_as_it_is(large, tmp_path, monkeypatch):
+    monkeypatch.setattr(averaging, "LARGE", large)
+    good(run("2 towers", Shares(epochs=1, batches=4), tmp_path))
+
+
 class Streams(Program):
     """A stream, of which one tower uses fewer batches. `late`: it gives one of the others to an optimizer that was not
     prepared."""

@@ -79,6 +79,27 @@ def test_also_past_the_version_counters(step, model):
         live(model, lambda weight, now: now != step or weight.data.clamp_(-0.001, 0.001))
 
 
+@pytest.mark.parametrize("tenth", range(10))
+def test_also_one_of_a_tenth_of_a_parameter(tenth, model):
+    def writes(weight, step):
+        if step == 5:
+            weight.view(10, -1)[tenth].add_(1.0)
+
+    with pytest.raises(ConfigError, match="has changed trained parameters by itself"):
+        live(model, writes)
+
+
+def test_also_one_of_a_column_of_a_square_matrix():
+    model = nn.Linear(4 * FEW, 4 * FEW, bias=False)
+
+    def writes(weight, step):
+        if step == 5:
+            weight[:, 7].add_(1.0)
+
+    with pytest.raises(ConfigError, match="has changed trained parameters by itself"):
+        live(model, writes)
+
+
 def test_one_of_a_single_number_is_refused_at_the_latest_when_it_comes_again(model):
     """A row that is kept at zero, say."""
     begun = []

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -112,20 +112,24 @@ class Averaging:
         compared = not self._state.step + 1 & self._state.step  # 1, 2, 4, 8, ...
         check = self._checksum() if compared else 0
         numbers = [float(bool(asked)), float(step is None), float(left), float(bool(news)), loss, float(known)]
-        numbers += [float(check)]
-        numbers += [float(step is not None and step.group == group) for group in range(len(self._parts.optimizers))]
+        numbers += [
+            float(check),
+            *(float(step is not None and step.group == group) for group in range(len(self._parts.optimizers))),
+        ]
         counts, over = [0.0] * size, [0.0] * size
         counts[rank] = float(len(step.leases)) if step is not None else 0.0
         over[rank] = float(unused)
         numbers += counts + over + [float(gradient is not None) for gradient in given]
         head[: len(numbers)] = torch.tensor(numbers, dtype=head.dtype)
         self._put_buffers()
-        sums = self._laid(given)
+        kept = [p.grad for (_, p), gradient in zip(self._trained, given, strict=True) if gradient is None]
+        own = {one.data_ptr() for one in kept if one is not None and not one.is_sparse}
+        sums = self._laid(given, own)
         large = [one.view(-1) for one, place in zip(sums, self._gradients, strict=True) if place is None]
         self._group.sum([*self._travelling.flats, *large], f"update {self._state.step + 1}", _nothing)
         told = head[: len(numbers)].tolist()
         gives = [round(number) for number in told[CHECK + 1 : self._counts]]
-        self._place(sums, gives, told[self._size :], -1 if step is None else step.group)
+        self._place(sums, gives, told[self._size :], -1 if step is None else step.group, own)
         if told[NEWS] and (script := self._group.share(news)) and rank:
             self._heard(script)
         stop = ""
@@ -153,11 +157,10 @@ class Averaging:
             else:
                 travelling.zero_()
 
-    def _laid(self, given: Sequence[Tensor | None]) -> list[Tensor]:
-        """These gradients where they travel, zeros for those that are not given."""
+    def _laid(self, given: Sequence[Tensor | None], own: Collection[int]) -> list[Tensor]:
+        """These gradients where they travel, zeros for those that are not given. What lies at `own` stays as it is."""
         laid: list[Tensor] = []
-        own = [p.grad for (_, p), gradient in zip(self._trained, given, strict=True) if gradient is None]
-        seen = {one.data_ptr() for one in own if one is not None and not one.is_sparse}  # stays as it is
+        seen = set(own)
         for (_, parameter), gradient, place in zip(self._trained, given, self._gradients, strict=True):
             dense = None if gradient is None else gradient.detach()
             if dense is not None and dense.is_sparse:
@@ -171,21 +174,23 @@ class Averaging:
                 seen.add(dense.data_ptr())
         return laid
 
-    def _place(self, sums: Sequence[Tensor], gives: Sequence[int], used: Sequence[float], mine: int) -> None:
+    def _place(
+        self, sums: Sequence[Tensor], gives: Sequence[int], used: Sequence[float], mine: int, own: Collection[int]
+    ) -> None:
         """The means become gradients. `mine`: the optimizer whose step this tower takes; -1: none."""
         for number, ((_, parameter), owner, towers) in enumerate(zip(self._trained, self._of, used, strict=True)):
             if not gives[owner]:
                 continue  # its own optimizer takes no step now: what it has stays
-            mean = sums[number].div_(gives[owner]) if towers else None
+            grad, mean = parameter.grad, sums[number].div_(gives[owner]) if towers else None
             if owner != mine:  # the program has what it has, and its next backward adds to that
-                self._lent.append((parameter, parameter.grad))
+                self._lent.append((parameter, grad))
                 parameter.grad = mean
             elif mean is None:
                 parameter.grad = None
-            elif parameter.grad is None or parameter.grad.is_sparse:  # what travels is written anew for the next step
+            elif grad is None or grad.is_sparse or grad.data_ptr() in own:  # what travels is written anew each time
                 parameter.grad = mean if self._gradients[number] is None else mean.clone()
-            elif parameter.grad.data_ptr() != mean.data_ptr():
-                parameter.grad.copy_(mean)
+            elif grad.data_ptr() != mean.data_ptr():
+                grad.copy_(mean)
         for buffer, travelling in self._buffers:
             buffer.data.copy_(travelling)  # unseen by autograd: a backward pass may still be to come
 

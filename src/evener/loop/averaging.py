@@ -109,13 +109,10 @@ class Averaging:
         known = step is not None and not math.isnan(step.loss)
         loss = step.loss if step is not None and known else 0.0
         news = step.script if step is not None and rank == 0 else b""
-        compared = not self._state.step + 1 & self._state.step  # 1, 2, 4, 8, ...
-        check = self._checksum() if compared else 0
+        check = None if self._state.step + 1 & self._state.step else self._checksum()  # at steps 1, 2, 4, 8, ...
         numbers = [float(bool(asked)), float(step is None), float(left), float(bool(news)), loss, float(known)]
-        numbers += [
-            float(check),
-            *(float(step is not None and step.group == group) for group in range(len(self._parts.optimizers))),
-        ]
+        numbers += [float(check or 0)]
+        numbers += [float(step is not None and step.group == group) for group in range(len(self._parts.optimizers))]
         counts, over = [0.0] * size, [0.0] * size
         counts[rank] = float(len(step.leases)) if step is not None else 0.0
         over[rank] = float(unused)
@@ -135,15 +132,19 @@ class Averaging:
         stop = ""
         if told[STOPS]:
             stop = next(filter(None, self._group.gather(asked)))
-        differ = compared and round(told[CHECK]) != check * size
-        if told[IDLE] == size and not told[LEFT] and not compared:  # a pass ends: for each tower with this sum
-            differ = len(set(self._group.gather(str(self._checksum())))) > 1
         return Sums(
             gives, [round(n) for n in told[self._counts : self._counts + size]],
             [round(n) for n in told[self._counts + size : self._size]], round(told[IDLE]),
             round(told[LEFT]), stop,
-            told[LOSS] / told[LOSSES] if told[LOSSES] else math.nan, self._steps, differ,
+            told[LOSS] / told[LOSSES] if told[LOSSES] else math.nan, self._steps, self._differ(told, check),
         )  # fmt: skip
+
+    def _differ(self, told: Sequence[float], check: int | None) -> bool:
+        """Whether the checksum of this tower and of others differ; also where a pass ends: all are in one such sum."""
+        if check is not None:
+            return round(told[CHECK]) != check * self._group.size
+        ends = told[IDLE] == self._group.size and not told[LEFT]
+        return ends and len(set(self._group.gather(str(self._checksum())))) > 1
 
     def _checksum(self) -> int:
         """Of the parameters: a number whose sum over all towers is exact, whatever it travels as."""

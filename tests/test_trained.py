@@ -57,8 +57,9 @@ def plain(model: nn.Module) -> nn.Module:
 
 
 def owns_its_memory(model: nn.Module) -> bool:
-    tensors = [*model.parameters(), *model.buffers()]
-    return all(t.device.type == "cpu" and t.untyped_storage().nbytes() == t.nbytes for t in tensors)
+    """Memory of a run is no storage that PyTorch could make larger."""
+    storages = [(t, t.untyped_storage()) for t in (*model.parameters(), *model.buffers())]
+    return all(t.device.type == "cpu" and own.nbytes() == t.nbytes and own.resizable() for t, own in storages)
 
 
 class ExtraState(nn.Module):

@@ -138,3 +138,31 @@ class Factored(Program):
 @pytest.mark.parametrize("way", ["1 ps, 1 worker", "1 ps, 1 worker, in flight", "2 towers"])
 def test_settings_may_be_pairs_with_nothing_in_them(way, tmp_path):
     good(run(way, Factored(), tmp_path))
+
+
+class SavesBest(Program):
+    """Stops early, and saves the best values that it has seen: ones. Or does so between two steps, and goes on."""
+
+    def __init__(self, file, *, goes_on=False):
+        super().__init__(epochs=1)
+        self.file, self.goes_on = file, goes_on
+
+    def loop(self, ev, model, optimizer, loader):
+        for number, batch in enumerate(loader):
+            self.step(model, optimizer, batch)
+            if number == 1:
+                own = {name: value.clone() for name, value in model.state_dict().items()}
+                model.load_state_dict({name: torch.ones_like(value) for name, value in own.items()})
+                ev.save(self.file)
+                if not self.goes_on:
+                    break
+                model.load_state_dict(own)
+
+
+@pytest.mark.parametrize("goes_on", [False, True])
+@pytest.mark.parametrize("way", [way for way in KEPT if "2 workers" not in way])
+def test_what_a_program_saves_is_what_its_model_has_then(way, goes_on, tmp_path):
+    file = tmp_path / "best.pt"
+    ran = run(way, SavesBest(file, goes_on=goes_on), tmp_path / "logs")
+    assert not [end for end in ran.ends if isinstance(end, ConfigError)]
+    assert all(value.eq(1).all() for value in torch.load(file).values())

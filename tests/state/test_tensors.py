@@ -321,6 +321,13 @@ def test_zeros_are_zero_however_many_they_are(nbytes):
         assert made.data_ptr() % 64 == 0
 
 
+def test_also_on_a_system_whose_memory_maps_have_no_flags(monkeypatch):
+    """Windows."""
+    monkeypatch.delattr("mmap.MAP_ANONYMOUS")
+    monkeypatch.delattr("mmap.MAP_PRIVATE")
+    assert zeros(2 * LARGE).eq(0).all()
+
+
 @pytest.mark.parametrize("numel", [3, 2 * PIECE + 5])
 def test_two_slots_change_places_and_back(numel):
     layout = Layout([Spec("a", (numel,), "float32", trained=True), Spec("b", (5,), "int64", trained=False)])

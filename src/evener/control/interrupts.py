@@ -9,8 +9,8 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from types import FrameType
 
-#: Ctrl-C, `kill`, and a terminal that was closed.
-STOPPING = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+#: Ctrl-C, `kill`, and a terminal that was closed, which Windows has no signal for.
+STOPPING = tuple(getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGHUP") if hasattr(signal, name))
 
 
 @dataclass(slots=True)
@@ -29,14 +29,22 @@ class Remembered:
 
     That exception may get lost while modules are imported. Python itself takes one that comes while a module's lock is
     let go for an unraisable one, and compiled modules that try whether another one is there take any for "it is not".
-    The run would begin as if nobody had asked for its end.
+    The run would begin as if nobody had asked for its end. At any other moment somebody above gets it, and deals with
+    it: nothing is to be remembered of that.
     """
 
     came: bool = False
 
-    def __call__(self, number: int, _frame: FrameType | None) -> None:
-        self.came = True
+    def __call__(self, number: int, frame: FrameType | None) -> None:
+        self.came = self.came or _importing(frame)
         raise KeyboardInterrupt
+
+
+def _importing(frame: FrameType | None) -> bool:
+    """Whether a module is being imported there, or in a call further up."""
+    while frame is not None and not frame.f_code.co_filename.startswith("<frozen importlib."):
+        frame = frame.f_back
+    return frame is not None
 
 
 def remember() -> None:
@@ -46,9 +54,10 @@ def remember() -> None:
 
 
 def raise_remembered() -> None:
-    """Raise the KeyboardInterrupt that got lost, if one did."""
+    """Raise the KeyboardInterrupt that got lost, if one did. Once: whoever gets it now knows of it."""
     handler = signal.getsignal(signal.SIGINT)
     if isinstance(handler, Remembered) and handler.came:
+        handler.came = False
         raise KeyboardInterrupt
 
 

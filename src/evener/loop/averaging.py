@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
 from typing import Any, TypeGuard
 
@@ -23,9 +23,8 @@ from evener.worker.allreduce.group import Group
 from evener.worker.compute.constants import checksum
 
 #: What travels before the gradients: who asks to stop, who is idle, who has left the loop, whether tower 0's program
-#: has something to tell, the sum of losses and how many know theirs, the sum of checksums of the parameters and how
-#: many towers have made one.
-STOPS, IDLE, LEFT, NEWS, LOSS, LOSSES, CHECK, CHECKS = range(8)
+#: has something to tell, the sum of losses and how many know theirs, the sum of checksums of the parameters.
+STOPS, IDLE, LEFT, NEWS, LOSS, LOSSES, CHECK = range(7)
 
 
 @dataclass(frozen=True, slots=True)
@@ -71,7 +70,7 @@ class Averaging:
         self._trained = [(name, named[name]) for name in layout.trained]
         self._of = [next(i for i, names in enumerate(parts.names) if name in names) for name, _ in self._trained]
         optimizers = len(parts.optimizers)
-        self._counts = CHECKS + 1 + optimizers
+        self._counts = CHECK + 1 + optimizers
         self._size = self._counts + 2 * group.size
         large = {name for name, one in self._trained if home.type == "cpu" and one.nbytes >= LARGE}
         small = Layout(spec for spec in layout.specs if spec.name not in large)
@@ -82,10 +81,13 @@ class Averaging:
         self._buffers = [(place_of(parts.model, s.name), views[s.name]) for s in layout.specs if not s.trained]
         self._first = [place[leaf] for (place, leaf), _ in self._buffers]
         self._steps = [type(optimizer).step for optimizer in parts.optimizers]
+        self._lent: list[tuple[Tensor, Tensor | None]] = []  # parameters that have a mean in place of their gradient
         self.asked, self._heard = "", heard
 
     def give(self, step: Step, unused: int) -> Sums:
         """Average this tower's gradients with those of the others; the means are the parameters' `grad` then.
+
+        Those of optimizers whose step others take are so until `put_back`.
 
         Args:
             unused: batches before them that no step has used, nor will.
@@ -108,9 +110,10 @@ class Averaging:
         known = step is not None and not math.isnan(step.loss)
         loss = step.loss if step is not None and known else 0.0
         news = step.script if step is not None and rank == 0 else b""
-        check = None if left else self._checksum(size, sure=step is None)  # at its end it may do as it likes
+        # At steps 1, 2, 4, 8, ...; a program that has left its loop may do with its parameters as it likes.
+        check = None if left or self._state.step + 1 & self._state.step else self._checksum()
         numbers = [float(bool(asked)), float(step is None), float(left), float(bool(news)), loss, float(known)]
-        numbers += [float(check or 0), float(check is not None)]
+        numbers += [float(check or 0)]
         numbers += [float(step is not None and step.group == group) for group in range(len(self._parts.optimizers))]
         counts, over = [0.0] * size, [0.0] * size
         counts[rank] = float(len(step.leases)) if step is not None else 0.0
@@ -118,12 +121,14 @@ class Averaging:
         numbers += counts + over + [float(gradient is not None) for gradient in given]
         head[: len(numbers)] = torch.tensor(numbers, dtype=head.dtype)
         self._put_buffers()
-        sums = self._laid(given)
+        kept = [p.grad for (_, p), gradient in zip(self._trained, given, strict=True) if gradient is None]
+        own = {one.data_ptr() for one in kept if one is not None and not one.is_sparse}
+        sums = self._laid(given, own)
         large = [one.view(-1) for one, place in zip(sums, self._gradients, strict=True) if place is None]
         self._group.sum([*self._travelling.flats, *large], f"update {self._state.step + 1}", _nothing)
         told = head[: len(numbers)].tolist()
-        gives = [round(number) for number in told[CHECKS + 1 : self._counts]]
-        self._place(sums, gives, told[self._size :])
+        gives = [round(number) for number in told[CHECK + 1 : self._counts]]
+        self._place(sums, gives, told[self._size :], -1 if step is None else step.group, own)
         if told[NEWS] and (script := self._group.share(news)) and rank:
             self._heard(script)
         stop = ""
@@ -133,19 +138,20 @@ class Averaging:
             gives, [round(n) for n in told[self._counts : self._counts + size]],
             [round(n) for n in told[self._counts + size : self._size]], round(told[IDLE]),
             round(told[LEFT]), stop,
-            told[LOSS] / told[LOSSES] if told[LOSSES] else math.nan, self._steps,
-            check is not None and round(told[CHECK]) != check * round(told[CHECKS]),
+            told[LOSS] / told[LOSSES] if told[LOSSES] else math.nan, self._steps, self._differ(told, check),
         )  # fmt: skip
 
-    def _checksum(self, size: int, *, sure: bool) -> int | None:
-        """Of the parameters, where they are compared: at steps 1, 2, 4, 8, ... and where a pass ends (`sure`).
+    def _differ(self, told: Sequence[float], check: int | None) -> bool:
+        """Whether the checksum of this tower and of others differ; also where a pass ends: all are in one such sum."""
+        if told[LEFT]:
+            return False
+        if check is not None:
+            return round(told[CHECK]) != check * self._group.size
+        return told[IDLE] == self._group.size and len(set(self._group.gather(str(self._checksum())))) > 1
 
-        A number whose sum over all towers is exact, whatever it travels as.
-        """
-        step = self._state.step + 1
-        if not sure and step & (step - 1):
-            return None
-        return checksum([parameter for _, parameter in self._trained]) % ((1 << 24) // size)
+    def _checksum(self) -> int:
+        """Of the parameters: a number whose sum over all towers is exact, whatever it travels as."""
+        return checksum([parameter for _, parameter in self._trained]) % ((1 << 24) // self._group.size)
 
     def _put_buffers(self) -> None:
         """What the model changes by itself, BatchNorm's statistics say, is tower 0's, as in PyTorch's own DDP."""
@@ -156,10 +162,10 @@ class Averaging:
             else:
                 travelling.zero_()
 
-    def _laid(self, given: Sequence[Tensor | None]) -> list[Tensor]:
-        """These gradients where they travel, zeros for those that are not given."""
+    def _laid(self, given: Sequence[Tensor | None], own: Collection[int]) -> list[Tensor]:
+        """These gradients where they travel, zeros for those that are not given. What lies at `own` stays as it is."""
         laid: list[Tensor] = []
-        seen: set[int] = set()
+        seen = set(own)
         for (_, parameter), gradient, place in zip(self._trained, given, self._gradients, strict=True):
             dense = None if gradient is None else gradient.detach()
             if dense is not None and dense.is_sparse:
@@ -173,18 +179,23 @@ class Averaging:
                 seen.add(dense.data_ptr())
         return laid
 
-    def _place(self, sums: Sequence[Tensor], gives: Sequence[int], used: Sequence[float]) -> None:
+    def _place(
+        self, sums: Sequence[Tensor], gives: Sequence[int], used: Sequence[float], mine: int, own: Collection[int]
+    ) -> None:
+        """The means become gradients. `mine`: the optimizer whose step this tower takes; -1: none."""
         for number, ((_, parameter), owner, towers) in enumerate(zip(self._trained, self._of, used, strict=True)):
             if not gives[owner]:
                 continue  # its own optimizer takes no step now: what it has stays
-            if not towers:
+            grad, mean = parameter.grad, sums[number].div_(gives[owner]) if towers else None
+            if owner != mine:  # the program has what it has, and its next backward adds to that
+                self._lent.append((parameter, grad))
+                parameter.grad = mean
+            elif mean is None:
                 parameter.grad = None
-                continue
-            mean = sums[number].div_(gives[owner])
-            if parameter.grad is None or parameter.grad.is_sparse:  # what travels is written anew for the next step
+            elif grad is None or grad.is_sparse or grad.data_ptr() in own:  # what travels is written anew each time
                 parameter.grad = mean if self._gradients[number] is None else mean.clone()
-            elif parameter.grad.data_ptr() != mean.data_ptr():
-                parameter.grad.copy_(mean)
+            elif grad.data_ptr() != mean.data_ptr():
+                grad.copy_(mean)
         if self._group.rank:
             self._take_buffers()
 
@@ -198,6 +209,12 @@ class Averaging:
                 now.data.copy_(travelling)  # unseen by autograd: a backward pass may still be to come
             else:
                 place[leaf] = travelling.clone()
+
+    def put_back(self) -> None:
+        """The steps are taken: parameters of other optimizers get back the gradient that this program has made."""
+        for parameter, own in self._lent:
+            parameter.grad = own
+        self._lent.clear()
 
 
 def _zeros_like(parameter: Tensor) -> Tensor:

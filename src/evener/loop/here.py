@@ -141,6 +141,8 @@ class Here:
             optimizer = self._parts.optimizers[group]
             self._clip(group)
             result = step.really() if step is not None and step.group == group else sums.steps[group](optimizer)
+        if self._averaging is not None:
+            self._averaging.put_back()
         if sums.stop:
             self._stop = self._stop or sums.stop
         self._skip(sums.unused)

@@ -127,7 +127,7 @@ class Loop:
                 f"{path}: which of {len(which)} models?", fix='name one: ev.save("generator.pt", generator).'
             )
         if self.chief and self._passes is not None:
-            self._passes.settle(land=True)
+            self._passes.settle(land=not (isinstance(self._owner, Remote) and self._owner.altered))  # its own are meant
             state = bare(which[0]).state_dict()
             write({name: v.detach().cpu() if isinstance(v, Tensor) else v for name, v in state.items()}, Path(path))
 
@@ -287,7 +287,7 @@ class Loop:
         passes = self._passes
         try:
             if error is None and passes is not None:
-                passes.settle(land=True)
+                passes.settle(land=False)  # nobody looks at the model any more: it stays as the program has left it
         except BaseException as failed:
             self._finish(failed)
             raise

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer, SparseAdam
 from torch.optim.lr_scheduler import LRScheduler, ReduceLROnPlateau
@@ -189,6 +190,8 @@ def build(parts: Parts, settings: Settings, rules: Sequence[Rule] = ()) -> Built
             why="all of them have requires_grad=False.",
             fix="leave those that are to be trained unfrozen before prepare.",
         )
+    if settings.ps or settings.towers or settings.logdir:  # else parameters stay where the program has put them
+        _refuse_shared(parts.model, {spec.name for spec in specs if spec.trained})
     layout = Layout(specs, shards=max(1, settings.ps), placement=settings.placement)
     stay = digest_of(_stay(parts.model, layout))
     text = f"{settings.script_args} seed={settings.seed} frozen={stay}"
@@ -197,6 +200,42 @@ def build(parts: Parts, settings: Settings, rules: Sequence[Rule] = ()) -> Built
         text += f" rules={described(recipe.rules)}"
     fingerprint = f"{settings.recipe} {hashlib.sha256(text.encode()).hexdigest()[:12]}"
     return Built(recipe, parts.model, layout, fingerprint, source_of(settings.script), note, warm)
+
+
+def _refuse_shared(model: nn.Module, trained: Collection[str]) -> None:
+    """Raises ConfigError for two parameters over the same memory: each gets memory of its own, and goes its own way."""
+    before: list[tuple[str, nn.Parameter]] = []
+    here = [(name, p) for name, p in model.named_parameters() if p.layout == torch.strided and not p.is_meta]
+    for name, parameter in sorted(here, key=lambda pair: (str(pair[1].device), pair[1].data_ptr())):
+        before = [(other, p) for other, p in before if p.device == parameter.device and _end(p) > parameter.data_ptr()]
+        for other, earlier in before if parameter.numel() else ():
+            if (name in trained or other in trained) and _overlap(earlier, parameter):
+                raise ConfigError(
+                    f"{name!r} and {other!r} are two parameters over the same memory.",
+                    why="each would get memory of its own, and they would train apart.",
+                    fix="tie them by assigning the parameter itself, before the optimizer is made "
+                    "(decoder.weight = embedding.weight), not its data.",
+                )
+        before.append((name, parameter))
+
+
+def _end(tensor: Tensor) -> int:
+    """The address after its last number."""
+    last = sum((size - 1) * stride for size, stride in zip(tensor.shape, tensor.stride(), strict=True))
+    return tensor.data_ptr() + (last + 1) * tensor.element_size() * bool(tensor.numel())
+
+
+def _overlap(one: Tensor, other: Tensor) -> bool:
+    """Whether two tensors, the span of one of which begins in that of the other, have a number in common."""
+    if (one.is_contiguous() and other.is_contiguous()) or one.dtype != other.dtype:
+        return True
+    first, size = min(one.data_ptr(), other.data_ptr()), one.element_size()
+    marks = torch.zeros((max(_end(one), _end(other)) - first) // size, dtype=torch.bool)
+    mine, theirs = (
+        marks.as_strided(tensor.shape, tensor.stride(), (tensor.data_ptr() - first) // size) for tensor in (one, other)
+    )
+    mine.fill_(True)
+    return bool(theirs.any())
 
 
 class Frozen:

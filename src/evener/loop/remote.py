@@ -10,6 +10,7 @@ import socket
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
+from types import MethodType
 from typing import Any
 
 import torch
@@ -99,6 +100,7 @@ class Remote:
         self._flying = Flying(self._servers, landing, parameters, memory) if landing is not None else None
         for optimizer in parts.optimizers:
             _keeps_no_state(optimizer, self._tell)
+            _takes_no_hooks(optimizer)
 
     def _tell(self, text: str) -> None:
         self._joining.report(Line(self._joining.name, text))
@@ -149,18 +151,19 @@ class Remote:
             torch._foreach_copy_([parameter.data for parameter in others], before)
         return result, self._came(turn)
 
+    @property
+    def altered(self) -> bool:
+        """Whether the model has values of the program's own now."""
+        return self._towers.constants.altered(self._arrivals, deep=False)
+
     def settled(self, *, land: bool) -> Turn | None:
         if self._flying is None:
-            if land:
-                self._towers.constants.remember()
             return None
         if land and not self._flying.landed:  # else what the program has made of the parameters would be lost unseen
             self._towers.constants.look(self._arrivals)
         arrivals, turn = self._arrivals, self._flying.settled(land=land)
         if self._arrivals != arrivals:
             self._towers.arrived(self._arrivals)
-        if land:
-            self._towers.constants.remember()
         if turn is not None:
             self._chief = turn.chief
             self._told = b"" if turn.anew or turn.rejected else self._told
@@ -182,7 +185,7 @@ class Remote:
 
     def draw(self, want: int, *, unused: Sequence[int] = (), wait: bool = False) -> Turn:
         if wait:  # the answer would undo what an optimizer that was not prepared has done, and nobody would know
-            self._towers.constants.compare_arrived(self._arrivals)
+            self._towers.constants.compare_arrived(self._arrivals, deep=False)
         turn = self._servers.draw(want, unused=unused, wait=wait)
         self._chief = turn.chief
         if wait or turn.anew:
@@ -223,6 +226,22 @@ def _keeps_no_state(optimizer: Optimizer, tell: Callable[[str], None]) -> None:
 
     optimizer.register_state_dict_pre_hook(saved)
     optimizer.register_load_state_dict_pre_hook(loaded)
+
+
+def _takes_no_hooks(optimizer: Optimizer) -> None:
+    """From now on: its steps are taken elsewhere, and nobody would call them."""
+    kind = type(optimizer).__name__
+
+    def refuse(_self: Optimizer, _hook: Any) -> Any:
+        raise ConfigError(
+            f"a step hook of {kind} was registered after prepare.",
+            why="its steps are taken in the ps tasks, which have the hooks that there were at prepare.",
+            fix="register it before prepare, and let it take parameters from its optimizer's param_groups; or do in "
+            "the program, before step(), what it is to do to gradients.",
+        )
+
+    optimizer.register_step_pre_hook = MethodType(refuse, optimizer)  # type: ignore[method-assign]
+    optimizer.register_step_post_hook = MethodType(refuse, optimizer)  # type: ignore[method-assign]
 
 
 def _plain(group: Mapping[str, Any], keys: Sequence[str]) -> dict[str, Any]:

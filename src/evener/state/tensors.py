@@ -106,7 +106,7 @@ def overwrite(target: Tensor, source: Tensor) -> None:
 def zeros(nbytes: int, device: torch.device = CPU) -> Tensor:
     """Fresh bytes [nbytes]. Many of them take memory as they are written, not before: in a buffer that is made for
     what may never come, or beside a model that goes when it has moved into it."""
-    if device.type != "cpu" or nbytes < LARGE:
+    if device.type != "cpu" or nbytes < LARGE or not hasattr(mmap, "MAP_ANONYMOUS"):  # Windows
         return torch.zeros(nbytes, dtype=torch.uint8, device=device)
     pages = mmap.mmap(-1, nbytes, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
     with contextlib.suppress(OSError, AttributeError):  # a kernel or a system that has no huge ones

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Iterable, Mapping
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -13,6 +14,18 @@ from evener.state.tensors import PIECE, frozen, persistent_buffers
 from evener.wire.layout import Layout
 
 _INTEGERS = {1: torch.uint8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
+#: Of each trained parameter, so many numbers, or a few more, are looked at every time.
+FEW = 64
+
+
+@dataclass(frozen=True, slots=True)
+class _Arrived:
+    """What other processes have filled the parameters with."""
+
+    arrival: int  # the so-and-so-manieth filling
+    writes: int  # version counters
+    sample: list[Tensor]
+    values: int | None  # checksum of all, where one was made
 
 
 class Values:
@@ -49,6 +62,10 @@ class Constants:
     version counters. Values are compared after steps 1, 2, 4, 8, ...: a teacher that follows its student by `.data` is
     seen in the first step.
 
+    Of parameters that other processes have filled a sample is compared each time. A program may write them and put back
+    what was there, to look at its averages say: where its counters have moved and the sample is as it was, all are
+    compared from then on, until it is known once that this program puts back every bit.
+
     Args:
         model: bound to the memory that travels.
         elsewhere: tensors of other stages of a pipeline, whose memory comes and goes here.
@@ -67,22 +84,24 @@ class Constants:
         self._attributes: dict[str, str] | None = None  # what modules hold besides tensors of theirs, after a batch
         #: What is not refused, since a run may do without it, but should be known; whoever tells it empties the list.
         self.notes: list[str] = []
-        self._arrived: tuple[int, int, int | None] | None = None  # which arrival, its version counters, its checksum
-        self._rewritten = False  # a step has written parameters with what was there: so may the next ones
+        self._arrived: _Arrived | None = None
+        self._doubted, self._proved = False, False  # the program has written parameters; and put all of them back
+        self._addresses: list[int] = []
+        self._few: list[list[Tensor]] = []  # views of the sample there
 
     def arrived(self, arrival: int) -> None:
         """Other processes have just filled the parameters; until the next gradient they stay so."""
-        deep = self._rewritten or power_of_two(self._looks + 1)
-        values = checksum(self._trained) if deep else None
-        self._arrived = arrival, self._writes(), values
+        deep = self._doubted or power_of_two(self._looks + 1)
+        self._arrived = _Arrived(arrival, self._writes(), self._sample(), checksum(self._trained) if deep else None)
 
     def _writes(self) -> int:
         return sum(p._version for p in self._trained)
 
-    def remember(self) -> None:
-        """A program may now look at other values, its averages say, and put these back: they must be known by then."""
-        if self._arrived is not None and self._arrived[2] is None and self._arrived[1] == self._writes():
-            self._arrived = *self._arrived[:2], checksum(self._trained)
+    def _sample(self) -> list[Tensor]:
+        addresses = [p.data_ptr() for p in self._trained]
+        if addresses != self._addresses:
+            self._addresses, self._few = addresses, _sampled(self._trained)
+        return [torch.cat(views) for views in self._few]
 
     def look(self, arrival: int) -> None:
         """After a batch was computed and hooks had their say.
@@ -116,23 +135,36 @@ class Constants:
                 "prepare, so that each worker has its own, or make buffers of it.",
             )
 
-    def compare_arrived(self, arrival: int) -> None:
-        """Raises ConfigError where trained parameters are not what other processes have filled them with."""
-        if self._arrived is None or self._arrived[0] != arrival:
-            return
-        _, versions, values = self._arrived
-        written = self._writes() != versions
-        if values is None and not written:
-            return
-        if values is not None and checksum(self._trained) == values:
-            self._rewritten = self._rewritten or written
+    def altered(self, arrival: int, *, deep: bool = True) -> bool:
+        """Whether trained parameters are seen not to be what other processes have filled them with.
+
+        Args:
+            deep: compare all, where that is possible, also if no version counter has moved.
+        """
+        came = self._arrived
+        if came is None or came.arrival != arrival:
+            return False
+        written = self._writes() != came.writes
+        same = all(map(torch.equal, self._sample(), came.sample))
+        if same and came.values is not None and (written or deep):
+            same = checksum(self._trained) == came.values
+            self._proved = self._proved or (same and written)
+            self._doubted = self._doubted and not self._proved
+        elif same and written:
+            self._doubted = not self._proved
+        return not same
+
+    def compare_arrived(self, arrival: int, *, deep: bool = True) -> None:
+        """Raises ConfigError where they are `altered`."""
+        if not self.altered(arrival, deep=deep):
             return
         raise ConfigError(
             "the model or a hook has changed trained parameters by itself.",
             why="they belong to the ps tasks, whose next answer would undo the change.",
             fix="constrain them where they are updated: in the step() of an optimizer of your own with the class "
             "attribute elementwise = True, or by torch.nn.utils.parametrize; in a loop of your own give every "
-            "optimizer to prepare, and look at other values in a copy of the model; or train without ps tasks.",
+            "optimizer to prepare, and look at other values in a copy of the model, or put back every bit before the "
+            "next step and the end of the pass; or train without ps tasks.",
         )
 
     def _compare_parts(self) -> None:
@@ -140,14 +172,15 @@ class Constants:
         if other := next((name for name in now if now[name] is not self._known.get(name)), ""):
             raise ConfigError(
                 f"the model or a hook has put a new parameter in the place of {other!r}.",
-                why="the optimizer and the memory that travels know the parameters that model() returned.",
-                fix="make all parameters in model(), and change their values in place.",
+                why="the optimizer and the memory that travels know those that there were when training began.",
+                fix="make all parameters in model(), or before prepare, and change their values in place.",
             )
         if more := {name for name, _ in persistent_buffers(self._model)} - self._buffers:
             raise ConfigError(
-                f"the buffer {min(more)!r} is new: model() returned a model without it.",
+                f"the buffer {min(more)!r} is new: the model had none of this name when training began.",
                 why="what travels and is saved is known before the first batch.",
-                fix="register it with a tensor in model(); or persistent=False, if it need not be kept.",
+                fix="register it with a tensor in model(), or before prepare; or persistent=False, if it need not be "
+                "kept.",
             )
         for name, state in extra_states(self._model).items():
             if state != self._extra.get(name):
@@ -174,10 +207,10 @@ class Constants:
 
 def _unfrozen(name: str) -> ConfigError:
     return ConfigError(
-        f"{name!r} was frozen when model() returned it and is to be trained now.",
+        f"{name!r} was frozen when training began and is to be trained now.",
         why="what is trained is known before the first batch: it has its place in memory and in the optimizer.",
-        fix="let model() return it with requires_grad=True and freeze it in a hook's after_create: a parameter without "
-        "gradient is left alone, and may be unfrozen later.",
+        fix="let model() return it with requires_grad=True and freeze it in a hook's after_create, in a loop of your "
+        "own after prepare: a parameter without gradient is left alone, and may be unfrozen later.",
     )
 
 
@@ -193,6 +226,17 @@ def checksum(tensors: Iterable[Tensor]) -> int:
             for piece in torch.split(flat.view(_INTEGERS[flat.element_size()]), PIECE) if flat.numel() else ():
                 total += int(piece.sum(dtype=torch.int64))
     return total
+
+
+def _sampled(tensors: Iterable[Tensor]) -> list[list[Tensor]]:
+    """Views of a few numbers of each, spread over it, as integers; those of one kind and device together."""
+    kinds: dict[tuple[torch.dtype, torch.device], list[Tensor]] = {}
+    for tensor in tensors:
+        flat = tensor.detach().reshape(-1)
+        integers = _INTEGERS[flat.element_size()]
+        if flat.numel():  # by an odd stride, or it might be one column of a matrix
+            kinds.setdefault((integers, flat.device), []).append(flat.view(integers)[:: (flat.numel() // FEW) | 1])
+    return list(kinds.values())
 
 
 def extra_states(model: nn.Module) -> dict[str, str]:

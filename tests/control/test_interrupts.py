@@ -47,7 +47,7 @@ def test_outside_the_main_thread_signals_stay_as_they_are():
 
 @pytest.fixture
 def remembered():
-    before = signal.getsignal(signal.SIGINT)
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's & has it ignored
     remember()
     yield signal.getsignal(signal.SIGINT)
     signal.signal(signal.SIGINT, before)

@@ -202,7 +202,9 @@ class StepsBetween(Program):
                 hidden = model.first(inputs) * model.scale
                 loss = nn.functional.mse_loss(model(inputs), target)
                 loss.backward()
+                made, its_value = model.scale, model.scale.clone()
                 other.step()
+                assert torch.equal(made, its_value)  # a tensor that the program holds is not written
                 hidden.square().mean().backward()
                 one.step()
                 moved.append(not torch.equal(before, model.scale))
@@ -241,3 +243,25 @@ def test_a_buffer_of_another_size_is_the_models_own_and_told_once(way, tmp_path)
         assert all(map(torch.equal, ran.values(), plain(Grows(), tmp_path)))
     told = [line.text for line in ran.reported(Line) if "checkpoints keep the last" in line.text]
     assert len(told) == 2 and "seen was float32 [0] at prepare and is float32 [3] now" in told[0]
+
+
+class Norms(Program):
+    """Returns what its buffers are when it begins, and when it ends."""
+
+    def make(self):
+        torch.manual_seed(1)
+        model = nn.Sequential(nn.Linear(3, 4), nn.BatchNorm1d(4), nn.Linear(4, 1)).double()
+        return [model, torch.optim.SGD(model.parameters(), lr=0.01), self.loader()]
+
+    def loop(self, ev, model, optimizer, loader):
+        begun = [buffer.clone() for buffer in model.buffers()]
+        super().loop(ev, model, optimizer, loader)
+        return begun, [buffer.clone() for buffer in model.buffers()]
+
+
+@pytest.mark.parametrize("way", HERE)
+def test_a_run_that_goes_on_has_the_buffers_of_its_checkpoint(way, tmp_path):
+    _, ended = good(run(way, Norms(), tmp_path)).ends[0]
+    for begun, _ in good(run(way, Norms(epochs=4), tmp_path)).ends:
+        assert len(begun) == 3 and all(map(torch.equal, begun, ended))
+    assert int(ended[2]) > 0

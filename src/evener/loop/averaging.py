@@ -11,7 +11,6 @@ import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from evener.loop.homes import place_of
 from evener.loop.owner import Step
 from evener.loop.parts import Parts
 from evener.state.in_place import LARGE
@@ -21,6 +20,7 @@ from evener.wire.layout import Layout
 from evener.worker.allreduce.allreduce import Travelling
 from evener.worker.allreduce.group import Group
 from evener.worker.compute.constants import checksum
+from evener.worker.compute.towers import dictionary_of
 
 #: What travels before the gradients: who asks to stop, who is idle, who has left the loop, whether tower 0's program
 #: has something to tell, the sum of losses and how many know theirs, the sum of checksums of the parameters.
@@ -78,7 +78,7 @@ class Averaging:
         views = whole_views(small, self._travelling.block)
         #: Where the gradients of small parameters travel; None: those of a large one travel where they are.
         self._gradients = [views.get(name) for name, _ in self._trained]
-        self._buffers = [(place_of(parts.model, s.name), views[s.name]) for s in layout.specs if not s.trained]
+        self._buffers = [(dictionary_of(parts.model, s.name), views[s.name]) for s in layout.specs if not s.trained]
         self._first = [place[leaf] for (place, leaf), _ in self._buffers]
         self._steps = [type(optimizer).step for optimizer in parts.optimizers]
         self._lent: list[tuple[Tensor, Tensor | None]] = []  # parameters that have a mean in place of their gradient

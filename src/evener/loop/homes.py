@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from evener.state.tensors import Slot
+from evener.worker.compute.towers import dictionary_of
 
 
 class Homes:
@@ -26,7 +26,7 @@ class Homes:
     def __init__(self, model: nn.Module, slot: Slot, tell: Callable[[str], None]) -> None:
         self._slot, self._tell = slot, tell
         self._told: set[str] = set()
-        self._places = [place_of(model, piece.spec.name) for piece in slot.pieces]
+        self._places = [dictionary_of(model, piece.spec.name) for piece in slot.pieces]
         with torch.no_grad():
             for (place, leaf), (piece, value) in zip(self._places, slot.named(), strict=True):
                 if not piece.spec.trained and place[leaf].numel():
@@ -55,10 +55,3 @@ class Homes:
 
 def _form(tensor: Tensor) -> tuple[torch.Size, tuple[int, ...]]:
     return tensor.shape, tensor.stride()
-
-
-def place_of(model: nn.Module, name: str) -> tuple[dict[str, Any], str]:
-    """The module's own dictionary in which a tensor is, and its name there."""
-    owner, _, leaf = name.rpartition(".")
-    module = model.get_submodule(owner)
-    return (module._buffers if leaf in module._buffers else module._parameters), leaf

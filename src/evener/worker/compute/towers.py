@@ -232,6 +232,13 @@ def _into(gradient: Tensor, copied: Callable[[Tensor, Tensor], None]) -> Callabl
     return move
 
 
+def dictionary_of(model: nn.Module, name: str) -> tuple[dict[str, Any], str]:
+    """The module's own dictionary in which a tensor is, in whose place there may be another one later; its name there."""
+    owner, _, leaf = name.rpartition(".")
+    module = model.get_submodule(owner)
+    return (module._buffers if leaf in module._buffers else module._parameters), leaf
+
+
 @dataclass(frozen=True, slots=True)
 class Buffer:
     """A tensor that the model changes by itself: BatchNorm's statistics, a counter, a teacher's weights."""
@@ -245,9 +252,7 @@ class Buffer:
 
     @classmethod
     def of(cls, model: nn.Module, name: str, travelling: Tensor) -> Buffer:
-        owner, _, leaf = name.rpartition(".")
-        module = model.get_submodule(owner)
-        place: dict[str, Any] = module._buffers if leaf in module._buffers else module._parameters
+        place, leaf = dictionary_of(model, name)
         return cls(name, travelling, place[leaf], place[leaf].shape, place, leaf)
 
     def collect(self) -> None:

@@ -233,7 +233,7 @@ def _into(gradient: Tensor, copied: Callable[[Tensor, Tensor], None]) -> Callabl
 
 
 def dictionary_of(model: nn.Module, name: str) -> tuple[dict[str, Any], str]:
-    """The module's own dictionary in which a tensor is, in whose place there may be another one later; its name there."""
+    """The dictionary of a module in which a tensor is, where another one may take its place later; its name there."""
     owner, _, leaf = name.rpartition(".")
     module = model.get_submodule(owner)
     return (module._buffers if leaf in module._buffers else module._parameters), leaf

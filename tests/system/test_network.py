@@ -98,7 +98,8 @@ def keys(tmp_path: Path) -> list[str]:
 
 
 def test_tasks_on_three_hosts_train_to_the_end_of_the_run(network, keys, tmp_path):
-    words = ["mnist", "--hidden", "20", "--train-steps", "60", *keys]
+    # In lockstep: one that is quick would else be through before the other has begun, whose ps is gone then.
+    words = ["mnist", "--hidden", "20", "--train-steps", "60", "--mode", "sync", *keys]
     cluster = Cluster(network, tmp_path, ps=1, workers=2, words=words)
 
     assert "final evaluation at global step 60" in cluster.finish()

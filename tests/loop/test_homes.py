@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from loops_in_one_process import KEPT, Program, good, plain, run
+from loops_in_one_process import KEPT, Centred, Program, good, plain, run
 from torch import nn
 
 from evener.report import Line
@@ -51,20 +51,6 @@ ENDS = {
     "nothing": lambda model: setattr(model, "centre", None),
     "meta": lambda model: model.to("meta"),
 }
-
-
-class Centred(nn.Module):
-    """Its centre moves with each batch, and is another tensor each time."""
-
-    def __init__(self):
-        super().__init__()
-        self.linear = nn.Linear(3, 1).double()
-        self.register_buffer("centre", torch.zeros(1, dtype=torch.float64))
-
-    def forward(self, inputs):
-        output = self.linear(inputs)
-        self.centre = 0.9 * self.centre + 0.1 * output.detach().mean()
-        return output - self.centre
 
 
 class Ends(Program):

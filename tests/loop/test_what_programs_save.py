@@ -4,7 +4,7 @@ import io
 
 import pytest
 import torch
-from loops_in_one_process import EVERY_KEPT_WAY, EVERY_WAY, IN_FLIGHT, KEPT, WAYS, Program, good, run
+from loops_in_one_process import EVERY_KEPT_WAY, EVERY_WAY, IN_FLIGHT, KEPT, WAYS, Centred, Program, good, run
 from torch import nn
 from torch.utils.data import DataLoader, TensorDataset
 
@@ -51,20 +51,6 @@ def test_torch_save_writes_one_model_and_its_schedule_as_without_evener(way, tmp
     assert set(found["model"]) == set(expected["model"])
     assert found["scheduler"].keys() == expected["scheduler"].keys()
     assert found["scheduler"]["last_epoch"] == expected["scheduler"]["last_epoch"]
-
-
-class Centred(nn.Module):
-    """Its centre moves with each batch, and is another tensor each time."""
-
-    def __init__(self):
-        super().__init__()
-        self.linear = nn.Linear(3, 1).double()
-        self.register_buffer("centre", torch.zeros(1, dtype=torch.float64))
-
-    def forward(self, inputs):
-        output = self.linear(inputs)
-        self.centre = 0.9 * self.centre + 0.1 * output.detach().mean()
-        return output - self.centre
 
 
 class Replaces(Program):

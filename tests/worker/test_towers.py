@@ -273,3 +273,13 @@ def test_gradients_stay_apart_for_who_sums_in_the_memory_that_travels():
     parts.gradient["0.weight"].fill_(7.0)
 
     assert torch.equal(model[0].weight.grad, own)
+
+
+def test_a_model_that_was_sent_to_another_process_has_what_comes_from_servers():
+    """`share_memory` moves tensors; servers fill the memory that they were given."""
+    model = nn.Linear(2, 1)
+    parts = Parts(model)
+    model.share_memory()
+    parts.parameter["weight"].copy_(torch.tensor([[3.0, 4.0]]))
+    parts.towers.arrived(1)
+    assert model.weight.tolist() == [[3.0, 4.0]]

@@ -80,7 +80,8 @@ def test_with_fewer_than_the_fewest_left_the_run_ends_and_says_why(tmp_path):
 
 @pytest.mark.slow
 def test_it_waits_aloud_for_one_that_comes_back(tmp_path):
-    plan = "worker:1/worker.computing@9=kill; worker:1#2/worker.hello=sleep:4"
+    """worker:0 sleeps after its ninth gradient, so that it cannot make all forty before worker:1 is missed."""
+    plan = "worker:1/worker.computing@9=kill; worker:1#2/worker.hello=sleep:4; worker:0/worker.pushed@9=sleep:3"
     options = ["--ps", 1, "--workers", "2..2", "--mode", "async", "--max-restarts", 1]
     done = train(tmp_path, "run", *options, plan=plan)
 

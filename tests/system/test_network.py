@@ -20,6 +20,7 @@ ENDLESS = (
 
 class Enough(evener.Hook):
     def after_step(self, session, result):
+        Path(f"{session.task} trains").touch()
         if result.local_step % 20 == 0 and Path("enough").exists():
             session.stop("the test has seen enough")
 
@@ -38,7 +39,7 @@ class Cluster:
     """ps tasks on the first hosts, each worker on a host of its own after them; all of one command line."""
 
     def __init__(self, network: Network, place: Path, ps: int, workers: int, words: list[str]) -> None:
-        self.network, self.place = network, place
+        self.network, self._place = network, place
         self.host = {f"ps:{i}": i for i in range(ps)} | {f"worker:{i}": ps + i for i in range(workers)}
         addresses = {task: f"{Network.address(host)}:2222" for task, host in self.host.items()}
         hosts = [f"--{job}-hosts=" + ",".join(a for task, a in addresses.items() if task.startswith(job))
@@ -59,7 +60,7 @@ class Cluster:
 
     def start(self, task: str, host: int) -> Run:
         job, _, index = task.partition(":")
-        return self.network.start(host, [*self._command, "--job-name", job, "--task-index", index], self.place)
+        return self.network.start(host, [*self._command, "--job-name", job, "--task-index", index], self._place)
 
     def __getitem__(self, task: str) -> Run:
         return self.tasks[task]
@@ -68,6 +69,11 @@ class Cluster:
         """The newest global step that ps:0 told."""
         told = re.findall(r"global step (\d+)", self["ps:0"].said())
         return int(told[-1]) if told else 0
+
+    def wait_for_all(self) -> None:
+        """Until each worker has trained: one that starts before the others makes global steps without them."""
+        workers = [task for task in self.tasks if task.startswith("worker")]
+        until(lambda: all((self._place / f"{task} trains").exists() for task in workers), 60.0, "every worker trains")
 
     def wait_for_steps(self) -> None:
         """Until the run has moved on."""
@@ -111,7 +117,7 @@ def test_a_worker_cut_off_comes_back_by_itself_and_the_others_go_on_meanwhile(se
     links = request.getfixturevalue("keys") if secured else ["--insecure"]
     words = ["recipe.py:endless", "--train-steps", "10000000", "--heartbeat-timeout", "4", *links]
     cluster = Cluster(network, tmp_path, ps=2, workers=3, words=words)
-    cluster.wait_for_steps()
+    cluster.wait_for_all()
 
     network.cut(cluster.host["worker:2"])
     cluster["ps:0"].wait_for(rf"worker:2 is gone \(10.77.0.5: .*its connection {SILENT}\); 1 lease returns", 60.0)
@@ -141,7 +147,7 @@ def test_a_worker_whose_host_vanishes_is_noticed_by_its_silence_and_the_run_ends
         *mode,
     ]
     cluster = Cluster(network, tmp_path, ps=2, workers=3, words=words)
-    cluster.wait_for_steps()
+    cluster.wait_for_all()
 
     network.cut(cluster.host["worker:1"])
     cluster["ps:0"].wait_for(rf"worker:1 is gone \(10.77.0.4: .*its connection {SILENT}\)", 15.0)
@@ -155,7 +161,7 @@ def test_a_worker_whose_host_vanishes_is_noticed_by_its_silence_and_the_run_ends
 def test_a_worker_that_was_replaced_while_its_host_was_silent_is_fenced_when_it_is_back(network, tmp_path):
     words = ["recipe.py:endless", "--train-steps", "10000000", "--heartbeat-timeout", "4", "--insecure"]
     cluster = Cluster(network, tmp_path, ps=1, workers=2, words=words)
-    cluster.wait_for_steps()
+    cluster.wait_for_all()
 
     network.cut(cluster.host["worker:1"])
     cluster["ps:0"].wait_for(rf"worker:1 is gone \(.*its connection {SILENT}\)", 60.0)

@@ -15,7 +15,7 @@ from evener import errors
 from evener.ledger import path_of
 from evener.ledger.lines import Complete, Cut
 from evener.ledger.reading import read
-from evener.report import Finished, Progress
+from evener.report import Finished, Line, Progress
 from evener.server.serve import serve
 from evener.state.checkpoint import load
 from evener.state.contents import Contents as Checkpointed
@@ -324,6 +324,102 @@ def test_a_run_whose_chief_died_at_the_end_does_not_wait_for_ever(cluster):
 
     run.tick(2.0)
     assert run.leader.done
+
+
+# --- workers that are started by hand, and come when a short run is over
+
+
+def over_without_worker_1(cluster, **options):
+    """A run of three workers, of which one has come, trained, and gone."""
+    run = cluster(workers=3, train_steps=1, latecomers=60.0, **options)
+    (first,) = run.started(0)
+    first.push(1.0)
+    first.leave()
+    for _ in range(5):  # it is saved, by all shards
+        run.tick(1.0)
+    return run
+
+
+@pytest.mark.parametrize("shards", [1, 2])
+def test_workers_that_come_when_a_short_run_is_over_are_told_so(cluster, shards):
+    run = over_without_worker_1(cluster, ps=shards)
+    assert saved(run) == [1]
+    assert not run.leader.done
+    assert run.leader.waiting_for() == "worker:1, worker:2 to come"
+
+    run.tick(20.0)
+    for late in (1, 2):
+        (worker,) = run.started(late)
+        assert (worker.turn.stop, worker.turn.chief, worker.turn.version) == ("reached step 1", False, 1)
+        run.tick(5.0)  # it has its time to say goodbye
+        assert late in run.leader.links.seats
+        worker.leave()
+    run.tick()
+    assert all(server.done for server in run.servers)
+
+
+def test_it_says_once_for_whom_it_stays(cluster):
+    run = over_without_worker_1(cluster)
+    run.tick(1.0)
+    told = [line.text for line in run.reported(Line)]
+    assert told == [
+        "the run is over and saved; worker:1, worker:2 have not come yet, so it stays until 60 s after the first "
+        "worker came; Ctrl-C ends it"
+    ]
+
+
+def test_it_does_not_stay_longer_than_it_said(cluster):
+    run = over_without_worker_1(cluster)
+    run.tick(54.0)
+    assert not run.leader.done
+    run.tick(2.0)
+    assert run.leader.done
+
+
+def test_a_run_that_lasted_longer_expects_nobody(cluster):
+    run = cluster(workers=2, train_steps=1, latecomers=60.0)
+    (first,) = run.started(0)
+    run.tick(61.0)
+    first.push(1.0)
+    first.leave()
+    run.finish()
+
+
+@pytest.mark.parametrize("asks", ["stop", "leave"])
+def test_a_person_can_end_that(cluster, asks):
+    run = over_without_worker_1(cluster)
+    run.leader.stop("interrupted", complete=False) if asks == "stop" else run.leader.leave("ps:0 was told to leave")
+    run.tick()
+    assert run.leader.done
+
+
+def test_a_worker_that_fails_then_ends_nothing(cluster):
+    run = over_without_worker_1(cluster)
+    (late,) = run.started(1)
+    late.ask(Goodbye(late.identity, "ValueError: of its own", True))
+    run.tick()
+    assert run.leader.waiting_for() == "worker:2 to come"
+
+
+def test_a_follower_that_is_lost_then_loses_nothing(cluster):
+    run = over_without_worker_1(cluster, ps=2)
+    run.servers[1].leader.close()
+    run.look(0)
+    run.leader.tick()
+    assert run.leader.done
+
+
+@pytest.mark.parametrize("early", [True, False], ids=["interrupted", "failed"])
+def test_a_run_that_was_not_completed_expects_nobody(cluster, early):
+    run = cluster(workers=2, train_steps=9, latecomers=60.0)
+    (first,) = run.started(0)
+    if early:
+        run.leader.stop("interrupted", complete=False)
+        first.push(1.0)
+        first.leave()
+    else:
+        first.ask(Goodbye(first.identity, "ValueError: of its own", True))
+    run.finish()
 
 
 def test_a_run_that_has_nothing_left_to_do_says_so_to_everyone(cluster):

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import signal
+
 import pytest
 from running import RECIPE, Run, evener, here, start, until
 
@@ -33,7 +35,10 @@ def test_tasks_find_each_other_through_a_directory_and_the_doctor_sees_who_has_j
         assert seen.out.endswith("not ready: worker:1\n")
 
         (tmp_path / "gate").touch()
-        ended = [run.finish() for run in (worker, ps0, ps1)]
+        ended = [worker.finish()]
+        ps0.wait_for("worker:1 has not come yet, so it stays until 60 s after the first worker came; Ctrl-C ends it")
+        ps0.signal(signal.SIGINT)
+        ended += [run.finish() for run in (ps0, ps1)]
     assert [done.code for done in ended] == [0, 0, 0], "\n".join(done.text for done in ended)
     after = evener(tmp_path, "doctor", *found, "--json")
     assert [row["state"] for row in after.json["tasks"]] == ["refused", "refused", "unknown", "unknown"]

@@ -78,6 +78,18 @@ def test_tasks_started_workers_first_train_together_with_the_old_flags(ps, tmp_p
     assert (tmp_path / "run" / "checkpoints" / "step-00000060" / "manifest.json").exists()
 
 
+def test_a_worker_whose_command_comes_when_a_short_run_is_over_is_told_so(tmp_path):
+    (port,) = free_ports(1)
+    cluster = [f"--ps_hosts=localhost:{port}", "--worker_hosts=localhost:1,localhost:2", f"--logdir={tmp_path}/run"]
+    server = start([*cluster, "--job_name=ps", "--task_index=0"], tmp_path)
+    finish([start([*cluster, "--job_name=worker", "--task_index=0"], tmp_path)])
+    late = start([*cluster, "--job_name=worker", "--task_index=1"], tmp_path)
+
+    told, served = finish([late, server])
+    assert "the run is over: reached step 60" in told
+    assert "worker:1 has not come yet, so it stays until 60 s after the first worker came" in served
+
+
 def test_tf_config_says_the_same_and_the_chief_is_worker_0(tmp_path):
     (port,) = free_ports(1)
     jobs = {"ps": [f"127.0.0.1:{port}"], "chief": ["127.0.0.1:1"], "worker": ["127.0.0.1:2"]}

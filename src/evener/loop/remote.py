@@ -115,7 +115,10 @@ class Remote:
 
     def start(self, want: int) -> Turn:
         self._servers.want = want
-        return replace(self._came((self._flying or self._exchange).start()), anew=False)
+        turn = replace(self._came((self._flying or self._exchange).start()), anew=False)
+        if turn.stop:
+            self._joining.report(Line(self._joining.name, f"the run is over: {turn.stop}"))
+        return turn
 
     def _came(self, turn: Turn) -> Turn:
         """The model has other parameters now."""

@@ -42,6 +42,7 @@ def serve(joining: Joining, parts: Parts, built: Built) -> NoReturn:
     run_server(
         joining.index, built, settings, run=joining.run, rendezvous=joining.rendezvous,
         stop_asked=joining.stop_asked, report=joining.report, leave_asked=joining.leave_asked, again=again,
+        latecomers=joining.latecomers,
     )  # fmt: skip
     raise Over(0)
 

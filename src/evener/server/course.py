@@ -37,6 +37,7 @@ class Setup:
     keep_grants: Callable[[dict[int, int], dict[int, str]], None]  # epochs and holders: durable before it returns
     evener: str
     without: tuple[int, ...] = ()  # leases that a roll-back left out
+    latecomers: float = 0.0  # seconds from the first worker on in which others may still come, though the run is over
 
 
 class Course:
@@ -61,7 +62,8 @@ class Course:
         self._samples, self._batch, self._batches = 0, "", False
         self._training = False  # whether a worker has begun a step
         self._last_move = self._last_report = setup.clock()
-        self._stop_time = 0.0
+        self._stop_time = self._begin_time = 0.0
+        self._hurried = False  # whether those who have not come are no longer expected
 
     def begin(self, hello: Hello) -> bool:
         """A worker tells how much data there is: the first one decides the run's length. True for that one.
@@ -76,7 +78,7 @@ class Course:
         if hello.batches:
             self.settings = replace(self.settings, batch_size=1)
         self.train_steps = self.settings.steps(hello.samples)
-        self._last_move = self.setup.clock()
+        self._last_move = self._begin_time = self.setup.clock()
         return True
 
     def loops_over(self, *, just_now: bool) -> bool:
@@ -193,6 +195,17 @@ class Course:
     def wait_anew(self) -> None:
         """Somebody else has to do what the run's end waits for: its time limit counts from now."""
         self._stop_time = self.setup.clock()
+
+    def hurry(self) -> None:
+        """Nobody else is expected any more."""
+        self._hurried = True
+
+    def expected(self) -> list[str]:
+        """Workers that are started by hand and may still be on their way to a run that is over: who came when this
+        task has ended would wait for it in vain, and a short run is over while a person types the next command."""
+        if self._hurried or not self.complete or self.setup.clock() - self._begin_time >= self.setup.latecomers:
+            return []
+        return [f"worker:{worker}" for worker in range(self.settings.workers) if worker not in self.came]
 
     def late(self, *, evaluating: bool = False) -> bool:
         """Whether the run ended so long ago that nobody is waited for any more; an evaluation may take its time."""

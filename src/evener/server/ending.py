@@ -27,10 +27,13 @@ class Ending:
         self.done = False
         self.failure: NonFinite | None = None  # why the run ends, if it is no worker's error
         self.leaving = ""  # why this generation ends while the run goes on
+        self._told = False  # that others are expected
 
     def stop(self, reason: str, *, complete: bool, failed: bool) -> None:
         """End the run after the update in hand: whoever waits is told, the state is saved."""
         if self._course.stopping or self.leaving:
+            if not complete and not failed:  # a person has asked for it
+                self._course.hurry()
             return
         self._course.stop(reason, complete=complete, failed=failed)
         chaos.point("server.draining")
@@ -50,6 +53,7 @@ class Ending:
         Gradients that come now are not lost updates: they were not applied, and their leases go out again.
         """
         if self._course.stopping or self.leaving:
+            self._course.hurry()
             return
         self.leaving = reason
         chaos.point("server.leaving")
@@ -76,6 +80,8 @@ class Ending:
             self._links.dismiss(seat)
         if self._setup.saver.busy or self._saves.begin_final():
             return
+        if self._expects_others():
+            return
         chaos.point("server.ending")
         for link in self._links.followers.values():
             self._links.answer(link, End(self._course.stopping, self._course.failed))
@@ -83,6 +89,32 @@ class Ending:
         self.done = True
         self._saves.end_ledger()
         self._course.finish(self._shard.state.step)
+
+    def _expects_others(self) -> bool:
+        """Workers that come now are told that the run is over."""
+        names = self._course.expected()
+        if names:
+            self._course.wait_anew()  # each has its time to say goodbye
+        if names and not self._told:
+            self._told = True
+            they = f"{', '.join(names)} {'has' if len(names) == 1 else 'have'} not come yet"
+            until = f"until {self._setup.latecomers:g} s after the first worker came"
+            self._setup.report(Line("ps:0", f"the run is over and saved; {they}, so it stays {until}; Ctrl-C ends it"))
+        return bool(names)
+
+    def waiting_for(self) -> str:
+        """For whom a run that is over waits still, or for what."""
+        if waits := self._rounds.chief.waiting_at_end():
+            return waits
+        expected = self._course.expected() if self._told else []
+        return f"{', '.join(expected)} to come" if expected else "the final checkpoint"
+
+    def can_do_without(self, follower: int) -> bool:
+        """Whether all is saved, so that nothing is lost with this shard that is gone. Nobody else is expected then."""
+        if self._told:
+            self._links.followers.pop(follower, None)
+            self._course.hurry()
+        return self.done or self._told
 
     def rescue(self) -> None:
         """The run fails: save what was reached, if this shard alone can (the others may be gone)."""

@@ -212,7 +212,7 @@ class Leader:
 
     def gone(self, link: Link) -> None:
         """A link broke. Without a follower's shard there is no model: raises ServerLost."""
-        if link.follower and not self.done:
+        if link.follower and not self.ending.can_do_without(link.follower):
             raise errors.ServerLost(f"ps:{link.follower} is gone ({link.description}: {link.ended}).")
         if link.seat is not None:
             self._lose(link.seat, link.ended)
@@ -279,7 +279,7 @@ class Leader:
         if self.ending.leaving:
             return f"the checkpoint after which {self.ending.leaving.partition(' ')[0]} leaves"
         if self.course.stopping:
-            return self.rounds.chief.waiting_at_end() or "the final checkpoint"
+            return self.ending.waiting_for()
         if absent := sorted(set(range(1, self.settings.ps)) - set(self.links.followers)):
             return ", ".join(f"ps:{shard}" for shard in absent) + " to follow ps:0"
         if not self.links.seats:

@@ -27,6 +27,9 @@ from evener.task.script import Joining, run_script
 from evener.task.server import run_server
 from evener.task.worker import run_worker
 
+#: Seconds after the first worker has come in which a person may still be typing the commands of the others.
+LATECOMERS = 60.0
+
 
 def options_in(cluster: Cluster, options: Mapping[str, Any]) -> dict[str, Any]:
     """The options of a task: how many there are, and where, is said by the cluster."""
@@ -90,6 +93,7 @@ def _run(found: Found, settings: Settings, report: Reporter, rendezvous: str) ->
         joining = Joining(
             job=job, index=index, settings=settings, report=report, run=run, rendezvous=meeting,
             stop_asked=stop_asked, leave_asked=told.reason, rank=rank,
+            latecomers=LATECOMERS,
         )  # fmt: skip
         with _interrupted(asked, job == "ps"), leaves():
             run_script(joining)
@@ -103,7 +107,7 @@ def _run(found: Found, settings: Settings, report: Reporter, rendezvous: str) ->
     with _interrupted(asked, True), leaves():
         run_server(
             index, built, settings, run=run, rendezvous=meeting, stop_asked=stop_asked, report=report,
-            leave_asked=told.reason,
+            leave_asked=told.reason, latecomers=LATECOMERS,
         )  # fmt: skip
 
 

@@ -55,6 +55,7 @@ class Joining:
     leave_asked: Callable[[], str] = _nothing
     rank: int | None = None  # among the workers of this machine, if that is another number
     tower: Tower | None = None
+    latecomers: float = 0.0  # seconds that a ps task stays for workers which a short run did not wait for
     launched: bool = True  # not by hand: then chance and order follow from the run's seed
     rules: Sequence[Rule] = ()  # of late gradients, as the program has given them
     joined: bool = False

@@ -67,11 +67,15 @@ def run_server(  # noqa: PLR0913 - what a task is told, each once
     report: Reporter,
     leave_asked: Callable[[], str] = never,
     again: Callable[[], Built] | None = None,
+    latecomers: float = 0.0,
 ) -> None:
     """Serve shard `index` until the run is over. ps:0 is where `rendezvous` says; that may change.
 
     When another ps task is lost, this one begins a new generation: from the newest checkpoint, with workers that come
     back by themselves.
+
+    Args:
+        latecomers: seconds from the first worker on in which the others may come although the run is over.
 
     Raises:
         Preempted: `leave_asked` gave a reason, and what this task held is saved.
@@ -82,6 +86,7 @@ def run_server(  # noqa: PLR0913 - what a task is told, each once
     lives = _Lives(
         index, settings, run, listeners, leader=lambda: rendezvous.addresses()[0],
         stop_asked=stop_asked, leave_asked=leave_asked, report=report, anew=again is None,
+        latecomers=latecomers,
     )  # fmt: skip
     task = f"ps:{index}"
     try:
@@ -121,6 +126,7 @@ class _Lives:
     leave_asked: Callable[[], str]
     report: Reporter
     anew: bool  # whether a model is made for each
+    latecomers: float
     without: tuple[int, ...] = ()  # leases that roll-backs left out
 
     def serve(self, built: Built) -> errors.ServerLost | None:
@@ -162,6 +168,7 @@ class _Lives:
             run=self.run,
             report=self.report,
             without=self.without,
+            latecomers=self.latecomers,
             stop_asked=lambda: self.stop_asked() or self.leave_asked(),
         )
         serve(server, self.stop_asked, self.leave_asked)
@@ -194,6 +201,7 @@ def _leader(  # noqa: PLR0913 - what a leader is given, each once
     run: str,
     report: Reporter,
     without: tuple[int, ...],
+    latecomers: float,
     stop_asked: Callable[[], str],
 ) -> Leader:
     tell = partial(tell_and_log, "ps:0", report)
@@ -211,5 +219,6 @@ def _leader(  # noqa: PLR0913 - what a leader is given, each once
         restored=restored[0] if restored else None,
         generation=grants.generation, epochs=dict(grants.epochs), holders=dict(grants.holders),
         keep_grants=file.keep, evener=VERSION, without=without,
+        latecomers=latecomers,
     )  # fmt: skip
     return Leader(links, shard, setup, restored[1] if restored else None)

@@ -8,7 +8,7 @@ import socket
 import time
 
 from evener.data.batches import Batches
-from evener.report import Reporter, Status
+from evener.report import Line, Reporter, Status
 from evener.settings import Settings
 from evener.task.build import VERSION, Built
 from evener.task.parts import Model, Parts, prepared
@@ -68,7 +68,9 @@ def run_worker(  # noqa: PLR0913 - what a task is told, each once
         exchange = InFlight(hand, landing, parameters)
     elif hello.batches or hello.ahead or settings.batches > 1:
         exchange = InHand(servers, settings.batches, _ahead(parts))
-    parts.session(model.reached_by(exchange), model.towers, homes).run()
+    reason = parts.session(model.reached_by(exchange), model.towers, homes).run()
+    if settings.ps_hosts:  # started by hand: nobody else says so on this screen
+        report(Line(task, f"the run is over: {reason}"))
     report(Status(task, "done"))
 
 

@@ -75,6 +75,7 @@ class Cluster:
         shard: the class of the shards.
         without: leases that a roll-back left out.
         batches: of a pass of a script's loader, where `options` name a script.
+        latecomers: seconds from the first worker on in which others may come although the run is over.
     """
 
     def __init__(  # noqa: PLR0913 - what a test may want otherwise, each once
@@ -87,6 +88,7 @@ class Cluster:
         shard: type[Shard] = Shard,
         without: tuple[int, ...] = (),
         batches: int | None = None,
+        latecomers: float = 0.0,
         **options: Any,
     ) -> None:
         everything: dict[str, Any] = {
@@ -106,7 +108,7 @@ class Cluster:
         self.samples = len(as_data(recipe.data()).train) if batches is None else batches
         self.listeners: list[Listener] = [transport.listen("memory") for _ in range(self.settings.ps)]
         self.workers: list[Worker] = []
-        self._shard, self._without = shard, without
+        self._shard, self._without, self._latecomers = shard, without, latecomers
         with (
             patch("evener.state.saver.ThreadPoolExecutor", self.disk),
             patch("evener.server.follow.ThreadPoolExecutor", self.disk),
@@ -143,6 +145,7 @@ class Cluster:
             settings=settings, saver=saver, ledger=ledger, report=self.reports.append, clock=self.clock,
             restored=manifest, generation=self.generation, epochs=dict(self.epochs), holders=dict(self.holders),
             keep_grants=self._keep, evener=EVENER, without=self._without,
+            latecomers=self._latecomers,
         )  # fmt: skip
         return Leader(*self._parts(0), setup, contents)
 

@@ -61,6 +61,13 @@ def test_the_old_lines_stand_in_the_tutorials():
 TASK = ["task", "mnist", "--job_name=worker", "--task_index=0", "--ps_hosts=h0:1", "--worker_hosts=h1:1,h2:1"]
 
 
+def test_an_old_flag_and_a_mode_that_contradict_each_other_are_refused(capfd):
+    done = here(capfd, *TASK, "--sync_replicas", "--mode", "async", "--download_only")
+    assert done.code == 2
+    assert "--sync_replicas and --mode async are both given" in done.err
+    assert here(capfd, *TASK, "--sync_replicas", "--mode", "sync", "--download_only").code == 0
+
+
 def test_what_the_old_programs_read_beside_sync_replicas_alone_is_told_and_not_used_without_it(capfd):
     done = here(capfd, *TASK, "--replicas_to_aggregate=1", "--sync_replicas=False", "--download_only")
     assert done.code == 0, done.text

@@ -9,6 +9,7 @@ from typing import Any
 from evener.cli.options import add_cluster_options, add_key_options, truth
 from evener.cluster.cluster import Task
 from evener.cluster.environment import Flags
+from evener.errors import ConfigError
 
 
 def add_server(commands: Any) -> None:
@@ -51,6 +52,8 @@ def flags(args: argparse.Namespace) -> Flags:
 def old_flags(args: argparse.Namespace) -> None:
     """`evener task` takes the command lines of TensorFlow's programs, which read one flag only beside another."""
     if args.sync_replicas:
+        if args.mode not in (None, "sync"):
+            raise ConfigError(f"--sync_replicas and --mode {args.mode} are both given.", fix="leave one of them out.")
         args.mode = "sync"
     elif args.mode is None and args.replicas_to_aggregate is not None:
         given, args.replicas_to_aggregate = args.replicas_to_aggregate, None

@@ -80,6 +80,8 @@ _BARE = {"program": "bare_ps.py", "roots": cluster(1, 2), "ps": 1, "workers": 2,
 BARE = Way(name="bare ps 1 ps + 2", mode="async", shared=True, **_BARE)
 BARE_FLYING = Way(name="bare ps 1 ps + 2 in flight 2", mode="async in_flight=2", shared=True, **_BARE)
 BARE_SYNC = Way(name="bare ps sync 1 ps + 2", mode="sync", **_BARE)
+BARE_COPIED = Way(name="bare ps sync 1 ps + 2 workers copy", mode="sync copies=1", **_BARE)
+BARE_SAME = Way(name="bare ps sync 1 ps + 2 no copy", mode="sync copies=0", **_BARE)
 RPC = Way(name="torch RPC 1 ps + 2", program="rpc.py", roots=cluster(1, 2), ps=1, workers=2, counts=2, shared=True)
 RAY = Way(
     name="Ray actor 1 ps + 2", program="ray_actor.py", roots=ONE, ps=1, workers=2, counts=2, shared=True, peer=True
@@ -118,7 +120,7 @@ WORKS = (
         name="MLP 500", hidden=500,
         ways=(
             *FREE, ASYNC_1, ASYNC_2, FLYING_1, FLYING_2, ASYNC_4, SYNC, TOWERS, TF_1, TF_2, TF_4, SYNC_REPLICAS,
-            STRATEGY, DDP, RPC, RAY, BARE, BARE_FLYING, BARE_SYNC,
+            STRATEGY, DDP, RPC, RAY, BARE, BARE_FLYING, BARE_SYNC, BARE_COPIED, BARE_SAME,
         ),
     ),
     Work(name="MLP 100", hidden=100, ways=(PLAIN, ALONE, TWO_ALONE, ASYNC_2, FLYING_2, TF_2, BARE, BARE_FLYING)),

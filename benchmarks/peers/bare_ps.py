@@ -2,7 +2,8 @@
 
 Gradients and parameters lie in shared memory, one byte says that they are there, and the update is one call of PyTorch.
 No name, no number, no look whether a gradient is finite, no ledger, no checkpoint, no schedule, nobody who may leave.
-`--mode async`, `async in_flight=2` or `sync`. No parameter server that is written in Python can be faster.
+`--mode async`, `async in_flight=2` or `sync`; `sync copies=1`, where each worker copies the new parameters itself, both
+at once; `sync copies=0`, where they compute on the server's own. No parameter server written in Python can be faster.
 """
 
 from __future__ import annotations
@@ -24,12 +25,12 @@ from evener.devices.process import prepare_process
 from evener.state.tensors import overwrite
 
 
-def places(job: Job) -> list[tuple[Tensor, Tensor]]:
-    """Of each worker, where its gradient lies and where parameters come to it, float32 [N]."""
+def places(job: Job) -> tuple[list[tuple[Tensor, Tensor]], Tensor]:
+    """Of each worker, where its gradient lies and where parameters come to it; and the server's own; float32 [N]."""
     size = job.nbytes // 4
-    memory = torch.from_file(str(file_of(job)), shared=True, size=2 * size * len(job.workers))
-    parts = memory.split(size)
-    return list(zip(parts[::2], parts[1::2], strict=True))
+    memory = torch.from_file(str(file_of(job)), shared=True, size=(2 * len(job.workers) + 1) * size)
+    *parts, own = memory.split(size)
+    return list(zip(parts[::2], parts[1::2], strict=True)), own
 
 
 def file_of(job: Job) -> Path:
@@ -45,8 +46,8 @@ def views(flat: Tensor, model: nn.Module) -> list[Tensor]:
 
 
 def serve(job: Job) -> None:
-    shared = places(job)
-    flat = torch.cat([parameter.detach().flatten() for parameter in work.model(job).parameters()])
+    shared, flat = places(job)
+    torch.cat([parameter.detach().flatten() for parameter in work.model(job).parameters()], out=flat)
     with socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET) as door:
         door.bind(f"{job.meter}.ps")
         door.listen()
@@ -55,8 +56,8 @@ def serve(job: Job) -> None:
     for index, link in links.items():
         overwrite(shared[index][1], flat)
         link.send(b"x")
-    if job.mode == "sync":
-        in_step(links, shared, flat, job.learning_rate)
+    if job.mode.startswith("sync"):
+        in_step(links, shared, flat, job)
     else:
         one_by_one(links, shared, flat, job.learning_rate)
 
@@ -76,23 +77,26 @@ def one_by_one(links: dict[int, socket.socket], shared: list[tuple[Tensor, Tenso
             links[index].send(b"x")
 
 
-def in_step(links: dict[int, socket.socket], shared: list[tuple[Tensor, Tensor]], flat: Tensor, rate: float) -> None:
-    mean = torch.empty_like(flat)
+def in_step(links: dict[int, socket.socket], shared: list[tuple[Tensor, Tensor]], flat: Tensor, job: Job) -> None:
+    mean, copies = torch.empty_like(flat), "copies" not in job.mode
     while all([link.recv(1) for link in links.values()]):
         torch.add(shared[0][0], shared[1][0], out=mean)
-        flat.add_(mean, alpha=-rate / 2)
+        flat.add_(mean, alpha=-job.learning_rate / 2)
         for index, link in links.items():
-            overwrite(shared[index][1], flat)
+            if copies:
+                overwrite(shared[index][1], flat)
             link.send(b"x")
 
 
 def train(job: Job) -> None:
-    gradient, landing = places(job)[job.index]
+    shared, own = places(job)
+    gradient, landing = shared[job.index]
     model, meter, link = work.model(job), job.slot(), connected(job)
-    flies = "in_flight=2" in job.mode
-    flat = torch.empty_like(landing) if flies else landing
+    flies, copies = "in_flight=2" in job.mode, "copies=1" in job.mode
+    flat = torch.empty_like(landing) if flies else own if "copies=0" in job.mode else landing
     link.recv(1)
-    flat.copy_(landing)
+    if flies:
+        flat.copy_(landing)
     for parameter, view in zip(model.parameters(), views(flat, model), strict=True):
         parameter.data = view
     under_way, parts = False, views(gradient, model)
@@ -112,6 +116,8 @@ def train(job: Job) -> None:
         under_way = flies
         if not flies:
             link.recv(1)
+        if copies:
+            overwrite(flat, own)
         meter.count(loss)
 
 

@@ -19,7 +19,7 @@ import tempfile
 from pathlib import Path
 
 from evener.modes import Async, Bounded, Mode, Quorum, Rennala, Ringmaster, Softsync, Sync, options_of_mode
-from evener.simulate.crew import Crew, constant
+from evener.simulate.crew import SimulatedCrew, constant
 
 SPEEDS = {"1,2,3,4": [1.0, 2.0, 3.0, 4.0], "1,1,1,10": [1.0, 1.0, 1.0, 10.0]}
 MODES: dict[str, Mode] = {
@@ -43,7 +43,7 @@ def theory(name: str, times: list[float]) -> float:
     if name == BY_SPEED:
         return sum(1 / time for time in times)
     mode = Sync() if name == DDP else MODES[name]
-    return Crew(mode.start(0, len(times)), len(times), constant(times)).play(1200, 13200).rate
+    return SimulatedCrew(mode.start(0, len(times)), len(times), constant(times)).play(1200, 13200).rate
 
 
 def measured(name: str, times: list[float], unit: float, seconds: float) -> float:

@@ -19,7 +19,7 @@ import time
 from concurrent.futures import ThreadPoolExecutor
 
 from evener import transport
-from evener.cluster.cluster import Cluster, Task
+from evener.cluster.cluster import ClusterSpec, Task
 from evener.errors import EvenerError
 from evener.transport.channel import Arrived, Listener, Memory, Ranges, wait
 
@@ -29,7 +29,7 @@ NOTHING = Ranges(Memory(0), ())
 
 def be(index: int, hosts: list[str], seconds: float) -> None:
     """Be one task: listen at your own address, greet the other task, hear its greeting."""
-    cluster = Cluster.of({"worker": hosts})  # tf.train.ClusterSpec({"local": [...]}), checked
+    cluster = ClusterSpec.of({"worker": hosts})  # tf.train.ClusterSpec({"local": [...]}), checked
     # tf.train.Server(...). A greeting is for everybody: real tasks have keys (docs/security.md).
     listener = transport.listen("tcp", f"tcp://{cluster.address(Task('worker', index))}", insecure=True)
     print(f"task {index} listens at {listener.address}", flush=True)

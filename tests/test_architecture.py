@@ -252,6 +252,17 @@ def test_no_file_has_more_than_300_lines():
     assert long == LONG
 
 
+def test_no_two_classes_have_the_same_name():
+    """One word for one thing: whoever searches for a name finds what it means."""
+    where: dict[str, list[str]] = {}
+    for module, tree in TREES.items():
+        for node in ast.walk(tree):
+            if isinstance(node, ast.ClassDef):
+                where.setdefault(node.name, []).append(module)
+
+    assert {name: modules for name, modules in where.items() if len(modules) > 1} == {}
+
+
 def test_a_command_that_trains_nothing_does_not_wait_for_pytorch():
     names = ["evener", "evener.cli.main", "evener.api", "evener.launch.run", "evener.task.main"]
     code = f"import sys, {', '.join(names)}; print([name for name in sys.modules if name.partition('.')[0] == 'torch'])"

@@ -11,8 +11,8 @@ import msgspec
 import pytest
 from hypothesis import assume, given, settings, strategies as st
 
-from evener.audit import Saved, audit
-from evener.audit.ranges import Ranges, of, without, words
+from evener.audit import SavedBook, audit
+from evener.audit.ranges import NumberSet, of, without, words
 from evener.ledger.lines import Begin, Complete, Cut, Damaged, Dropped, End, Gap, Line, Returned, Update
 from evener.policy.leases import Leases, LeaseState
 
@@ -102,9 +102,9 @@ class Training:
             kind = self.chance.choices(["update", "drop", "die", "cut"], [12, 2, 1, 1])[0]
             self.update(gradients) if kind == "update" else getattr(self, kind)()
 
-    def manifests(self) -> list[Saved]:
+    def manifests(self) -> list[SavedBook]:
         return [
-            Saved(step, *(book.next_lease, book.unapplied), seqs)
+            SavedBook(step, *(book.next_lease, book.unapplied), seqs)
             for step, (book, seqs) in (self.damaged | self.saved).items()
         ]
 
@@ -166,7 +166,7 @@ def check_samples(account, applied):
             times[position] = times.get(position, 0) + 1
     for epoch in range(account.epochs):
         whole = all(times.get(position) == 1 for position in range(epoch * SAMPLES, (epoch + 1) * SAMPLES))
-        assert whole == (epoch not in Ranges(account.broken)), epoch
+        assert whole == (epoch not in NumberSet(account.broken)), epoch
 
 
 def doubled_lease(lines, at, other):
@@ -230,9 +230,9 @@ def test_a_manifest_that_differs_is_found(seed, where):
     saved = [one for one in training.manifests() if one.step in training.saved]
     one = saved[where % len(saved)]
     for wrong in (
-        Saved(one.step, one.next_lease + 1, one.unapplied, one.seqs),
-        Saved(one.step, one.next_lease, [*one.unapplied, 10**6], one.seqs),
-        Saved(one.step + 10**6, one.next_lease, one.unapplied, one.seqs),
+        SavedBook(one.step, one.next_lease + 1, one.unapplied, one.seqs),
+        SavedBook(one.step, one.next_lease, [*one.unapplied, 10**6], one.seqs),
+        SavedBook(one.step + 10**6, one.next_lease, one.unapplied, one.seqs),
     ):
         assert not judged(training.lines, [wrong]).clean
 
@@ -352,7 +352,7 @@ def test_one_process_goes_on_from_a_cluster_and_a_cluster_from_it():
         '["b",1,0,0,"","single",1,2,[1],10,35,0,""]', '["u",2,[[1,0,0,2]]]', '["u",3,[[2,0,0,3]]]', '["s",3,3,[]]',
         '["b",1,0,2,"r","sync",3,3,[],10,35,0,""]', '["u",4,[[3,0,2,1],[4,1,1,1]]]', '["e",4,"over",5,[]]',
     ]  # fmt: skip
-    saved = [Saved(1, 2, [1], {0: (1, 1)}), Saved(3, 3, [], {})]
+    saved = [SavedBook(1, 2, [1], {0: (1, 1)}), SavedBook(3, 3, [], {})]
     account = judged(story(*texts), saved)
     assert account.clean, account
     assert str(account).splitlines() == [
@@ -394,7 +394,7 @@ def test_lines_that_could_not_be_written_are_a_gap_and_not_clean():
 
 def test_a_ledger_that_begins_later_than_the_training_is_a_gap():
     texts = ['["b",1,0,2,"r","async",7,9,[8],10,35,0,""]', '["u",8,[[8,0,2,1]]]', '["e",8,"over",9,[]]']
-    account = judged(story(*texts), [Saved(7, 9, [8], {})])  # the checkpoint that it went on from is older, too
+    account = judged(story(*texts), [SavedBook(7, 9, [8], {})])  # the checkpoint that it went on from is older, too
     assert (account.clean, account.wrong) == (False, 0)
     assert not judged([]).clean
 
@@ -418,7 +418,7 @@ def test_a_thousand_faults_are_counted_and_a_hundred_are_told():
 
 @given(st.lists(st.integers(0, 30)), st.integers(0, 35), st.sets(st.integers(0, 30)))
 def test_ranges_are_sets_of_numbers(numbers, stop, others):
-    ranges = Ranges()
+    ranges = NumberSet()
     assert [ranges.add(number) for number in numbers] == [n not in numbers[:at] for at, n in enumerate(numbers)]
 
     def members(pairs):

@@ -6,7 +6,7 @@ from random import Random
 
 import pytest
 
-from evener.audit import Saved, audit
+from evener.audit import SavedBook, audit
 from evener.ledger.lines import Begin, Cut, Dropped, End, Returned, Skipped, Update
 from evener.policy.stretches import Stretches
 
@@ -33,7 +33,7 @@ CLEAN = (
 
 
 def test_a_clean_story_is_found_clean_and_counted_in_samples():
-    account = judged(*CLEAN, saved=[Saved(2, 42, [], {0: (1, 3), 1: (1, 1), 2: (1, 2)})])
+    account = judged(*CLEAN, saved=[SavedBook(2, 42, [], {0: (1, 3), 1: (1, 1), 2: (1, 2)})])
     assert account.clean, str(account)
     assert (account.examples, account.gradients, account.epochs, account.updates) == (42, 6, 1, 2)
     assert account.compared == 1 and account.as_dict()["by_samples"] is True
@@ -60,7 +60,7 @@ def test_a_planted_fault_is_found(lines, what):
 
 
 def test_a_manifest_that_says_otherwise_is_found():
-    account = judged(*CLEAN, saved=[Saved(2, 42, [(41, 42)], {0: (1, 3), 1: (1, 1), 2: (1, 2)})])
+    account = judged(*CLEAN, saved=[SavedBook(2, 42, [(41, 42)], {0: (1, 3), 1: (1, 1), 2: (1, 2)})])
     assert "has other leases" in account.violations[0].what
 
 

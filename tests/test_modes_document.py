@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from evener.modes import MODES, OPTIONS, mode_of
-from evener.simulate.crew import Crew, constant
+from evener.simulate.crew import SimulatedCrew, constant
 
 PAGE = (Path(__file__).parents[1] / "docs" / "modes.md").read_text()
 ROWS = re.findall(r"^\| `([a-z]+[^`]*)` \| ([\d.]+) \| (\d+) \| ([\d.]+) \| (\d+) \|$", PAGE, re.MULTILINE)
@@ -32,7 +32,7 @@ def test_each_figure_is_what_the_real_policy_does(row):
     options = {word.lstrip("-").replace("-", "_"): number for word, number in zip(words[::2], words[1::2], strict=True)}
     mode = mode_of(name, {option: OPTIONS[option].kind(value) for option, value in options.items()})
     for times, rate, late in (([1.0, 2.0, 3.0, 4.0], row[1], row[2]), ([1.0, 1.0, 1.0, 10.0], row[3], row[4])):
-        count = Crew(mode.start(0, 4), 4, constant(times)).play(1200, 13200)
+        count = SimulatedCrew(mode.start(0, 4), 4, constant(times)).play(1200, 13200)
         assert float(rate) == pytest.approx(count.rate, abs=0.006)
         assert int(late) == count.longest
 

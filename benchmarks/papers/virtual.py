@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from torch.nn.utils import parameters_to_vector, vector_to_parameters
 
 from evener.modes import Mode
-from evener.simulate.crew import Crew, Pace
+from evener.simulate.crew import Pace, SimulatedCrew
 
 #: Versions of the parameters that are kept: no gradient is older.
 KEPT = 400
@@ -113,7 +113,7 @@ def learn(
 ) -> Curve:  # fmt: skip
     """Train for so many virtual seconds, or until the test loss is low enough."""
     pupil, curve = Learner(task, lr, seed, **learner), Curve()
-    crew = Crew(mode.start(0, workers), workers, pace, pupil.applied)
+    crew = SimulatedCrew(mode.start(0, workers), workers, pace, pupil.applied)
     now = 0.0
     while now < seconds:
         try:

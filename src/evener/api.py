@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from torch import nn
 
     from evener.audit import Account
-    from evener.cluster.cluster import Cluster
+    from evener.cluster.cluster import ClusterSpec
     from evener.commands.export import Exported
     from evener.data.tfrecord.writer import Written
     from evener.launch.starters.process import Starter
@@ -35,7 +35,7 @@ def run(
     *,
     stream: TextIO | None = None,
     quiet: bool = False,
-    existing_servers: Cluster | None = None,
+    existing_servers: ClusterSpec | None = None,
     launcher: str = "local",
     **options: Any,
 ) -> Result:
@@ -96,7 +96,7 @@ def launch(
     *args: str,
     stream: TextIO | None = None,
     quiet: bool = False,
-    existing_servers: Cluster | None = None,
+    existing_servers: ClusterSpec | None = None,
     launcher: str = "local",
     **options: Any,
 ) -> Result:
@@ -240,7 +240,7 @@ def _checked(settings: Settings, rank: Rank | None, here: bool) -> Settings:
 
 
 def _starter(
-    servers: Cluster | None, ray: OnRay | None, settings: Settings, start: Path
+    servers: ClusterSpec | None, ray: OnRay | None, settings: Settings, start: Path
 ) -> Callable[[Callable[[str], None]], Starter] | None:
     """Who starts the tasks, once it can tell what it does; None: they are processes of this machine."""
     if ray is not None:
@@ -254,7 +254,7 @@ def _starter(
     return None if servers is None else partial(_reserved, servers, settings)
 
 
-def _reserved(servers: Cluster, settings: Settings, say: Callable[[str], None]) -> Starter:
+def _reserved(servers: ClusterSpec, settings: Settings, say: Callable[[str], None]) -> Starter:
     from evener.launch.starters.remote import StandingServers
 
     standing = StandingServers(servers, settings)

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 from evener.errors import ConfigError
 from evener.policy.asynchronous import Async
 from evener.policy.bounded import Bounded
-from evener.policy.shares import Plan
+from evener.policy.shares import SharePlan
 from evener.policy.synchronous import Sync
 
 if TYPE_CHECKING:
@@ -72,10 +72,12 @@ def check_batch_sizes(settings: Settings, usual: int) -> None:
     plan_of(settings)
 
 
-def plan_of(settings: Settings) -> Plan:
+def plan_of(settings: Settings) -> SharePlan:
     """How the samples of a round are shared out. Raises ConfigError where they cannot be."""
     sizes = settings.batch_sizes or (settings.batch_size,) * members(settings)
-    return Plan(sizes=sizes, by_speed=settings.batch_by_speed, quantum=settings.batch_quantum, caps=settings.batch_caps)
+    return SharePlan(
+        sizes=sizes, by_speed=settings.batch_by_speed, quantum=settings.batch_quantum, caps=settings.batch_caps
+    )
 
 
 def members(settings: Settings) -> int:

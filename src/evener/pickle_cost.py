@@ -78,14 +78,14 @@ def _check_archive(file: BinaryIO, size: int) -> None:
 
 def _check_pickle(program: Any, size: int) -> None:
     try:
-        machine = _Machine(Allowance(size, OPCODES, CONTAINERS))
+        machine = _CostMachine(Allowance(size, OPCODES, CONTAINERS))
         for opcode, argument, _ in pickletools.genops(program):
             machine.step(opcode.name, argument)
     except (IndexError, KeyError) as error:
         raise ValueError("its pickle is damaged") from error
 
 
-class _Machine:
+class _CostMachine:
     def __init__(self, allowance: Allowance) -> None:
         self._allowance = allowance
         self._stack: list[_Thing] = []

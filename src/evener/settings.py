@@ -30,7 +30,7 @@ from evener.modes import OPTIONS, Async, Mode, Sync, Terms, check_mode, elastic_
 from evener.policy.enough import Enough
 from evener.policy.events import Policy
 from evener.policy.filling import Filling
-from evener.policy.shares import Plan
+from evener.policy.shares import SharePlan
 from evener.slow import check_slow
 
 #: Steps of a run whose end a script decides.
@@ -239,7 +239,7 @@ class Settings:
         return bool(self.batch_sizes) or self.batch_by_speed
 
     @property
-    def plan(self) -> Plan:
+    def plan(self) -> SharePlan:
         """How samples are shared out, where they are."""
         return plan_of(self)
 

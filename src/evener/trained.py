@@ -20,7 +20,7 @@ from evener.state.tensors import named_tensors
 
 
 @dataclass(frozen=True, slots=True)
-class Found:
+class FoundCheckpoint:
     """One whole checkpoint."""
 
     path: Path
@@ -44,7 +44,7 @@ class Found:
         return {**self.contents.parameters, **self.contents.averages}
 
 
-def find(path: Path) -> Found:
+def find(path: Path) -> FoundCheckpoint:
     """A checkpoint from its directory, from a ``checkpoints`` directory or from a logdir: its newest good one.
 
     Raises:
@@ -57,7 +57,7 @@ def find(path: Path) -> Found:
         if store.steps():
             newest = store.newest()
             assert newest is not None
-            return Found(store.path(newest[0].step), *newest)
+            return FoundCheckpoint(store.path(newest[0].step), *newest)
     raise CheckpointError(
         f"there is no checkpoint in {path}.",
         why="it holds no directory step-* with a manifest.",
@@ -65,9 +65,9 @@ def find(path: Path) -> Found:
     )
 
 
-def _whole(path: Path) -> Found:
+def _whole(path: Path) -> FoundCheckpoint:
     try:
-        return Found(path, *load(path))
+        return FoundCheckpoint(path, *load(path))
     except CheckpointError as error:
         store = Store(path.parent, writable=False)
         try:
@@ -78,7 +78,7 @@ def _whole(path: Path) -> Found:
         raise CheckpointError(error.what, why=error.why, fix=good) from error
 
 
-def recipe_of(found: Found, recipe: object, options: Mapping[str, Any]) -> Recipe:
+def recipe_of(found: FoundCheckpoint, recipe: object, options: Mapping[str, Any]) -> Recipe:
     """The recipe with the options that the checkpoint was trained with, unless others are given.
 
     Args:
@@ -102,7 +102,7 @@ def _same(one: str, other: str) -> bool:
     return one == other or (".py:" in one and Path(one).name == Path(other).name)
 
 
-def _known_here(found: Found) -> str:
+def _known_here(found: FoundCheckpoint) -> str:
     name = found.manifest.recipe
     try:
         options_of(name)
@@ -115,7 +115,7 @@ def _known_here(found: Found) -> str:
     return name
 
 
-def bring(found: Found, recipe: Recipe, *, ema: bool = False) -> nn.Module:
+def bring(found: FoundCheckpoint, recipe: Recipe, *, ema: bool = False) -> nn.Module:
     """The trained module in eval mode, in memory of its own on the CPU. PyTorch's random numbers are left as they were.
 
     Raises:

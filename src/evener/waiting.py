@@ -10,7 +10,7 @@ from evener.report import Reporter, Status
 
 
 @dataclass(slots=True)
-class Wait:
+class Waiting:
     """One wait of a task, from now on. Who waits calls `still` again and again.
 
     Args:

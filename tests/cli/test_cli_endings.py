@@ -3,7 +3,7 @@
 import pytest
 
 from evener import errors
-from evener.cli.endings import Ending, ending
+from evener.cli.endings import CommandEnding, ending
 
 CODES = {
     errors.EvenerError("m"): 1,
@@ -18,7 +18,7 @@ CODES = {
 }
 
 
-def handled(error: BaseException) -> Ending:
+def handled(error: BaseException) -> CommandEnding:
     try:
         raise error
     except BaseException as caught:

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import pytest
 
-from evener.cluster.cluster import Address, Cluster, Task, address
+from evener.cluster.cluster import Address, ClusterSpec, Task, address
 from evener.errors import ConfigError
 
 
 def test_host_lists_may_hold_blanks_as_the_old_programs_wrote_them():
-    cluster = Cluster.of({"ps": [" tf-ps0:2222", "tf-ps1:1111 "], "worker": [" tf-worker0:2222"]})
+    cluster = ClusterSpec.of({"ps": [" tf-ps0:2222", "tf-ps1:1111 "], "worker": [" tf-worker0:2222"]})
 
     assert cluster.address(Task("ps", 1)) == Address("tf-ps1", 1111)
     assert [str(task) for task in cluster.tasks()] == ["ps:0", "ps:1", "worker:0"]
@@ -40,7 +40,7 @@ def test_loopback_addresses_are_known(host):
 )
 def test_a_bad_cluster_is_refused_with_the_bad_entry(jobs, what):
     with pytest.raises(ConfigError) as error:
-        Cluster.of(jobs)
+        ClusterSpec.of(jobs)
     assert what in str(error.value)
 
 
@@ -55,7 +55,7 @@ def test_a_bad_cluster_is_refused_with_the_bad_entry(jobs, what):
     ],
 )
 def test_a_task_must_be_one_of_the_cluster(job, index, what):
-    cluster = Cluster.of({"worker": ["a:1", "b:1", "c:1"]})
+    cluster = ClusterSpec.of({"worker": ["a:1", "b:1", "c:1"]})
     with pytest.raises(ConfigError) as error:
         cluster.task(job, index)
     assert what in str(error.value)
@@ -63,5 +63,5 @@ def test_a_task_must_be_one_of_the_cluster(job, index, what):
 
 def test_two_tasks_told_the_same_cluster_agree_on_its_fingerprint():
     jobs = {"ps": ["h0:1"], "worker": ["h1:1", "h2:1"]}
-    assert Cluster.of(jobs).fingerprint == Cluster.of(jobs).fingerprint
-    assert Cluster.of(jobs).fingerprint != Cluster.of({**jobs, "worker": ["h2:1", "h1:1"]}).fingerprint
+    assert ClusterSpec.of(jobs).fingerprint == ClusterSpec.of(jobs).fingerprint
+    assert ClusterSpec.of(jobs).fingerprint != ClusterSpec.of({**jobs, "worker": ["h2:1", "h1:1"]}).fingerprint

@@ -10,7 +10,7 @@ import pytest
 import torch
 from torch import nn
 
-from evener.cluster.cluster import Cluster
+from evener.cluster.cluster import ClusterSpec
 from evener.cluster.environment import Rank
 from evener.commands.preparation import as_rank, make_logdir, new_logdir, options_there, run_name, settings_of
 from evener.errors import ConfigError
@@ -93,7 +93,7 @@ def test_a_logdir_of_standing_servers_stays_as_it_is(tmp_path):
 
 @pytest.mark.usefixtures("one_second")
 def test_on_standing_servers_too_where_nobody_here_can_look():
-    servers = Cluster.of({"ps": ["a:1"], "worker": ["b:1"]})
+    servers = ClusterSpec.of({"ps": ["a:1"], "worker": ["b:1"]})
     first, second = (options_there("mnist", servers, {})["logdir"] for _ in range(2))
     assert first != second
     assert options_there("mnist", servers, {"logdir": "mine"})["logdir"] == "mine"
@@ -119,6 +119,6 @@ def test_a_notice_is_a_file_of_whoever_runs_the_command_and_of_no_other_machine(
     monkeypatch.chdir(tmp_path)
     for place, found in (("notice", str(tmp_path / "notice")), ("http://cloud/notice", "http://cloud/notice")):
         assert settings_of("mnist", {"preemption_notice": place})[0].preemption_notice == found
-    servers = Cluster.of({"ps": ["h0:1"], "worker": ["h1:1"]})
+    servers = ClusterSpec.of({"ps": ["h0:1"], "worker": ["h1:1"]})
     with pytest.raises(ConfigError, match="--preemption-notice does not go with --existing-servers"):
         options_there("mnist", servers, {"preemption_notice": "notice"})

@@ -56,8 +56,8 @@ def test_a_step_that_is_not_there_or_not_whole_changes_nothing(run, tmp_path):
 
 
 def test_on_standing_servers_it_is_refused(tmp_path):
-    from evener.cluster.cluster import Cluster
+    from evener.cluster.cluster import ClusterSpec
 
-    servers = Cluster.of({"ps": ["127.0.0.1:1"], "worker": ["127.0.0.1:2"]})
+    servers = ClusterSpec.of({"ps": ["127.0.0.1:1"], "worker": ["127.0.0.1:2"]})
     with pytest.raises(ConfigError, match="--resume-step"):
         evener.run("mnist", existing_servers=servers, resume_step=1)

@@ -9,9 +9,9 @@ from collections.abc import Iterator
 import pytest
 
 from evener import transport
-from evener.cluster.cluster import Address, Cluster, Task
+from evener.cluster.cluster import Address, ClusterSpec, Task
 from evener.launch.standing.allowed import Allowed
-from evener.launch.standing.server import Own, StandingServer
+from evener.launch.standing.server import ServerSettings, StandingServer
 from evener.launch.starters.forked import possible
 from evener.launch.starters.process import Processes
 from evener.launch.starters.remote import StandingServers
@@ -58,11 +58,11 @@ class TestRemote(StarterContract):
             listener = transport.listen("tcp", insecure=True)
             addresses[task.job] = [listener.address.removeprefix("tcp://")]
             allowed = Allowed(recipes=("errand_*",), logdirs=(str(place),))
-            own = Own(task, Address("127.0.0.1", 0), {"insecure": True}, allowed)
+            own = ServerSettings(task, Address("127.0.0.1", 0), {"insecure": True}, allowed)
             server = StandingServer(own, listener, say=lambda line: None)
             threads.append(threading.Thread(target=server.serve, args=(lambda: asked,)))
             threads[-1].start()
-        client = self.client(Cluster.of(addresses))
+        client = self.client(ClusterSpec.of(addresses))
         client.reserve(lambda line: None)
         yield client
         client.close()
@@ -77,8 +77,8 @@ class TestRemote(StarterContract):
         listener = transport.listen("tcp", insecure=True)
         address = listener.address.removeprefix("tcp://")
         listener.close()
-        return self.client(Cluster.of({"ps": [address], "worker": ["localhost:1"]}))
+        return self.client(ClusterSpec.of({"ps": [address], "worker": ["localhost:1"]}))
 
-    def client(self, cluster: Cluster) -> StandingServers:
+    def client(self, cluster: ClusterSpec) -> StandingServers:
         settings = Settings(recipe="errand_0:recipe", ps=1, workers=1, logdir="run", insecure=True)
         return StandingServers(cluster, settings)

@@ -65,7 +65,7 @@ def test_an_archive_may_end_between_two_members():
 def test_a_name_of_seven_gigabytes_is_not_read(kind):
     stream = Endless(header(kind=kind, size=7 << 30))
 
-    with pytest.raises(archive.Damaged, match=f"a name or attributes of {7 << 30} bytes"):
+    with pytest.raises(archive.DamagedArchive, match=f"a name or attributes of {7 << 30} bytes"):
         list(archive.members(stream, limit_of))
     assert stream.taken <= 1024
 
@@ -73,7 +73,7 @@ def test_a_name_of_seven_gigabytes_is_not_read(kind):
 def test_a_wanted_file_above_its_limit_is_not_read():
     stream = Endless(header(size=1001))
 
-    with pytest.raises(archive.Damaged, match="data_1 is too large: 1001 bytes, more than 1000"):
+    with pytest.raises(archive.DamagedArchive, match="data_1 is too large: 1001 bytes, more than 1000"):
         list(archive.members(stream, limit_of))
     assert stream.taken <= 1024
 
@@ -82,7 +82,7 @@ def test_what_is_not_wanted_is_passed_over_up_to_a_limit(monkeypatch):
     monkeypatch.setattr(archive, "TOTAL", 1 << 20)
     stream = Endless(header("readme", size=1 << 40))
 
-    with pytest.raises(archive.Damaged, match="it unpacks to more than 1048576 bytes"):
+    with pytest.raises(archive.DamagedArchive, match="it unpacks to more than 1048576 bytes"):
         list(archive.members(stream, limit_of))
     assert stream.taken <= 1 << 20
 
@@ -90,7 +90,7 @@ def test_what_is_not_wanted_is_passed_over_up_to_a_limit(monkeypatch):
 def test_more_members_than_a_data_set_has_are_refused():
     many = itertools.repeat(header("readme"), archive.MEMBERS + 1)
 
-    with pytest.raises(archive.Damaged, match="more than 10000 members"):
+    with pytest.raises(archive.DamagedArchive, match="more than 10000 members"):
         read(b"".join(many))
 
 
@@ -106,5 +106,5 @@ def test_more_members_than_a_data_set_has_are_refused():
     ids=["foreign", "changed", "no content", "no padding", "half a header"],
 )
 def test_damage_is_told(content, reason):
-    with pytest.raises(archive.Damaged, match=reason):
+    with pytest.raises(archive.DamagedArchive, match=reason):
         read(content)

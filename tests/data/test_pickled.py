@@ -73,27 +73,27 @@ class Evil:
 def test_anything_else_is_refused_and_not_run(value, protocol, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     content = pickle.dumps({"data": value}, protocol)
-    with pytest.raises(pickled.Refused):
+    with pytest.raises(pickled.PickleRefused):
         pickled.read(content)
     assert os.listdir(tmp_path) == []
 
 
 def test_the_refusal_names_the_thing_and_the_place():
     content = pickle.dumps(Evil(os.system, "true"), 2)
-    with pytest.raises(pickled.Refused, match=r"posix\.system, which is not plain data, at byte 2"):
+    with pytest.raises(pickled.PickleRefused, match=r"posix\.system, which is not plain data, at byte 2"):
         pickled.read(content)
 
 
 def test_a_newer_protocol_is_named():
-    with pytest.raises(pickled.Refused, match="a pickle of protocol 5, at byte 0"):
+    with pytest.raises(pickled.PickleRefused, match="a pickle of protocol 5, at byte 0"):
         pickled.read(pickle.dumps([1], 5))
 
 
 def test_what_is_cut_short_says_so_wherever_it_is_cut():
     for end in range(len(PYTHON_2)):
-        with pytest.raises(pickled.Refused):
+        with pytest.raises(pickled.PickleRefused):
             pickled.read(PYTHON_2[:end])
-    with pytest.raises(pickled.Refused, match=f"cut short, at byte {len(PYTHON_2) - 1}"):
+    with pytest.raises(pickled.PickleRefused, match=f"cut short, at byte {len(PYTHON_2) - 1}"):
         pickled.read(PYTHON_2[:-1])
 
 
@@ -102,13 +102,13 @@ def test_damage_is_refused_or_gives_other_plain_data(changes):
     content = bytearray(PYTHON_2)
     for place, value in changes:
         content[place] = value
-    with contextlib.suppress(pickled.Refused):
+    with contextlib.suppress(pickled.PickleRefused):
         pickled.read(bytes(content))
 
 
 @given(st.binary(max_size=60))
 def test_noise_is_refused_or_plain(content):
-    with contextlib.suppress(pickled.Refused):
+    with contextlib.suppress(pickled.PickleRefused):
         pickled.read(b"\x80\x02" + content)
 
 
@@ -143,7 +143,7 @@ DOUBLED = b")q\x00" + b"h\x00h\x00\x86q\x00" * 60  # a tuple of the one before, 
          "grows", "opcodes", "name", "copies"],
 )  # fmt: skip
 def test_what_costs_more_than_plain_data_is_refused(content, reason):
-    with pytest.raises(pickled.Refused, match=reason):
+    with pytest.raises(pickled.PickleRefused, match=reason):
         pickled.read(content)
 
 
@@ -152,5 +152,5 @@ def test_what_costs_more_than_plain_data_is_refused(content, reason):
 )
 def test_an_array_of_an_absurd_shape_is_refused(shape):
     made = b"cnumpy.core.multiarray\n_reconstruct\ncnumpy\nndarray\nK\x00\x85U\x01b\x87R(K\x01"
-    with pytest.raises(pickled.Refused, match="an array of shape"):
+    with pytest.raises(pickled.PickleRefused, match="an array of shape"):
         pickled.read(program(made, shape, b"cnumpy\ndtype\nU\x02u1K\x00K\x01\x87R\x89U\x00tb"))

@@ -11,7 +11,7 @@ from make_tfrecord import EXAMPLES
 
 from evener.data.tfrecord.example import Malformed, decode, encode
 from evener.data.tfrecord.records import opened, walk
-from evener.data.tfrecord.schema import Schema, Unfit
+from evener.data.tfrecord.schema import Schema, UnfitRecord
 from evener.errors import ConfigError
 
 HERE = Path(__file__).parent
@@ -200,7 +200,7 @@ def test_records_that_differ_in_a_name_alone_are_not_taken_for_each_other():
     swapped = encode({"other": 3, "label": 4})
     assert len(swapped) == len(encode({"label": 3, "other": 4}))
     assert schema.batch([swapped])["label"].tolist() == [4]
-    with pytest.raises(Unfit, match="no feature 'label'"):
+    with pytest.raises(UnfitRecord, match="no feature 'label'"):
         schema.batch([encode({"lapel": 3, "other": 4})])
 
 
@@ -237,7 +237,7 @@ def test_bytes_are_raw_little_endian_numbers(dtype):
 def test_a_record_that_does_not_fit_is_named_by_its_row(given, wrote, reason):
     schema = Schema({"x": given})
     for _ in range(2):
-        with pytest.raises(Unfit, match=reason) as caught:
+        with pytest.raises(UnfitRecord, match=reason) as caught:
             schema.batch([encode(wrote)])
         assert caught.value.row == 0
 
@@ -245,7 +245,7 @@ def test_a_record_that_does_not_fit_is_named_by_its_row(given, wrote, reason):
 def test_a_number_that_the_dtype_cannot_hold_is_found_in_a_batch_at_once_too():
     schema = Schema({"x": ("uint8", [])})
     assert schema.batch([encode({"x": 200}), encode({"x": 5})])["x"].tolist() == [200, 5]
-    with pytest.raises(Unfit, match="holds 300, which is no uint8") as caught:
+    with pytest.raises(UnfitRecord, match="holds 300, which is no uint8") as caught:
         schema.batch([encode({"x": 201}), encode({"x": 300})])  # as wide as 200, so in the place known for that
     assert caught.value.row == 1
 

@@ -11,7 +11,7 @@ from evener.data.tfrecord import crc, encode, index as kept_index
 from evener.data.tfrecord.example import MOST, Malformed, fields
 from evener.data.tfrecord.index import index, path_of
 from evener.data.tfrecord.records import Bad, OnDisk, opened, walk
-from evener.data.tfrecord.schema import Schema, Unfit
+from evener.data.tfrecord.schema import Schema, UnfitRecord
 from evener.data.tfrecord.search import VAIN
 from evener.errors import InputError
 
@@ -126,7 +126,7 @@ def message(number, content):
 def test_more_whole_numbers_than_a_feature_has_are_not_decoded(monkeypatch):
     monkeypatch.setattr("evener.data.tfrecord.schema.values", None)
 
-    with pytest.raises(Unfit, match="feature 'x' holds 1000 bytes of whole numbers, not int64 "):
+    with pytest.raises(UnfitRecord, match="feature 'x' holds 1000 bytes of whole numbers, not int64 "):
         Schema({"x": ("int64", [2])}).batch([encode({"x": np.ones(1000, np.int64)})])
 
 

@@ -4,15 +4,15 @@ from __future__ import annotations
 
 import pytest
 
-from evener.devices.plan import Device, Part, canonical, merged, parse, plan, size
+from evener.devices.plan import Device, ModulePart, canonical, merged, parse, plan, size
 from evener.errors import ConfigError
 
 GB = 10**9
 MACHINE = [Device("cpu", cores=8), Device("cuda:0", "big", 80 * GB, 79 * GB), Device("cuda:1", "small", 8 * GB, 1 * GB)]
 
 
-def part(name: str, nbytes: int = 400, tensor: str = "", kind: str = "Linear") -> Part:
-    return Part(name, kind, ((tensor or f"{name}.weight", nbytes // 4, nbytes),) if nbytes else ())
+def part(name: str, nbytes: int = 400, tensor: str = "", kind: str = "Linear") -> ModulePart:
+    return ModulePart(name, kind, ((tensor or f"{name}.weight", nbytes // 4, nbytes),) if nbytes else ())
 
 
 MODEL = [

@@ -9,7 +9,7 @@ import threading
 import pytest
 
 from evener import errors, transport
-from evener.cluster.cluster import Cluster, Task
+from evener.cluster.cluster import ClusterSpec, Task
 from evener.commands import doctor
 from evener.commands.doctor import Finding, examine, table
 from evener.transport import keys
@@ -61,7 +61,7 @@ def port(*, listens: bool):
 
 def states(ps, worker=("127.0.0.1:1",), **options):
     options = {"insecure": "keys" not in options} | options
-    return {one.task: one.state for one in examine(Cluster.of({"ps": ps, "worker": worker}), **options)}
+    return {one.task: one.state for one in examine(ClusterSpec.of({"ps": ps, "worker": worker}), **options)}
 
 
 @pytest.fixture
@@ -132,7 +132,9 @@ def tries_longer(monkeypatch):
 @pytest.mark.usefixtures("tries_longer")
 def test_a_worker_that_does_not_listen_is_as_ps_0_says():
     with answering(LEADER) as ps, port(listens=False) as shut:
-        found = examine(Cluster.of({"ps": ps, "worker": [f"localhost:{shut[10:]}", shut, "no-such-host.invalid:1"]}))
+        found = examine(
+            ClusterSpec.of({"ps": ps, "worker": [f"localhost:{shut[10:]}", shut, "no-such-host.invalid:1"]})
+        )
     assert [(one.task, one.state, one.ready) for one in found] == [
         ("ps:0", "ready", True),
         ("worker:0", "not joined", False),

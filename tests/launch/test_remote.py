@@ -9,9 +9,9 @@ from test_doctor import port
 from test_standing import until
 
 from evener import errors, transport
-from evener.cluster.cluster import Address, Cluster, Task
+from evener.cluster.cluster import Address, ClusterSpec, Task
 from evener.control.control import Assignment, Stop, log_of
-from evener.launch.standing.server import Own, StandingServer
+from evener.launch.standing.server import ServerSettings, StandingServer
 from evener.launch.starters.remote import StandingServers, check_recipe, options_for
 from evener.settings import Settings
 from evener.transport import keys
@@ -32,11 +32,11 @@ def servers(tmp_path):
     for task in (Task("ps", 0), Task("worker", 0)):
         listener = transport.listen("tcp", keys=keys.load(tmp_path / "keys", str(task)))
         addresses[task.job] = [listener.address.removeprefix("tcp://")]
-        own = Own(task, Address("127.0.0.1", 0), {"keys": str(tmp_path / "keys")})
+        own = ServerSettings(task, Address("127.0.0.1", 0), {"keys": str(tmp_path / "keys")})
         server = StandingServer(own, listener, say=lambda line: None, starter=Unstarted())
         threads.append(threading.Thread(target=server.serve, args=(lambda: asked,)))
         threads[-1].start()
-    yield Cluster.of(addresses)
+    yield ClusterSpec.of(addresses)
     asked += ["the end", "the end"]
     for thread in threads:
         thread.join(10)
@@ -74,7 +74,7 @@ def test_only_the_clients_key_gives_jobs(servers, tmp_path):
     for suffix in (".public", ".secret"):
         (tmp_path / "keys" / f"worker-0{suffix}").rename(tmp_path / "keys" / f"client{suffix}")
     # the servers know this key as that of worker:0
-    lonely = Cluster(servers.ps, (Address("127.0.0.1", 1),))
+    lonely = ClusterSpec(servers.ps, (Address("127.0.0.1", 1),))
     impostor = standing(lonely, tmp_path)
     with pytest.raises(errors.AuthError, match="may act as worker:0, not as a client"):
         impostor._connect(Task("ps", 0), 5.0)
@@ -99,7 +99,7 @@ def test_a_task_that_cannot_start_fails_by_name_and_an_order_to_it_is_no_error(s
 def test_a_server_that_is_gone_is_a_task_that_cannot_start(tmp_path):
     keys.new(tmp_path / "keys", keys.names(1, 1))
     with port(listens=False) as shut:
-        client = standing(Cluster.of({"ps": [shut], "worker": [f"localhost:{shut[10:]}"]}), tmp_path)
+        client = standing(ClusterSpec.of({"ps": [shut], "worker": [f"localhost:{shut[10:]}"]}), tmp_path)
         task = client.start(Assignment("ps", 0, {"logdir": "run"}, "a1f3"))
     assert not task.open
     assert "cannot start: tcp://127.0.0.1" in task.ended()
@@ -119,7 +119,7 @@ def test_files_and_code_are_none(recipe):
 
 
 def test_the_host_lists_say_how_many_tasks_there_are():
-    cluster = Cluster.of({"ps": ["h0:1", "[::1]:1"], "worker": ["h2:1"]})
+    cluster = ClusterSpec.of({"ps": ["h0:1", "[::1]:1"], "worker": ["h2:1"]})
     assert options_for(cluster, {"seed": 1, "ps": None}) == {
         "seed": 1, "ps": 2, "workers": 1, "ps_hosts": ("h0:0", "[::1]:0"),
     }  # fmt: skip
@@ -127,7 +127,7 @@ def test_the_host_lists_say_how_many_tasks_there_are():
     with pytest.raises(errors.ConfigError, match="workers=3, but the host lists name 1"):
         options_for(cluster, {"workers": 3})
     with pytest.raises(errors.ConfigError, match="no ps server"):
-        options_for(Cluster.of({"ps": [], "worker": ["h2:1"]}), {})
+        options_for(ClusterSpec.of({"ps": [], "worker": ["h2:1"]}), {})
 
 
 def test_logs_lie_below_the_logdir_of_the_server():

@@ -6,7 +6,7 @@ import signal
 
 import pytest
 
-from evener.cluster.cluster import Cluster
+from evener.cluster.cluster import ClusterSpec
 from evener.cluster.environment import Found
 from evener.control.interrupts import STOPPING
 from evener.launch.standing import process as stand_by
@@ -45,7 +45,7 @@ def stand(monkeypatch):
     signal.signal(signal.SIGHUP, signal.SIG_DFL)  # also where the tests themselves were started by nohup
 
     def stand(**options):
-        cluster = Cluster.of({"ps": ["127.0.0.1:0"], "worker": ["127.0.0.1:0"]})
+        cluster = ClusterSpec.of({"ps": ["127.0.0.1:0"], "worker": ["127.0.0.1:0"]})
         stand_by.stand(
             Found(cluster, cluster.task("ps", 0), "a test"), Settings(**options), Allowed(), lambda line: None
         )

@@ -14,12 +14,12 @@ from evener.cluster.cluster import Address, Task
 from evener.control import control
 from evener.control.control import Addresses, Assignment, Stop
 from evener.launch.standing import server as standing
-from evener.launch.standing.server import VERSION, Job, Own, StandingServer
+from evener.launch.standing.server import VERSION, Job, ServerSettings, StandingServer
 from evener.report import Line, Progress
 from evener.transport.channel import Memory, Ranges
 from evener.wire import codec
 from evener.wire.messages import Push, Refused
-from evener.wire.standing import Dismiss, Ended, Ping, Pong, Relay, Reserve, Reserved
+from evener.wire.standing import Dismiss, Ping, Pong, Relay, Reserve, Reserved, TaskEnded
 from evener.wire.words import Identity
 
 NOTHING = Ranges(Memory(0), ())
@@ -75,7 +75,9 @@ class Stage:
     def __init__(self):
         self.started, self.said, self.asked, self.now = [], [], [], 100.0
         self.closed = False
-        own = Own(Task("ps", 0), Address("127.0.0.1", 2222), {"keys": "", "insecure": True, "heartbeat_timeout": 7.0})
+        own = ServerSettings(
+            Task("ps", 0), Address("127.0.0.1", 2222), {"keys": "", "insecure": True, "heartbeat_timeout": 7.0}
+        )
         self.listener = transport.listen("memory")
         self.server = StandingServer(
             own, self.listener, say=self.said.append, starter=self, clock=lambda: self.now
@@ -157,7 +159,7 @@ def test_a_client_gets_a_task_and_orders_go_there_and_reports_come_back(stage):
 
     task.says(Line("ps:0", "hello"), ends="")
     assert control.reports().feed(hear(channel).data) == [Line("ps:0", "hello")]
-    assert hear(channel) == Ended("")
+    assert hear(channel) == TaskEnded("")
 
 
 def test_its_own_settings_win_and_its_task_binds_a_free_port_of_its_own_host(stage):
@@ -173,7 +175,7 @@ def test_its_own_settings_win_and_its_task_binds_a_free_port_of_its_own_host(sta
 def test_a_task_that_was_killed_starts_again_when_the_client_says_so(stage):
     channel, task = at_work(stage)
     task.says(ends="was killed by SIGKILL")
-    assert hear(channel) == Ended("was killed by SIGKILL")
+    assert hear(channel) == TaskEnded("was killed by SIGKILL")
     assign(channel)
     until(lambda: len(stage.started) == 2)
 
@@ -228,7 +230,7 @@ def test_a_client_that_comes_meanwhile_waits_for_that_end(stage):
 def test_dismissed_it_ends_at_once(stage):
     channel, task = at_work(stage)
     say(channel, Dismiss())
-    assert hear(channel) == Ended("was killed by SIGKILL")
+    assert hear(channel) == TaskEnded("was killed by SIGKILL")
     assert task.killed
 
 
@@ -240,7 +242,7 @@ def test_told_to_end_the_server_ends_its_task_in_order_and_says_so_to_the_client
     until(lambda: task.orders)
     assert not task.killed
     task.says(ends="")
-    assert hear(channel) == Ended("was ended: its server got SIGTERM")
+    assert hear(channel) == TaskEnded("was ended: its server got SIGTERM")
     stage.end()
     assert stage.said[-1] == "ps:0: ended (SIGTERM)"
 
@@ -317,7 +319,7 @@ def test_only_the_client_of_a_job_gives_its_task_orders_and_ends_it(stage):
 
     assert (task.orders, task.killed) == ([], False)
     say(first, Dismiss())
-    assert hear(first) == Ended("was killed by SIGKILL")
+    assert hear(first) == TaskEnded("was killed by SIGKILL")
 
 
 def test_the_key_of_a_task_is_none_of_a_client(stage, monkeypatch):

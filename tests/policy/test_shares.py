@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given, settings, strategies as st
 
 from evener.errors import ConfigError
-from evener.policy.shares import Plan, Shares, allot
+from evener.policy.shares import SharePlan, Shares, allot
 
 quick = settings(derandomize=True, database=None, deadline=None)
 speeds = st.lists(st.floats(0.05, 20), min_size=1, max_size=5)
@@ -103,7 +103,7 @@ def test_a_hundred_workers_and_a_million_samples():
 def balanced(times, rounds, *, size=100, **plan):
     """Rounds of workers that need so long for a sample; what was told in each."""
     workers = len(times(0) if callable(times) else times)
-    shares = Shares(Plan(sizes=(size,) * workers, by_speed=True, **plan))
+    shares = Shares(SharePlan(sizes=(size,) * workers, by_speed=True, **plan))
     told = []
     for number in range(rounds):
         for worker, time in enumerate(times(number) if callable(times) else times):
@@ -126,7 +126,7 @@ def test_what_every_batch_costs_does_not_make_a_slow_worker_look_slower_still(sl
     def seconds(worker, samples):
         return (1, slower)[worker] * (20 + samples) / 1000
 
-    shares = Shares(Plan(sizes=(32, 32), by_speed=True))
+    shares = Shares(SharePlan(sizes=(32, 32), by_speed=True))
     for _ in range(200):
         for worker in range(2):
             shares.took(worker, shares.size(worker), seconds(worker, shares.size(worker)))
@@ -159,27 +159,27 @@ def test_when_a_worker_goes_the_others_take_its_share_at_once_and_give_it_back_w
 
 
 def test_a_worker_that_has_not_come_yet_is_awaited():
-    shares = Shares(Plan(sizes=(5, 5, 5), by_speed=True))
+    shares = Shares(SharePlan(sizes=(5, 5, 5), by_speed=True))
     assert not shares.joined(0) and shares.size(0) == 5
 
 
 def test_who_was_never_measured_counts_as_the_median():
-    shares = Shares(Plan(sizes=(10, 10, 10), by_speed=True))
+    shares = Shares(SharePlan(sizes=(10, 10, 10), by_speed=True))
     shares.took(0, 10, 1.0)
     shares.took(1, 10, 5.0)
     assert shares.speeds() == pytest.approx({0: 10.0, 1: 2.0, 2: 6.0})
 
 
 def test_too_big_a_batch_halves_the_bound_of_its_worker_and_the_others_take_more():
-    shares = Shares(Plan(sizes=(40, 40), by_speed=True, quantum=8))
+    shares = Shares(SharePlan(sizes=(40, 40), by_speed=True, quantum=8))
     assert shares.too_big(0, 40) == 16
     assert [shares.size(0), shares.size(1)] == [16, 64]
-    fixed = Shares(Plan(sizes=(40, 40)))
+    fixed = Shares(SharePlan(sizes=(40, 40)))
     assert fixed.too_big(0, 40) == 20 and [fixed.size(0), fixed.size(1)] == [20, 40]
 
 
 def test_sizes_that_somebody_has_said_stay():
-    shares = Shares(Plan(sizes=(12, 6, 3)))
+    shares = Shares(SharePlan(sizes=(12, 6, 3)))
     for _ in range(30):
         for worker in range(3):
             shares.took(worker, 5, 1.0)
@@ -191,7 +191,7 @@ def test_sizes_that_somebody_has_said_stay():
 @given(st.lists(st.tuples(st.integers(0, 2), st.floats(0.01, 100)), max_size=120), st.integers(1, 4))
 def test_the_same_pushes_give_the_same_shares_and_they_always_sum_up(pushes, quantum):
     def play():
-        shares = Shares(Plan(sizes=(quantum * 7,) * 3, by_speed=True, quantum=quantum))
+        shares = Shares(SharePlan(sizes=(quantum * 7,) * 3, by_speed=True, quantum=quantum))
         seen = []
         for worker, seconds in pushes:
             shares.took(worker, shares.size(worker), seconds)
@@ -206,4 +206,4 @@ def test_the_same_pushes_give_the_same_shares_and_they_always_sum_up(pushes, qua
 
 def test_a_quantum_that_does_not_fit_is_refused():
     with pytest.raises(ConfigError, match="shared out among 3 workers by 8"):
-        Plan(sizes=(10, 10, 10), by_speed=True, quantum=8)
+        SharePlan(sizes=(10, 10, 10), by_speed=True, quantum=8)

@@ -17,9 +17,7 @@ from evener.wire import codec
 from evener.wire.layout import Layout
 from evener.wire.messages import (
     AnyMessage,
-    Contents,
     Decided,
-    End,
     Follow,
     Goodbye,
     Granted,
@@ -30,9 +28,11 @@ from evener.wire.messages import (
     Lead,
     Lost,
     Pull,
+    Pulled,
     Push,
     Refused,
-    Release,
+    Released,
+    RunOver,
     Save,
     Saved,
 )  # fmt: skip
@@ -76,21 +76,21 @@ EVIL: list[Any] = [
     [], [[]], [0, 0, 0], {}, {"a": 1}, {1: {2: {3: []}}}, [1] * 1000, msgspec.msgpack.Ext(5, b"x"),
     msgspec.msgpack.Ext(-1, b"\xff" * 12),
 ]  # fmt: skip
-NAMES = ["Hello", "Join", "Push", "Pull", "Goodbye", "Halt", "Granted", "Release", "Refused", "Follow", "Lead", "Held",
-         "Lost", "Decided", "Save", "Saved", "End", "Nope", "__class__", ""]  # fmt: skip
+NAMES = ["Hello", "Join", "Push", "Pull", "Goodbye", "Halt", "Granted", "Released", "Refused", "Follow", "Lead", "Held",
+         "Lost", "Decided", "Save", "Saved", "RunOver", "Nope", "__class__", ""]  # fmt: skip
 
 
 def valid(identity: Identity, *, run: str, evener: str, recipe: str, layout: Layout, samples: int) -> list[AnyMessage]:
     """One of each message, as a task of this run would say it."""
     specs = codec.pack_specs(layout.specs)
-    release = Release(7, 8, 9, "reached step 10", True, "computed at version 2, now 3", 1, 4, 0.5)
+    release = Released(7, 8, 9, "reached step 10", True, "computed at version 2, now 3", 1, 4, 0.5)
     return [
         Hello(identity, run, evener, recipe, layout.fingerprint, specs, samples, "here", 812),
         Join(identity), Push(identity, 1, 0, 0, 0.5, 10), Pull(identity, "parameters"), Goodbye(identity),
-        Halt(identity, "why"), Granted(identity), release, Contents("parameters", 1), Refused("Fenced", "a", "b", "c"),
+        Halt(identity, "why"), Granted(identity), release, Pulled("parameters", 1), Refused("Fenced", "a", "b", "c"),
         Follow(1, run, layout.fingerprint), Lead(1, 0), Held(1, 0, 1, 1), Lost(1, 0, 1),
         Decided(8, [(0, 1, 7)], [(1, 1, 6)], [(0, 1, release)], [(2, 1)]), Save(3),
-        Saved(1, 3, {"a": (1, "f" * 64)}, b"{}"), End("over"),
+        Saved(1, 3, {"a": (1, "f" * 64)}, b"{}"), RunOver("over"),
     ]  # fmt: skip
 
 

@@ -52,7 +52,7 @@ def test_every_reader_gives_data_or_refuses_and_takes_no_memory_for_it() -> None
 @settings(max_examples=200)
 @given(st.integers(0, 2**32))
 def test_a_program_of_any_opcodes_is_data_or_refused(seed: int) -> None:
-    with suppress(pickled.Refused):
+    with suppress(pickled.PickleRefused):
         pickled.read(program(Random(seed)))
 
 

@@ -25,7 +25,7 @@ from evener.server.follow import Follower
 from evener.server.shard import Shard
 from evener.state.checkpoint import load
 from evener.testing import Cluster, Row, Worker, row_recipe
-from evener.wire.messages import Contents, Goodbye, Granted, Halt, Join, Lost, Pull, Push, Release, TooBig
+from evener.wire.messages import Goodbye, Granted, Halt, Join, Lost, Pull, Pulled, Push, Released, TooBig
 from evener.wire.words import Identity
 
 MODES = {
@@ -68,7 +68,7 @@ class Life:
     def __init__(self, cluster: Cluster, index: int, numbers: Iterator[int]) -> None:
         self.worker = Worker(cluster, index)
         self.numbers = numbers
-        self.answers: list[Release] = []
+        self.answers: list[Released] = []
         self.over = self.dead = False
         self._story = self._live()
 
@@ -116,7 +116,7 @@ class Life:
             self.worker.say(shard, Pull(self.worker.identity, "parameters"))
             while not (answers := self.worker.heard(shard)):
                 yield True
-            assert answers == [Contents("parameters", self.worker.turn.version)], answers
+            assert answers == [Pulled("parameters", self.worker.turn.version)], answers
 
     def _released(self, seq: int | None = None) -> Iterator[bool]:
         """Every shard's release: one each, the same, with the same parameters everywhere."""
@@ -491,7 +491,7 @@ def test_a_follower_knows_nobody_whom_the_leader_did_not_admit(cluster):
     stranger = run.worker(0)
     assert "only ps:0 grants them" in stranger.refused(stranger.hello(), shard=1).what
     stranger.identity = Identity(0, 1, 1)
-    stranger.turn = Release(seq=0, version=0, lease=0)
+    stranger.turn = Released(seq=0, version=0, lease=0)
     for words in (Join(stranger.identity), stranger.message()):
         assert "without a Hello" in stranger.refused(words, shard=1).what
     assert "to a following ps" in stranger.refused(Halt(stranger.identity, "stop"), shard=1).what
@@ -518,7 +518,7 @@ def test_a_second_join_and_a_push_before_the_first_are_refused_by_followers_too(
     assert "joined twice" in member.refused(Join(member.identity), shard=1).what
     hasty = run.worker(1)
     hasty.greet()
-    hasty.turn = Release(seq=0, version=0, lease=0)
+    hasty.turn = Released(seq=0, version=0, lease=0)
     assert "out of turn" in hasty.refused(hasty.message(), payload=True, shard=1).what
     assert member.push(1.0).version == 1
 

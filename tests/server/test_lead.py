@@ -22,7 +22,7 @@ from evener.state.contents import Contents as Checkpointed
 from evener.testing import Cluster, Row, row_recipe
 from evener.transport.channel import Arrived
 from evener.wire import codec
-from evener.wire.messages import Follow, Goodbye, Granted, Halt, Held, Join, Lead, Lost, Pull, Refused, Release, Saved
+from evener.wire.messages import Follow, Goodbye, Granted, Halt, Held, Join, Lead, Lost, Pull, Refused, Released, Saved
 from evener.wire.words import Identity
 
 
@@ -57,11 +57,13 @@ def test_one_worker_from_hello_to_goodbye(cluster):
     assert worker.ask(worker.hello()) == [Granted(Identity(worker=0, epoch=1, generation=1))]
     worker.identity = Identity(0, 1, 1)
     assert worker.ask(Join(worker.identity)) == [
-        Release(seq=0, version=0, lease=0, chief=True, learning_rate=1.0),
+        Released(seq=0, version=0, lease=0, chief=True, learning_rate=1.0),
     ]
-    worker.turn = Release(seq=0, version=0, lease=0)
-    assert worker.push(2.0) == Release(seq=1, version=1, lease=1, chief=True, learning_rate=1.0)
-    assert worker.push(3.0) == Release(seq=2, version=2, lease=-1, stop="reached step 2", chief=True, learning_rate=1.0)
+    worker.turn = Released(seq=0, version=0, lease=0)
+    assert worker.push(2.0) == Released(seq=1, version=1, lease=1, chief=True, learning_rate=1.0)
+    assert worker.push(3.0) == Released(
+        seq=2, version=2, lease=-1, stop="reached step 2", chief=True, learning_rate=1.0
+    )
     assert row(run) == -5.0
     assert set(worker.model_views["row"].tolist()) == {-5.0}  # the answer to the push is the model
 
@@ -174,7 +176,7 @@ def test_a_worker_without_a_lease_gets_that_of_one_that_left(cluster):
     assert a.push(1.0) is None  # lease 0 is applied, 1 is out with b: nothing is left for a
 
     b.die()
-    assert a.listen() == Release(seq=1, version=1, lease=1, chief=True, learning_rate=1.0)
+    assert a.listen() == Released(seq=1, version=1, lease=1, chief=True, learning_rate=1.0)
     assert a.push(1.0).stop == "reached step 2"
 
 
@@ -582,7 +584,7 @@ def refusal(run, worker, message):
 def test_a_push_before_hello_is_refused(cluster):
     run = cluster(train_steps=99)
     stranger = run.worker(0)
-    stranger.turn = Release(seq=0, version=0, lease=0)
+    stranger.turn = Released(seq=0, version=0, lease=0)
 
     error = stranger.refused(stranger.message())  # with tensors the transport itself would close the link
     assert isinstance(error, errors.ProtocolError)
@@ -593,7 +595,7 @@ def test_a_push_before_join_is_refused(cluster):
     run = cluster(train_steps=99)
     (worker,) = [run.worker(0)]
     worker.greet()
-    worker.turn = Release(seq=0, version=0, lease=0)
+    worker.turn = Released(seq=0, version=0, lease=0)
 
     assert isinstance(refusal(run, worker, worker.message()), errors.ProtocolError)
 

@@ -5,7 +5,7 @@ import math
 import pytest
 
 from evener.modes import Async, Bounded, Quorum, Rennala, Ringmaster, Softsync, Sync
-from evener.simulate.crew import Crew, constant
+from evener.simulate.crew import SimulatedCrew, constant
 
 TWELVE = [1.0, 2.0, 3.0, 4.0]  # all repeats after 12 s
 TEN = [1.0, 1.0, 1.0, 10.0]
@@ -14,7 +14,7 @@ BACKUP = Sync(replicas_to_aggregate=3)
 
 
 def played(mode, seconds, stretch=(1200.0, 13200.0)):
-    crew = Crew(mode.start(0, len(seconds)), len(seconds), constant(seconds))
+    crew = SimulatedCrew(mode.start(0, len(seconds)), len(seconds), constant(seconds))
     return crew.play(*stretch)
 
 
@@ -84,14 +84,16 @@ def test_staleness_of_workers_that_never_wait_is_their_number_less_one_in_the_me
 
 def test_rennala_updates_at_the_times_that_counting_gives():
     times = []
-    crew = Crew(Rennala(gradients_per_update=4).start(0, 4), 4, constant(TWELVE), lambda time, _: times.append(time))
+    crew = SimulatedCrew(
+        Rennala(gradients_per_update=4).start(0, 4), 4, constant(TWELVE), lambda time, _: times.append(time)
+    )
     crew.play(0, 26)
 
     assert times == [3, 6, 9, 12, 16, 19, 22, 26]
 
 
 def test_ringmaster_with_a_low_limit_uses_the_fast_two():
-    crew = Crew(Ringmaster(max_delay=4).start(0, 4), 4, constant(TWELVE))
+    crew = SimulatedCrew(Ringmaster(max_delay=4).start(0, 4), 4, constant(TWELVE))
     seen = []
     crew._applied = lambda time, gradients: seen.extend((time, *one) for one in gradients)
 
@@ -109,7 +111,7 @@ def test_softsync_applies_all_that_comes():
 
 def test_a_crew_may_speed_up_and_slow_down():
     paces = {0: 1.0, 1: 1.0}
-    crew = Crew(Sync().start(0, 2), 2, lambda worker, _time: paces[worker])
+    crew = SimulatedCrew(Sync().start(0, 2), 2, lambda worker, _time: paces[worker])
     assert crew.play(0, 10).rate == 2
     paces[1] = 5.0
     assert crew.play(11, 61).rate == 0.4

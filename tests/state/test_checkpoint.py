@@ -482,7 +482,7 @@ def test_a_file_of_several_pieces_is_recorded_as_a_whole(tmp_path):
 
     content = (tmp_path / "file").read_bytes()
     assert content == b"onetwo!"
-    assert record == atomic.Record(len(content), hashlib.sha256(content).hexdigest())
+    assert record == atomic.FileRecord(len(content), hashlib.sha256(content).hexdigest())
 
 
 # --- power loss

@@ -14,7 +14,7 @@ from evener.policy.leases import LeaseState
 from evener.settings import Settings
 from evener.state import atomic
 from evener.state.checkpoint import Store, load
-from evener.state.saver import Saver, Schedule, manifest_of
+from evener.state.saver import Saver, SaveSchedule, manifest_of
 
 RECIPE = recipe_of(model=Net)
 SETTINGS = Settings(recipe="net", recipe_options={"hidden": 3})
@@ -34,7 +34,7 @@ class Run:
         self.clock = Clock()
         self.store = Store(directory)
         self.states = shards_of(RECIPE, shards)
-        self.saver = Saver(self.store, Schedule(**schedule), shards=shards, clock=self.clock)
+        self.saver = Saver(self.store, SaveSchedule(**schedule), shards=shards, clock=self.clock)
 
     def train_to(self, step):
         train(self.states, step - self.states[0].step)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from evener.cluster.cluster import Cluster
+from evener.cluster.cluster import ClusterSpec
 from evener.cluster.environment import Found
 from evener.errors import ConfigError
 from evener.settings import make
@@ -17,16 +17,16 @@ class Enough(Exception):
 
 
 def test_options_of_a_mode_are_judged_beside_the_cluster_that_the_hosts_name():
-    cluster = Cluster.of({"ps": ["h0:1"], "worker": ["h1:1", "h2:1", "h3:1"]})
+    cluster = ClusterSpec.of({"ps": ["h0:1"], "worker": ["h1:1", "h2:1", "h3:1"]})
     settings = make(options_in(cluster, {"mode": "sync", "replicas_to_aggregate": 2}))
     assert (settings.ps, settings.workers, settings.ps_hosts, settings.aggregate) == (1, 3, ("h0:1",), 2)
 
     with pytest.raises(ConfigError, match="the cluster has no job 'ps'"):
-        options_in(Cluster.of({"worker": ["h1:1"]}), {})
+        options_in(ClusterSpec.of({"worker": ["h1:1"]}), {})
 
 
 def test_workers_that_come_and_go_are_at_most_those_that_the_hosts_name():
-    cluster = Cluster.of({"ps": ["h0:1"], "worker": ["h1:1", "h2:1", "h3:1"]})
+    cluster = ClusterSpec.of({"ps": ["h0:1"], "worker": ["h1:1", "h2:1", "h3:1"]})
     settings = make(options_in(cluster, {"workers": "2..3"}))
     assert (settings.min_workers, settings.workers) == (2, 3)
 
@@ -43,7 +43,7 @@ def test_its_process_is_prepared_for_its_job(job, monkeypatch):
         raise Enough
 
     monkeypatch.setattr(member, "prepare_process", prepare_process)
-    cluster = Cluster.of({"ps": ["127.0.0.1:1"], "worker": ["127.0.0.1:2"]})
+    cluster = ClusterSpec.of({"ps": ["127.0.0.1:1"], "worker": ["127.0.0.1:2"]})
     with pytest.raises(Enough):
         run_member(Found(cluster, cluster.task(job, 0), "a test"), make(options_in(cluster, {"threads": 3})), print)
     assert prepared == [(3, job == "ps")]

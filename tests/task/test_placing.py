@@ -7,7 +7,7 @@ import torch
 from torch import nn
 
 import evener
-from evener.cluster.cluster import Cluster
+from evener.cluster.cluster import ClusterSpec
 from evener.cluster.environment import device_variables, seeing_devices, task_environment
 from evener.devices.plan import Device
 from evener.errors import ConfigError
@@ -132,7 +132,7 @@ def test_fewer_gpus_than_workers_is_an_error_unless_they_may_share():
 
 
 def test_workers_are_counted_on_their_machine():
-    cluster = Cluster.of({"ps": ["a:1"], "worker": ["a:2", "b:2", "a:3", "b:3", "b:4"]})
+    cluster = ClusterSpec.of({"ps": ["a:1"], "worker": ["a:2", "b:2", "a:3", "b:3", "b:4"]})
 
     assert [local_rank(cluster, index) for index in range(5)] == [(0, 2), (0, 3), (1, 2), (1, 3), (2, 3)]
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from evener import errors
-from evener.cluster.cluster import Cluster
+from evener.cluster.cluster import ClusterSpec
 from evener.task.rendezvous import Directory, Fixed, for_cluster
 
 
@@ -84,8 +84,8 @@ def test_port_0_needs_a_rendezvous_and_known_ports_need_none():
     def shared(directory):
         return directory
 
-    free = Cluster.of({"ps": ["h0:0"], "worker": ["h1:0"]})
-    known = Cluster.of({"ps": ["h0:2222"], "worker": ["h1:0"]})
+    free = ClusterSpec.of({"ps": ["h0:0"], "worker": ["h1:0"]})
+    known = ClusterSpec.of({"ps": ["h0:2222"], "worker": ["h1:0"]})
     fixed = Fixed(["tcp://h0:2222"])
     assert for_cluster("", known, fixed, shared) is fixed
     assert fixed.addresses() == ["tcp://h0:2222"]

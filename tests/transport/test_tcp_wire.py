@@ -20,8 +20,8 @@ from evener.transport.tcp_wire import (
     PAYLOAD,
     PLAIN,
     Greeting,
-    Message,
     Reader,
+    Received,
     greeting,
     pack_sizes,
     pieces,
@@ -39,7 +39,7 @@ def said(kind: int, header: bytes, payload: list[bytes], sealing: Sealing | None
     return b"".join(bytes(part) for parts in written(kind, header, views, sealing) for part in parts)
 
 
-def feed(reader: Reader, data: bytes, cuts: list[int]) -> list[Message]:
+def feed(reader: Reader, data: bytes, cuts: list[int]) -> list[Received]:
     """Give a reader bytes, in pieces of these lengths (again and again)."""
     found, at, turn = [], 0, 0
     while at < len(data):
@@ -80,7 +80,7 @@ def test_what_was_written_is_read_however_the_stream_is_cut(messages, payload, c
     stream = b"".join(said(kind, header, payload if kind == PAYLOAD else [], sealing) for kind, header in messages)
     reader, boxes = reader_for(payload, keys=keys)
 
-    assert feed(reader, stream, cuts) == [Message(kind, header) for kind, header in messages]
+    assert feed(reader, stream, cuts) == [Received(kind, header) for kind, header in messages]
     if any(kind == PAYLOAD for kind, _ in messages):
         assert [bytes(box) for box in boxes] == payload
 
@@ -116,7 +116,7 @@ def test_a_sealed_message_said_again_or_in_another_order_is_refused() -> None:
     for stream in (one + one, two + one, two):
         with pytest.raises(ValueError, match="not what its key would send"):
             feed(Reader(Sealing(KEY)), stream, [100])
-    assert feed(Reader(Sealing(KEY)), one + two, [100]) == [Message(PLAIN, b"one"), Message(PLAIN, b"two")]
+    assert feed(Reader(Sealing(KEY)), one + two, [100]) == [Received(PLAIN, b"one"), Received(PLAIN, b"two")]
 
 
 def test_pieces_of_a_payload_cannot_change_places() -> None:
@@ -174,7 +174,7 @@ def test_a_head_that_no_peer_would_send_is_refused_before_memory_is_taken_for_it
 
 def test_a_reader_may_have_a_lower_limit() -> None:
     reader = Reader(None, limit=10)
-    assert feed(reader, said(OPEN, b"x" * 10, []), [100]) == [Message(OPEN, b"x" * 10)]
+    assert feed(reader, said(OPEN, b"x" * 10, []), [100]) == [Received(OPEN, b"x" * 10)]
     with pytest.raises(ValueError, match="11 bytes, where 10"):
         feed(reader, said(OPEN, b"x" * 11, []), [100])
 

@@ -14,7 +14,7 @@ from evener import errors
 from evener.errors import ProtocolError, VersionError
 from evener.wire import codec
 from evener.wire.layout import Spec
-from evener.wire.messages import PROTOCOL, AnyMessage, Decided, Halt, Hello, Push, Refused, Release
+from evener.wire.messages import PROTOCOL, AnyMessage, Decided, Halt, Hello, Push, Refused, Released
 from evener.wire.words import Identity, Message
 
 MESSAGES = typing.get_args(AnyMessage)
@@ -180,7 +180,7 @@ def test_twenty_thousand_mutations_of_real_messages_raise_nothing_else():
     identity = Identity(3, 2, 1)
     model = codec.pack_specs([Spec("w", (3, 4), "float32", True)])
     hello = Hello(identity, "run", "0.1", "mnist", "abcd", model, 60000, "host", 812)
-    release = Release(7, 8, 9, "reached step 10", True, "computed at version 2, now 3", 1, 4, 0.5)
+    release = Released(7, 8, 9, "reached step 10", True, "computed at version 2, now 3", 1, 4, 0.5)
     seeds = [
         codec.encode(message)
         for message in (

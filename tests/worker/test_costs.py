@@ -79,7 +79,7 @@ def served(directory, monkeypatch, optimizer=torch.optim.SGD, **options):
 def test_a_gradient_by_itself_is_added_and_its_outcome_looked_at(mode, tmp_path, monkeypatch):
     messages, passes, moved, blocks = served(tmp_path, monkeypatch, mode=mode, ps=1, workers=2)
 
-    assert messages == {"Push": 1, "Release": 1}
+    assert messages == {"Push": 1, "Released": 1}
     assert passes == {"sum": 1, "add_": 1}
     assert moved == (4, 2)
     assert blocks == 0
@@ -88,7 +88,7 @@ def test_a_gradient_by_itself_is_added_and_its_outcome_looked_at(mode, tmp_path,
 def test_two_shards_agree_by_two_messages_more_and_pass_over_their_own_halves_alone(tmp_path, monkeypatch):
     messages, passes, moved, blocks = served(tmp_path, monkeypatch, mode="async", ps=2, workers=2)
 
-    assert messages == {"Push": 2, "Release": 2, "Held": 1, "Decided": 1}
+    assert messages == {"Push": 2, "Released": 2, "Held": 1, "Decided": 1}
     assert passes == {"sum": 2, "add_": 2}
     assert moved == (4, 2)
     assert blocks == 0
@@ -97,7 +97,7 @@ def test_two_shards_agree_by_two_messages_more_and_pass_over_their_own_halves_al
 def test_a_mean_of_two_is_two_passes_and_one_look_more(tmp_path, monkeypatch):
     messages, passes, moved, blocks = served(tmp_path, monkeypatch, mode="sync", ps=1, workers=2)
 
-    assert messages == {"Push": 2, "Release": 2}
+    assert messages == {"Push": 2, "Released": 2}
     assert passes == {"sum": 1 + 1, "add": 1, "div_": 1, "add_": 1}
     assert moved == (9, 5)
     assert blocks == 0
@@ -106,7 +106,7 @@ def test_a_mean_of_two_is_two_passes_and_one_look_more(tmp_path, monkeypatch):
 def test_a_mean_on_two_shards_takes_one_decision(tmp_path, monkeypatch):
     messages, passes, moved, blocks = served(tmp_path, monkeypatch, mode="sync", ps=2, workers=2)
 
-    assert messages == {"Push": 4, "Release": 4, "Held": 2, "Decided": 1}
+    assert messages == {"Push": 4, "Released": 4, "Held": 2, "Decided": 1}
     assert passes == {"sum": 4, "add": 2, "div_": 2, "add_": 2}
     assert moved == (9, 5)
     assert blocks == 0

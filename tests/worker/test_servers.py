@@ -18,7 +18,7 @@ from evener.testing import EVENER, RUN, Clock, Cluster, row_recipe
 from evener.transport.channel import MAX_HEADER, Memory
 from evener.wire import codec
 from evener.wire.layout import Layout, Spec
-from evener.wire.messages import Contents, Goodbye, Granted, Halt, Hello, Join, Pull, Push, Refused, Release
+from evener.wire.messages import Goodbye, Granted, Halt, Hello, Join, Pull, Pulled, Push, Refused, Released
 from evener.wire.words import Identity
 from evener.worker.exchange.exchange import Computed
 from evener.worker.exchange.server_links import ServerLinks
@@ -75,7 +75,7 @@ class World:
 
     def started(self, **release):
         for link in self.links:
-            link.answers += [Granted(Identity(3, 5, 2)), Release(seq=0, version=7, lease=21, **release)]
+            link.answers += [Granted(Identity(3, 5, 2)), Released(seq=0, version=7, lease=21, **release)]
         return self.exchange.start()
 
     def dial(self, shard, address, outbox, inbox, timeout):
@@ -114,7 +114,7 @@ def test_a_push_goes_to_every_shard_the_leader_last_and_says_what_it_was_compute
     world.started()
     for link in world.links:
         link.answers.append(
-            Release(seq=1, version=9, lease=30, rejected="computed at version 7, now 9", staleness=2, dropped=4)
+            Released(seq=1, version=9, lease=30, rejected="computed at version 7, now 9", staleness=2, dropped=4)
         )
     turn = update(world)
 
@@ -130,15 +130,15 @@ def test_of_a_gradient_that_is_not_finite_servers_are_to_say_where(world, value)
     world.started()
     world.row[63] = value
     for link in world.links:
-        link.answers.append(Release(seq=1, version=7, lease=21, rejected="not finite"))
+        link.answers.append(Released(seq=1, version=7, lease=21, rejected="not finite"))
     update(world)
     assert [message.finite for _, message, _ in world.said[-2:]] == [False, False]
 
 
 def test_two_shards_at_two_versions_are_an_error(world):
     world.started()
-    world.links[0].answers.append(Release(seq=1, version=9, lease=30))
-    world.links[1].answers.append(Release(seq=1, version=8, lease=30))
+    world.links[0].answers.append(Released(seq=1, version=9, lease=30))
+    world.links[1].answers.append(Released(seq=1, version=8, lease=30))
 
     with pytest.raises(errors.ProtocolError, match="ps:0 is at version 9, ps:1 at 8"):
         update(world)
@@ -146,8 +146,8 @@ def test_two_shards_at_two_versions_are_an_error(world):
 
 def test_a_wait_is_told_after_a_second_and_then_every_second(world):
     world.started()
-    world.links[1].answers += [SILENT, SILENT, SILENT, Release(seq=1, version=8, lease=22)]
-    world.links[0].answers.append(Release(seq=1, version=8, lease=22))
+    world.links[1].answers += [SILENT, SILENT, SILENT, Released(seq=1, version=8, lease=22)]
+    world.links[0].answers.append(Released(seq=1, version=8, lease=22))
     update(world)
 
     what = "ps:1 to release worker:3 after global step 7"
@@ -184,7 +184,7 @@ def again(world, *, epoch, generation, version, shards=2):
     """New links on which the servers take the worker in once more."""
     links = [Script(shard, world.clock, world.said) for shard in range(shards)]
     for link in links:
-        link.answers += [Granted(Identity(3, epoch, generation)), Release(seq=0, version=version, lease=40)]
+        link.answers += [Granted(Identity(3, epoch, generation)), Released(seq=0, version=version, lease=40)]
     world.free += links
     return links
 
@@ -193,7 +193,7 @@ def again(world, *, epoch, generation, version, shards=2):
 def test_a_worker_whose_link_breaks_comes_back_as_a_new_life_and_sends_nothing_again(world, shard):
     world.started()
     for link in world.links:
-        link.answers.append(GONE if link.shard == shard else Release(seq=1, version=8, lease=22))
+        link.answers.append(GONE if link.shard == shard else Released(seq=1, version=8, lease=22))
     again(world, epoch=6, generation=3, version=4)
     said = len(world.said)
     turn = update(world)
@@ -215,7 +215,7 @@ def test_the_first_push_of_a_new_life_is_numbered_on_and_names_the_new_version(w
     world.started()
     world.links[1].broken = True
     for link in again(world, epoch=6, generation=3, version=4):
-        link.answers.append(Release(seq=2, version=5, lease=41))
+        link.answers.append(Released(seq=2, version=5, lease=41))
     update(world)
     update(world)
 
@@ -260,7 +260,7 @@ def test_a_shard_that_has_moved_meanwhile_is_dialled_where_it_is_now(world):
     first, second = world.links
     third = Script(0, world.clock, world.said)
     for link in (third, second):
-        link.answers += [Granted(Identity(3, 5, 2)), Release(seq=0, version=7, lease=40)]
+        link.answers += [Granted(Identity(3, 5, 2)), Released(seq=0, version=7, lease=40)]
     world.free = [first, None, third, second]
 
     def moved(seconds):
@@ -299,9 +299,9 @@ def test_a_server_that_lost_another_one_is_not_taken_for_the_lost_one(world, bus
 def test_a_link_that_breaks_while_something_is_shown_costs_the_gradient_of_that_step(world):
     world.started()
     world.links[1].answers.append(GONE)
-    world.links[0].answers.append(Contents("averages", 7))
+    world.links[0].answers.append(Pulled("averages", 7))
     for link in again(world, epoch=6, generation=3, version=4):
-        link.answers.append(Contents("averages", 4))
+        link.answers.append(Pulled("averages", 4))
     assert world.exchange.show("averages") == 4
 
     said = len(world.said)
@@ -376,7 +376,7 @@ def test_a_refusal_of_an_unknown_kind_is_a_protocol_error(world):
 @pytest.mark.parametrize(
     ("answers", "what"),
     [
-        ([Contents("parameters", 0)], "answered a Hello with Contents"),
+        ([Pulled("parameters", 0)], "answered a Hello with Contents"),
         ([Granted(Identity(3, 5, 2)), Granted(Identity(3, 5, 2))], "answered a Push with Granted"),
     ],
 )
@@ -390,21 +390,21 @@ def test_an_answer_to_another_question_is_an_error(answers, what):
 
 def test_show_asks_every_shard_and_keeps_the_version_of_the_lease(world):
     world.started()
-    world.links[0].answers.append(Contents("averages", 11))
-    world.links[1].answers.append(Contents("averages", 10))
+    world.links[0].answers.append(Pulled("averages", 11))
+    world.links[1].answers.append(Pulled("averages", 10))
     assert world.exchange.show("averages") == 10
     assert [message for _, message, _ in world.said[-2:]] == [Pull(Identity(3, 5, 2), "averages")] * 2
 
     for link in world.links:
-        link.answers.append(Release(seq=1, version=12, lease=22))
+        link.answers.append(Released(seq=1, version=12, lease=22))
     update(world)
     assert world.said[-1][1].version == 7
 
 
 def test_show_refuses_another_answer(world):
     world.started()
-    world.links[0].answers.append(Release(seq=1, version=8, lease=22))
-    world.links[1].answers.append(Contents("averages", 8))
+    world.links[0].answers.append(Released(seq=1, version=8, lease=22))
+    world.links[1].answers.append(Pulled("averages", 8))
 
     with pytest.raises(errors.ProtocolError, match="ps:0 answered a Pull with Release"):
         world.exchange.show("averages")

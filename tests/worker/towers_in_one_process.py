@@ -20,7 +20,7 @@ from evener.session.hooks import Hook
 from evener.session.session import Session
 from evener.settings import make
 from evener.state.checkpoint import Store
-from evener.state.saver import NoSaver, Saver, Schedule
+from evener.state.saver import NoSaver, Saver, SaveSchedule
 from evener.state.state import State
 from evener.state.tensors import Slot
 from evener.task.build import build
@@ -135,7 +135,7 @@ def _tower(recipe, settings, group, store, restored, hooks, reports, *, apart) -
     saver: Saver | NoSaver = NoSaver()
     ledger = Ledger()
     if rank == 0:
-        schedule = Schedule(every_seconds=None, every_steps=settings.save_checkpoint_steps, keep=settings.keep)
+        schedule = SaveSchedule(every_seconds=None, every_steps=settings.save_checkpoint_steps, keep=settings.keep)
         with patch("evener.state.saver.ThreadPoolExecutor", Disk()):
             saver = Saver(store, schedule, shards=1, clock=clock)
         if restored:

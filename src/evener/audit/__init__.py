@@ -4,6 +4,6 @@ from __future__ import annotations
 
 from evener.audit.account import Account
 from evener.audit.judge import audit
-from evener.audit.lineage import Saved
+from evener.audit.lineage import SavedBook
 
-__all__ = ["Account", "Saved", "audit"]
+__all__ = ["Account", "SavedBook", "audit"]

@@ -15,7 +15,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 
 from evener.audit.account import Account, Violation
-from evener.audit.lineage import Lineage, Saved
+from evener.audit.lineage import Lineage, SavedBook
 from evener.audit.ranges import Range, size, span
 from evener.ledger.lines import (
     LOADER,
@@ -38,7 +38,9 @@ from evener.ledger.lines import (
 MOST = 100
 
 
-def audit(beginnings: Iterable[Begin], lines: Iterable[tuple[int, Line | Damaged]], saved: Iterable[Saved]) -> Account:
+def audit(
+    beginnings: Iterable[Begin], lines: Iterable[tuple[int, Line | Damaged]], saved: Iterable[SavedBook]
+) -> Account:
     """Judge one logdir.
 
     Args:
@@ -66,7 +68,7 @@ class _Figures:
 
 
 class _Judge:
-    def __init__(self, starts: Sequence[int], saved: Mapping[int, Saved]) -> None:
+    def __init__(self, starts: Sequence[int], saved: Mapping[int, SavedBook]) -> None:
         self._keeps = _kept_up_to(starts)  # per run: the last step of it that no later run undid
         self._keep = min(starts, default=float("inf"))
         self._saved = saved

@@ -5,14 +5,14 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
-from evener.audit.ranges import Range, Ranges, of, size, span, without, words
+from evener.audit.ranges import NumberSet, Range, of, size, span, without, words
 from evener.ledger.lines import Cut, Dropped, Entry, Lease
 
 Life = tuple[int, int]  # epoch, seq of a worker's push; without ps tasks: step, tower
 
 
 @dataclass(frozen=True, slots=True)
-class Saved:
+class SavedBook:
     """What a checkpoint's manifest says of batches. `seqs`: worker -> its last push taken up, perhaps not applied."""
 
     step: int
@@ -26,8 +26,8 @@ class Lineage:
 
     def __init__(self) -> None:
         self.noun = "lease"  # what is counted: or "sample"
-        self.applied = Ranges()  # leases
-        self.skipped = Ranges()  # leases that were given up
+        self.applied = NumberSet()  # leases
+        self.skipped = NumberSet()  # leases that were given up
         self.blind = True  # lines are missing: the next book is believed instead of checked
         self._last: dict[int, Life] = {}  # worker -> its newest push
         self._due: set[int] = set()  # workers that a manifest must know
@@ -42,7 +42,7 @@ class Lineage:
         self.noun = noun
         if any(bound % now for ranges in stretches for stretch in ranges for bound in stretch):
             return False
-        self.applied, self.skipped = (Ranges((a // now, b // now) for a, b in ranges) for ranges in stretches)
+        self.applied, self.skipped = (NumberSet((a // now, b // now) for a, b in ranges) for ranges in stretches)
         return True
 
     def update(self, entries: Sequence[Entry], *, script: bool = False, several: bool = False) -> Iterator[str]:
@@ -100,7 +100,7 @@ class Lineage:
         """All leases below `next_lease` are applied or given up, but for those listed; none beyond is."""
         listed, stop = of(unapplied), self.applied.stop
         # What was given up after the checkpoint that a run goes on from is to be given out again.
-        self.skipped = Ranges(without(without(list(self.skipped), listed), [(next_lease, self.skipped.stop)]))
+        self.skipped = NumberSet(without(without(list(self.skipped), listed), [(next_lease, self.skipped.stop)]))
         missing = self.missing(next_lease)
         faults = []
         if lacking := without(missing, listed):
@@ -112,12 +112,12 @@ class Lineage:
         if stop > next_lease:
             faults.append(f"{self.noun} {stop - 1} was applied, though the next to be given out is {next_lease}")
         if faults:  # go on from what the book says: one fault, one complaint
-            self.applied = Ranges(without([(0, next_lease)], listed))
+            self.applied = NumberSet(without([(0, next_lease)], listed))
         if not self.blind:
             yield from faults
         self.blind = False
 
-    def manifest(self, saved: Saved, cut: Cut) -> Iterator[str]:
+    def manifest(self, saved: SavedBook, cut: Cut) -> Iterator[str]:
         """The checkpoint of this step says the same."""
         if (saved.next_lease, sorted(map(span, saved.unapplied))) != (cut.next_lease, sorted(map(span, cut.unapplied))):
             yield (

@@ -8,7 +8,7 @@ from collections.abc import Iterable, Iterator, Sequence
 Range = tuple[int, int]  # from, to (without it)
 
 
-class Ranges:
+class NumberSet:
     """A growing set of whole numbers >= 0, whose cost follows from the number of its gaps, not of its members.
 
     >>> seen = Ranges([(0, 3)])
@@ -78,7 +78,7 @@ def of(numbers: Iterable[int | Range]) -> list[Range]:
     >>> of([4, 2, 3, 9]), of([(5, 9), (2, 5)])
     ([(2, 5), (9, 10)], [(2, 9)])
     """
-    ranges = Ranges()
+    ranges = NumberSet()
     for start, stop in sorted(map(span, numbers)):  # each is then put at the end
         ranges.add(start, stop)
     return list(ranges)

@@ -14,7 +14,7 @@ WRONG_USAGE = (errors.ConfigError, errors.SecurityError, errors.BindError)
 
 
 @dataclass(frozen=True, slots=True)
-class Ending:
+class CommandEnding:
     """Of a command that raised an error."""
 
     status: int
@@ -29,26 +29,26 @@ class Ending:
         return {"error": error, "status": self.status}
 
 
-def ending(error: BaseException) -> Ending:
+def ending(error: BaseException) -> CommandEnding:
     """Call it where the error is handled: what is not ours is shown with its traceback."""
     name = type(error).__name__
     match error:
         case errors.Preempted():
-            return Ending(PREEMPTED, f"\n{error}", name, str(error))
+            return CommandEnding(PREEMPTED, f"\n{error}", name, str(error))
         case KeyboardInterrupt():
             what = str(error) or "interrupted"
-            return Ending(INTERRUPTED, f"\n{what}", name, what)
+            return CommandEnding(INTERRUPTED, f"\n{what}", name, what)
         case errors.RunFailed(kind=kind, block=block):
             status = status_of(getattr(errors, kind, Exception))
-            return Ending(status, block, kind, error.what, error.why, error.fix)
+            return CommandEnding(status, block, kind, error.what, error.why, error.fix)
         case errors.SessionError():  # a hook of the user failed: its own traceback stands last
             cause = "".join(traceback.format_exception(error.__cause__)) if error.__cause__ else ""
-            return Ending(FAILED, f"evener: {error}\n\n{cause}".rstrip(), name, error.what, error.why, error.fix)
+            return CommandEnding(FAILED, f"evener: {error}\n\n{cause}".rstrip(), name, error.what, error.why, error.fix)
         case errors.EvenerError():
-            return Ending(status_of(type(error)), f"evener: {error}", name, error.what, error.why, error.fix)
+            return CommandEnding(status_of(type(error)), f"evener: {error}", name, error.what, error.why, error.fix)
     context = errors.take_context(error)
     told = f"{f'failed at {context}' if context else ''}\n{traceback.format_exc()}".lstrip()
-    return Ending(FAILED, told, name, str(error), context)
+    return CommandEnding(FAILED, told, name, str(error), context)
 
 
 def status_of(kind: type[BaseException]) -> int:

@@ -40,7 +40,7 @@ class Task:
 
 
 @dataclass(frozen=True, slots=True)
-class Cluster:
+class ClusterSpec:
     """The addresses of all tasks, by job and index.
 
     Raises:
@@ -68,7 +68,7 @@ class Cluster:
             seen[address] = task
 
     @classmethod
-    def of(cls, jobs: Mapping[str, Iterable[str]]) -> Cluster:
+    def of(cls, jobs: Mapping[str, Iterable[str]]) -> ClusterSpec:
         """A cluster from host lists as users write them. Raises ConfigError naming the first bad entry."""
         for job in jobs:
             if job not in JOBS:

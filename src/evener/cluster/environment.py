@@ -12,7 +12,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 
 from evener.cluster import tf_config
-from evener.cluster.cluster import Cluster, Task
+from evener.cluster.cluster import ClusterSpec, Task
 from evener.cluster.slurm import nodelist
 from evener.errors import ConfigError
 from evener.settings import Settings
@@ -37,7 +37,7 @@ class Flags:
 class Found:
     """A task in its cluster, and where that was read."""
 
-    cluster: Cluster
+    cluster: ClusterSpec
     task: Task
     source: str
 
@@ -73,10 +73,10 @@ def chaos_plan(environment: Mapping[str, str] | None = None) -> str:
     return (os.environ if environment is None else environment).get("EVENER_CHAOS", "")
 
 
-def find_cluster(flags: Flags, environment: Mapping[str, str] | None = None) -> Cluster:
+def find_cluster(flags: Flags, environment: Mapping[str, str] | None = None) -> ClusterSpec:
     """The cluster, for who is none of its tasks. Raises ConfigError as `find`."""
     if flags.ps_hosts or flags.worker_hosts:
-        return Cluster.of({"ps": hosts(flags.ps_hosts), "worker": hosts(flags.worker_hosts)})
+        return ClusterSpec.of({"ps": hosts(flags.ps_hosts), "worker": hosts(flags.worker_hosts)})
     return find(flags, environment).cluster
 
 
@@ -146,7 +146,7 @@ def _ranked(rank: int, placed: list[str], ps: int, port: int, source: str) -> Fo
             fix=f"add --ps P with P from 1 to {len(placed) - 1}.",
         )
     addresses = [f"{host}:{port + index}" for index, host in enumerate(placed)]
-    cluster = Cluster.of({"ps": addresses[:ps], "worker": addresses[ps:]})
+    cluster = ClusterSpec.of({"ps": addresses[:ps], "worker": addresses[ps:]})
     return Found(cluster, cluster.task(*(("ps", rank) if rank < ps else ("worker", rank - ps))), source)
 
 

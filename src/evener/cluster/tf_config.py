@@ -8,11 +8,11 @@ from __future__ import annotations
 import json
 from typing import Any
 
-from evener.cluster.cluster import Cluster, Task
+from evener.cluster.cluster import ClusterSpec, Task
 from evener.errors import ConfigError
 
 
-def read(text: str) -> tuple[Cluster, Task] | None:
+def read(text: str) -> tuple[ClusterSpec, Task] | None:
     """The cluster and this process's task; None where the variable is empty or speaks of no cluster.
 
     Raises:
@@ -37,7 +37,7 @@ def read(text: str) -> tuple[Cluster, Task] | None:
     chiefs = [*lists.pop("chief", []), *lists.pop("master", [])]
     workers = [*chiefs, *lists.pop("worker", [])]
     lists.pop("evaluator", None)
-    cluster = Cluster.of({"ps": [], **lists, "worker": workers})
+    cluster = ClusterSpec.of({"ps": [], **lists, "worker": workers})
     task = config.get("task")
     task = task if isinstance(task, dict) else {}
     job, index = task.get("type", "worker"), task.get("index", 0)

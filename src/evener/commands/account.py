@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 
-from evener.audit import Account, Saved, audit
+from evener.audit import Account, SavedBook, audit
 from evener.audit.account import Violation
 from evener.errors import CheckpointError
 from evener.ledger import path_of
@@ -29,7 +29,7 @@ def account(logdir: Path) -> Account:
     return replace(found, remarks=(*found.remarks, *unread))
 
 
-def _saved(directory: Path, unread: list[Violation]) -> Iterator[Saved]:
+def _saved(directory: Path, unread: list[Violation]) -> Iterator[SavedBook]:
     store = Store(directory, writable=False)
     for step in store.steps():
         try:
@@ -39,4 +39,4 @@ def _saved(directory: Path, unread: list[Violation]) -> Iterator[Saved]:
             continue
         seqs = {int(worker): life for worker, life in manifest.seqs.items()}
         unapplied = manifest.unapplied_samples if manifest.by_samples else manifest.unapplied
-        yield Saved(manifest.step, manifest.next_lease, unapplied, seqs)
+        yield SavedBook(manifest.step, manifest.next_lease, unapplied, seqs)

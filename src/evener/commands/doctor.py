@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from evener import errors, transport
-from evener.cluster.cluster import Cluster, Task
+from evener.cluster.cluster import ClusterSpec, Task
 from evener.cluster.private import keyed
 from evener.settings import Settings
 from evener.transport import keys as keys_module
@@ -46,7 +46,7 @@ class Finding:
         return self.state in (READY, JOINED)
 
 
-def examine(cluster: Cluster, keys: str = "", task: Task | None = None, *, insecure: bool = False) -> list[Finding]:
+def examine(cluster: ClusterSpec, keys: str = "", task: Task | None = None, *, insecure: bool = False) -> list[Finding]:
     """One finding for each task, in order; takes at most 3 s.
 
     Args:

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from evener import weights
 from evener.errors import ConfigError
-from evener.trained import Found, bring, find, recipe_of
+from evener.trained import FoundCheckpoint, bring, find, recipe_of
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,13 +56,13 @@ def export(  # noqa: PLR0913 - as `evener.api.export`
     )  # fmt: skip
 
 
-def _of_program(found: Found, recipe: object) -> bool:
+def _of_program(found: FoundCheckpoint, recipe: object) -> bool:
     """Whether a program with a loop of its own has trained it: then there is no recipe to make the model by."""
     return recipe is None and found.manifest.recipe.endswith(".py")
 
 
 def _program(
-    found: Found, _recipe: object, ema: bool, _options: Mapping[str, Any]
+    found: FoundCheckpoint, _recipe: object, ema: bool, _options: Mapping[str, Any]
 ) -> tuple[Mapping[str, Any], str, bool]:
     """All tensors as they are, under all their names."""
     tensors = found.tensors(ema=ema)
@@ -70,7 +70,9 @@ def _program(
     return {**tensors, **{name: tensors[first] for name, first in tied.items()}}, found.manifest.recipe, False
 
 
-def _made(found: Found, recipe: object, ema: bool, options: Mapping[str, Any]) -> tuple[Mapping[str, Any], str, bool]:
+def _made(
+    found: FoundCheckpoint, recipe: object, ema: bool, options: Mapping[str, Any]
+) -> tuple[Mapping[str, Any], str, bool]:
     """The `state_dict` of the recipe's model."""
     made = recipe_of(found, recipe, options)
     model = bring(found, made, ema=ema)

@@ -16,7 +16,7 @@ from evener.settings import Settings
 
 if TYPE_CHECKING:
     from evener.launch.starters.process import Starter
-    from evener.launch.starters.ray.joining import Joined
+    from evener.launch.starters.ray.joining import RayConnection
 
 LAUNCHERS = ("local", "ray")
 
@@ -73,7 +73,7 @@ class OnRay:
         say(f"runs on {cluster.where}")
         return placed(self.asked, settings, began, say, leave=cluster.leave)
 
-    def connected(self, settings: Settings, start: Path, say: Callable[[str], None]) -> tuple[Joined, Start]:
+    def connected(self, settings: Settings, start: Path, say: Callable[[str], None]) -> tuple[RayConnection, Start]:
         """This process connected to the cluster, which gets from here what the run needs. Raises EvenerError."""
         from evener.launch.starters.ray.joining import joined
         from evener.launch.starters.ray.shipping import shipped

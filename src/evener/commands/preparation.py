@@ -20,7 +20,7 @@ from evener.errors import ConfigError
 from evener.settings import Settings
 
 if TYPE_CHECKING:
-    from evener.cluster.cluster import Cluster
+    from evener.cluster.cluster import ClusterSpec
     from evener.recipes.recipe import Recipe
 
 log = logging.getLogger(__name__)
@@ -185,7 +185,7 @@ def as_rank(options: Mapping[str, Any], rank: Rank | None) -> dict[str, Any]:
     return {**options, "towers": rank.size}
 
 
-def options_there(recipe: object, servers: Cluster, options: Mapping[str, Any]) -> dict[str, Any]:
+def options_there(recipe: object, servers: ClusterSpec, options: Mapping[str, Any]) -> dict[str, Any]:
     """A run's options on standing servers. The logdir is theirs: no directory is made here."""
     from evener.launch.starters.remote import check_recipe, options_for
 

@@ -65,7 +65,7 @@ def framed(message: Order | AnyReport) -> bytes:
     return _LENGTH.pack(len(body)) + body
 
 
-class Stream(Generic[Heard]):
+class MessageStream(Generic[Heard]):
     """Puts the messages of a stream together, in whatever pieces it comes."""
 
     def __init__(self, decoder: msgspec.msgpack.Decoder[Heard]) -> None:
@@ -89,14 +89,14 @@ class Stream(Generic[Heard]):
         return messages
 
 
-def orders() -> Stream[Order]:
+def orders() -> MessageStream[Order]:
     """For who takes orders."""
-    return Stream(_orders)
+    return MessageStream(_orders)
 
 
-def reports() -> Stream[AnyReport]:
+def reports() -> MessageStream[AnyReport]:
     """For who hears reports."""
-    return Stream(_reports)
+    return MessageStream(_reports)
 
 
 class TaskEnd:

@@ -20,7 +20,7 @@ _FILES, _EMPTY, _NAME, _ATTRIBUTES = b"0\x007", b"123456", b"L", b"x"
 _IN_FRONT = b"LKNxXg"  # their content is of the next member, or of all that follow
 
 
-class Damaged(Exception):
+class DamagedArchive(Exception):
     """This is no tar archive, or more than one that is read; the text says why."""
 
 
@@ -44,16 +44,16 @@ def members(stream: BinaryIO, limit_of: Callable[[str], int]) -> Iterator[tuple[
         longer = ""
         if kind in _IN_FRONT:
             if size > LONGEST:
-                raise Damaged(f"a name or attributes of {size} bytes")
+                raise DamagedArchive(f"a name or attributes of {size} bytes")
             content = reader.padded(size)
             longer = _text(content) if kind == _NAME else _path(content) if kind == _ATTRIBUTES else ""
         elif kind in _FILES and (limit := limit_of(name)):
             if size > limit:
-                raise Damaged(f"{name} is too large: {size} bytes, more than {limit}")
+                raise DamagedArchive(f"{name} is too large: {size} bytes, more than {limit}")
             yield name, reader.padded(size)
         elif kind not in _EMPTY:
             reader.skip(size)
-    raise Damaged(f"more than {MEMBERS} members")
+    raise DamagedArchive(f"more than {MEMBERS} members")
 
 
 class _Reader:
@@ -86,19 +86,19 @@ class _Reader:
     def _piece(self, nbytes: int) -> bytes:
         piece = self._stream.read(min(nbytes, _PIECE))
         if not piece:
-            raise Damaged("it is cut short")
+            raise DamagedArchive("it is cut short")
         return piece
 
     def _count(self, nbytes: int) -> None:
         self._left -= nbytes
         if self._left < 0:
-            raise Damaged(f"it unpacks to more than {TOTAL} bytes")
+            raise DamagedArchive(f"it unpacks to more than {TOTAL} bytes")
 
 
 def _check(header: bytes) -> None:
     """Every header holds the sum of its bytes, its own field taken as spaces."""
     if _number(header[148:156]) != sum(header) - sum(header[148:156]) + 8 * ord(" "):
-        raise Damaged("a header that does not agree with its checksum")
+        raise DamagedArchive("a header that does not agree with its checksum")
 
 
 def _number(field: bytes) -> int:
@@ -106,7 +106,7 @@ def _number(field: bytes) -> int:
         return int.from_bytes(field[1:], "big")
     digits = field.strip(b" \0")
     if digits.strip(b"01234567"):
-        raise Damaged("a header with a number that is none")
+        raise DamagedArchive("a header with a number that is none")
     return int(digits or b"0", 8)
 
 

@@ -199,7 +199,7 @@ def _members(path: Path) -> Iterator[tuple[str, Images]]:
                 for name, content in archive.members(cast(BinaryIO, unpacked), _limit):
                     last = name.rpartition("/")[2]
                     yield last.removesuffix(".bin"), _parsed(last, content, f"{path}: {name}")
-        except (archive.Damaged, EOFError, zlib.error, OSError) as error:
+        except (archive.DamagedArchive, EOFError, zlib.error, OSError) as error:
             raise InputError(
                 f"{path} is damaged: it cannot be unpacked beyond byte {file.tell()}, behind {last} "
                 f"({error or type(error).__name__}).",

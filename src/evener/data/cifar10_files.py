@@ -53,7 +53,7 @@ def pickles(content: bytes, name: str) -> Images:
     """
     try:
         made = pickled.read(content)
-    except pickled.Refused as refused:
+    except pickled.PickleRefused as refused:
         raise InputError(
             f"{name} cannot be read: {refused}.",
             why="the files of the python archive are pickles of lists and arrays; anything else in one is not run.",

@@ -14,10 +14,10 @@ from collections.abc import Callable
 from typing import Any
 
 from evener.allowance import Allowance, Excess
-from evener.data.pickled_names import Name, NewArray, NewDtype, Unfit, array_of, called, named, shown
+from evener.data.pickled_names import Name, NewArray, NewDtype, UnfitPickle, array_of, called, named, shown
 
 
-class Refused(Exception):
+class PickleRefused(Exception):
     """The bytes are no pickle, or one that holds more than plain data.
 
     Args:
@@ -52,12 +52,12 @@ def read(content: bytes) -> object:
             offset = machine.at
             if machine.step():
                 return machine.result()
-    except (Unfit, Excess) as unfit:
-        raise Refused(str(unfit), offset) from None
+    except (UnfitPickle, Excess) as unfit:
+        raise PickleRefused(str(unfit), offset) from None
     except (IndexError, struct.error):
-        raise Refused("the pickle is cut short", len(content)) from None
+        raise PickleRefused("the pickle is cut short", len(content)) from None
     except (TypeError, ValueError, KeyError, UnicodeError) as error:
-        raise Refused(f"the pickle is damaged ({type(error).__name__}: {str(error)[:80]})", offset) from None
+        raise PickleRefused(f"the pickle is damaged ({type(error).__name__}: {str(error)[:80]})", offset) from None
 
 
 class _Machine:
@@ -81,7 +81,7 @@ class _Machine:
         elif opcode in _CHANGES:
             _CHANGES[opcode](self)
         else:
-            raise Unfit(f"opcode {opcode!r} is not for plain data")
+            raise UnfitPickle(f"opcode {opcode!r} is not for plain data")
         return False
 
     def result(self) -> object:
@@ -105,7 +105,7 @@ class _Machine:
     def _line(self) -> str:
         end = self.content.index(b"\n", self.at) if b"\n" in self.content[self.at : self.at + 200] else -1
         if end < 0:
-            raise Unfit("a name that does not end")
+            raise UnfitPickle("a name that does not end")
         line = self._take(end + 1 - self.at)
         return line[:-1].decode("ascii")
 
@@ -113,7 +113,7 @@ class _Machine:
 
     def _pop(self) -> Any:
         if not self._stack or self._stack[-1] is _MARK:
-            raise Unfit("the pickle takes more than it gave")
+            raise UnfitPickle("the pickle takes more than it gave")
         return self._stack.pop()
 
     def _since_mark(self) -> list[Any]:
@@ -122,7 +122,7 @@ class _Machine:
                 items = self._stack[index + 1 :]
                 del self._stack[index:]
                 return items
-        raise Unfit("the pickle takes more than it gave")
+        raise UnfitPickle("the pickle takes more than it gave")
 
     def last(self, count: int) -> tuple[Any, ...]:
         return tuple(reversed([self._pop() for _ in range(count)]))
@@ -150,7 +150,7 @@ class _Machine:
     def append(self, items: list[Any]) -> None:
         into = self._pop()
         if not isinstance(into, list):
-            raise Unfit(f"an element for {type(into).__name__}")
+            raise UnfitPickle(f"an element for {type(into).__name__}")
         self._allowance.fill(into, items)
         into.extend(items)
         self._stack.append(into)
@@ -158,9 +158,9 @@ class _Machine:
     def set_items(self, items: list[Any]) -> None:
         into = self._pop()
         if not isinstance(into, dict) or len(items) % 2:
-            raise Unfit(f"an entry for {type(into).__name__}")
+            raise UnfitPickle(f"an entry for {type(into).__name__}")
         if strange := [key for key in items[::2] if not isinstance(key, _KEYS)]:
-            raise Unfit(f"an entry whose key is {shown(strange[0])}")
+            raise UnfitPickle(f"an entry whose key is {shown(strange[0])}")
         self._allowance.fill(into, items)
         into.update(zip(items[::2], items[1::2], strict=True))
         self._stack.append(into)
@@ -189,7 +189,7 @@ class _Machine:
         elif isinstance(made, NewDtype):
             self._stack.append(made)  # its state says byte order and alignment, which bytes have not
         else:
-            raise Unfit(f"it gives a state to {type(made).__name__}, which is not plain data")
+            raise UnfitPickle(f"it gives a state to {type(made).__name__}, which is not plain data")
 
 
 def _whole_number(content: bytes) -> int:
@@ -243,4 +243,4 @@ _CHANGES: dict[bytes, Callable[[_Machine], None]] = {
 
 def _check_protocol(version: int) -> None:
     if not 2 <= version <= 4:
-        raise Unfit(f"a pickle of protocol {version}")
+        raise UnfitPickle(f"a pickle of protocol {version}")

@@ -10,7 +10,7 @@ import numpy as np
 from evener.allowance import Allowance
 
 
-class Unfit(Exception):
+class UnfitPickle(Exception):
     """Something in the pickle is not allowed; `read` adds where."""
 
 
@@ -45,30 +45,30 @@ class NewDtype:
 def named(module: object, name: object) -> Name:
     """What a pickle may name. Raises Unfit for all else."""
     if not isinstance(module, str) or not isinstance(name, str):
-        raise Unfit("it names something by what is no text")
+        raise UnfitPickle("it names something by what is no text")
     found = _NAMES.get((module, name))
     if found is None:
-        raise Unfit(f"it names {module[:80]}.{name[:80]}, which is not plain data")
+        raise UnfitPickle(f"it names {module[:80]}.{name[:80]}, which is not plain data")
     return Name(found)
 
 
 def called(name: object, arguments: object, allowance: Allowance) -> Any:
     """What numpy and `_codecs` would make of these arguments."""
     if not isinstance(name, Name) or not isinstance(arguments, tuple):
-        raise Unfit("it calls something that is not plain data")
+        raise UnfitPickle("it calls something that is not plain data")
     match name.name, arguments:
         case "_reconstruct", (Name(name="ndarray"), (0,), _):
             return NewArray()
         case "dtype", ("u1" | "|u1", *_):
             return NewDtype()
         case "dtype", (other, *_):
-            raise Unfit(f"an array of dtype {shown(other)}; only bytes (u1) are read")
+            raise UnfitPickle(f"an array of dtype {shown(other)}; only bytes (u1) are read")
         case "encode", (str(text), "latin1"):
             allowance.copied(len(text))
             return text.encode("latin1")
         case "bytes", ():
             return b""
-    raise Unfit(f"it calls {name.name} with other arguments than numpy does")
+    raise UnfitPickle(f"it calls {name.name} with other arguments than numpy does")
 
 
 def array_of(state: object, allowance: Allowance) -> np.ndarray[Any, np.dtype[np.uint8]]:
@@ -80,9 +80,9 @@ def array_of(state: object, allowance: Allowance) -> np.ndarray[Any, np.dtype[np
                 raw = raw.encode("latin1")
             whole = len(shape) <= 8 and all(isinstance(size, int) and 0 <= size <= 2**40 for size in shape)
             if fortran or not whole or math.prod(shape) != len(raw):
-                raise Unfit(f"an array of shape {shown(shape)} and {len(raw)} bytes")
+                raise UnfitPickle(f"an array of shape {shown(shape)} and {len(raw)} bytes")
             return np.frombuffer(raw, dtype=np.uint8).reshape(shape)
-    raise Unfit("an array that is not made as numpy makes it")
+    raise UnfitPickle("an array that is not made as numpy makes it")
 
 
 def shown(value: object) -> str:

@@ -15,7 +15,7 @@ from torch.utils.hooks import RemovableHandle
 
 from evener.devices.machine import existing as _existing
 from evener.devices.marks import marked
-from evener.devices.plan import Device, Part, Plan, canonical, merged, plan
+from evener.devices.plan import Device, ModulePart, Plan, canonical, merged, plan
 
 _hooks: WeakKeyDictionary[nn.Module, RemovableHandle] = WeakKeyDictionary()
 
@@ -65,7 +65,7 @@ def decide(
     return plan(parts_of(model), wishes, existing, soft=soft, default=default)
 
 
-def parts_of(model: nn.Module) -> list[Part]:
+def parts_of(model: nn.Module) -> list[ModulePart]:
     """Every module and the tensors that it holds itself; a shared tensor has the name of its first place."""
     names: dict[int, str] = {}
     parts = []
@@ -76,7 +76,7 @@ def parts_of(model: nn.Module) -> list[Part]:
             full = names.setdefault(id(tensor), f"{name}.{leaf}".removeprefix("."))
             count = tensor.numel() if isinstance(tensor, nn.Parameter) else 0
             tensors.append((full, count, tensor.numel() * tensor.element_size()))
-        parts.append(Part(name, type(module).__name__, tuple(tensors)))
+        parts.append(ModulePart(name, type(module).__name__, tuple(tensors)))
     return parts
 
 

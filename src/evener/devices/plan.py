@@ -28,7 +28,7 @@ class Device:
 
 
 @dataclass(frozen=True, slots=True)
-class Part:
+class ModulePart:
     """A module and the tensors that it holds itself, not through a submodule."""
 
     name: str  # "features.0"; "" is the whole model
@@ -125,7 +125,7 @@ def merged(named: Mapping[str, str], marked: Mapping[str, str]) -> dict[str, str
 
 
 def plan(
-    parts: Sequence[Part],
+    parts: Sequence[ModulePart],
     wanted: Mapping[str, str],
     existing: Sequence[Device],
     *,
@@ -171,7 +171,7 @@ def plan(
 
 
 def _given_to_groups(
-    parts: Sequence[Part],
+    parts: Sequence[ModulePart],
     group_of: Mapping[str, str | None],
     wanted: Mapping[str, str],
     default: str,
@@ -217,7 +217,7 @@ def _nearest(name: str, wanted: Mapping[str, str]) -> str | None:
     return name if name in wanted else None
 
 
-def _check_names(parts: Sequence[Part], wanted: Iterable[str]) -> None:
+def _check_names(parts: Sequence[ModulePart], wanted: Iterable[str]) -> None:
     names = [part.name for part in parts if part.name]
     for name in wanted:
         if name and name not in names:
@@ -229,7 +229,7 @@ def _check_names(parts: Sequence[Part], wanted: Iterable[str]) -> None:
             )
 
 
-def _check_shared(parts: Sequence[Part], given: Mapping[str, str]) -> None:
+def _check_shared(parts: Sequence[ModulePart], given: Mapping[str, str]) -> None:
     homes: dict[str, str] = {}
     for part in parts:
         for tensor, _, _ in part.tensors:

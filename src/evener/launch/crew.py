@@ -34,7 +34,7 @@ SECONDARY = ("PeerGone", "Unavailable", "TaskFailed", "ServerLost")
 
 
 @dataclass(slots=True, eq=False)
-class Task:
+class CrewTask:
     """One task and its present life."""
 
     job: str
@@ -60,7 +60,7 @@ class Task:
 class Rules(Protocol):
     """What becomes of a run."""
 
-    def ended(self, task: Task, how: str) -> None:
+    def ended(self, task: CrewTask, how: str) -> None:
         """A task's life is over. `how`: as `Running.ended` says it."""
         ...
 
@@ -94,7 +94,7 @@ class Crew:
         #: Who says where it listens: the ps tasks, a pipeline's first stage, or tower 0.
         self._publishers = settings.ps or 1
         restarts, now = settings.max_restarts, clock()
-        self.tasks = [Task(job, i, Budget(restarts, now)) for job, count in jobs for i in range(count)]
+        self.tasks = [CrewTask(job, i, Budget(restarts, now)) for job, count in jobs for i in range(count)]
         self.reached = 0  # global steps
         self.addresses: dict[int, str] = {}  # of those who listen, by index
         self._stopped, self._unheard = Stopped(hear, clock), Unheard(hear, clock)
@@ -154,7 +154,7 @@ class Crew:
 
     # --- starting
 
-    def start(self, task: Task) -> None:
+    def start(self, task: CrewTask) -> None:
         task.lives += 1
         task.born, task.reached = self.clock(), self.reached
         assignment = Assignment(task.job, task.index, as_options(self.settings), self._run, task.lives)
@@ -191,7 +191,7 @@ class Crew:
         for source in wait([task.running for task in ears.values() if task.running is not None], seconds):
             self._read(ears[id(source)], source)
 
-    def _read(self, task: Task, running: Running) -> None:
+    def _read(self, task: CrewTask, running: Running) -> None:
         for report in running.reports():
             task.heard = True
             match report:
@@ -208,7 +208,7 @@ class Crew:
                     self.first = self.first or report
             self.hear(report)
 
-    def _leaves(self, task: Task, report: Leaves) -> None:
+    def _leaves(self, task: CrewTask, report: Leaves) -> None:
         """End the run, unless some of its tasks are on machines that stay: those go on, and this one comes back."""
         if report.machine:
             self._going.add(task.running.host if task.running is not None else "")
@@ -225,7 +225,7 @@ class Crew:
                 if task.running is not None:
                     task.running.order(self._all_addresses())
 
-    def _look_after(self, task: Task, rules: Rules) -> None:
+    def _look_after(self, task: CrewTask, rules: Rules) -> None:
         """Notice a task's end; start it again if it was killed and may."""
         if task.over:
             return
@@ -248,14 +248,14 @@ class Crew:
 
     # --- ending
 
-    def died(self, task: Task, how: str) -> Failed:
+    def died(self, task: CrewTask, how: str) -> Failed:
         """It ended without a word; what is to be said of it."""
         log = task.running.log if task.running is not None else ""
         task.died = True
         task.failed = Failed(task.name, "TaskFailed", f"{task.name} {how}.", fix=f"look at {log}.")
         return task.failed
 
-    def fails(self, task: Task, told: str) -> None:
+    def fails(self, task: CrewTask, told: str) -> None:
         """The run ends because of this task. `told`: why; empty if it has said so itself."""
         if told:
             failed = self.died(task, told)

@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Callable
 
 from evener.control.interrupts import Interrupts
-from evener.launch.crew import Crew, Task
+from evener.launch.crew import Crew, CrewTask
 from evener.launch.fate import Again, Ended, Fails, Standing, Without, fate
 from evener.launch.starters.process import Starter
 from evener.report import AnyReport, Line
@@ -42,7 +42,7 @@ class LocalRun:
     def turned(self, interrupts: Interrupts) -> None:
         """Each task's end is seen to when it comes."""
 
-    def ended(self, task: Task, how: str) -> None:
+    def ended(self, task: CrewTask, how: str) -> None:
         """Start it again if it was killed and may."""
         crew, now = self.crew, self.crew.clock()
         if not how and task.unsure and not crew.done and crew.deadline is None:
@@ -58,7 +58,7 @@ class LocalRun:
             case Fails(told):
                 crew.fails(task, told)
 
-    def _standing(self, task: Task) -> Standing:
+    def _standing(self, task: CrewTask) -> Standing:
         return Standing(
             done=self.crew.done,
             ending=self.crew.deadline is not None,
@@ -66,7 +66,7 @@ class LocalRun:
             spares=task.job == "worker" and self._can_spare(task),
         )
 
-    def _restart(self, task: Task, delay: float) -> None:
+    def _restart(self, task: CrewTask, delay: float) -> None:
         self._again(task, delay)
         for other in self.crew.tasks if task.job == "ps" else []:
             if not other.over:
@@ -74,13 +74,13 @@ class LocalRun:
             elif not other.died and other.failed is None:  # it had left at the end of the run, which is not the end
                 self._again(other, delay)
 
-    def _again(self, task: Task, delay: float) -> None:
+    def _again(self, task: CrewTask, delay: float) -> None:
         """Start a task that ended once more, unless the run is over by then."""
         task.over, task.restart_at = False, self.crew.clock() + delay
         if task.job == "ps":
             self.crew.addresses.pop(task.index, None)
 
-    def _can_spare(self, dead: Task) -> bool:
+    def _can_spare(self, dead: CrewTask) -> bool:
         """Whether the run goes on without this worker."""
         settings = self._settings
         if not settings.ps:

@@ -7,7 +7,7 @@ from collections.abc import Callable
 from evener.control.control import Stop
 from evener.control.interrupts import Interrupts
 from evener.control.told import LEFT
-from evener.launch.crew import SECONDARY, Crew, Task
+from evener.launch.crew import SECONDARY, Crew, CrewTask
 from evener.launch.fate import SOON, Budget, Ended, Fails, Standing, fate
 from evener.launch.starters.process import Starter
 from evener.report import AnyReport, Line
@@ -48,7 +48,7 @@ class TowersRun:
             self._broken_at = None
             self._again_or_fail(interrupted=bool(interrupts.numbers))
 
-    def ended(self, task: Task, how: str) -> None:
+    def ended(self, task: CrewTask, how: str) -> None:
         """Let the others end too, since none can go on without it."""
         crew = self.crew
         secondary = task.failed is not None and task.failed.kind in SECONDARY
@@ -64,7 +64,7 @@ class TowersRun:
                 if other.running is not None and not other.over:
                     other.running.order(Stop(failed.what.rstrip(".")))
 
-    def _ended_for_good(self, task: Task, how: str) -> None:
+    def _ended_for_good(self, task: CrewTask, how: str) -> None:
         """It is over, it is being ended, or this tower has failed by itself."""
         crew = self.crew
         standing = Standing(done=crew.done, ending=crew.deadline is not None, may_restart=False, spares=False)

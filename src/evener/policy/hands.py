@@ -16,7 +16,7 @@ ENDLESS = 1 << 20
 
 
 @dataclass(slots=True)
-class Hand:
+class WorkerHand:
     """Of one worker's life."""
 
     leases: list[int] = field(default_factory=list)  # not named so far, in the order in which they were given
@@ -41,11 +41,11 @@ class Hands:
 
     def __init__(self, book: Leases, *, ahead: bool) -> None:
         self._book, self._ahead = book, ahead
-        self._hands: dict[Hashable, Hand] = {}
+        self._hands: dict[Hashable, WorkerHand] = {}
 
     def enter(self, owner: Hashable, want: int) -> None:
         """A life begins, with an empty hand."""
-        self._hands[owner] = Hand(want=want)
+        self._hands[owner] = WorkerHand(want=want)
 
     def leave(self, owner: Hashable) -> None:
         """A life has ended; the book is told by others."""

@@ -79,7 +79,7 @@ def _most(parts: int, speeds: Sequence[float], bounds: Sequence[int], begins: Se
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Plan:
+class SharePlan:
     """What a run says of shares. All but `by_speed` in samples, by worker.
 
     Raises:
@@ -113,7 +113,7 @@ class Shares:
     time, so that shares rest where speeds do. When a worker comes or goes it counts at once.
     """
 
-    def __init__(self, plan: Plan) -> None:
+    def __init__(self, plan: SharePlan) -> None:
         self.plan = plan
         self._caps: dict[int, int] = dict(enumerate(plan.caps))
         self._here = set(range(len(plan.sizes)))  # those who have not left: one who has not come yet is awaited

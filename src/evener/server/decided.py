@@ -9,7 +9,7 @@ from collections.abc import Sequence
 import msgspec
 
 from evener.state import rules
-from evener.wire.messages import Decided, Key, Release
+from evener.wire.messages import Decided, Key, Released
 
 
 class Decisions:
@@ -18,12 +18,12 @@ class Decisions:
     def __init__(self) -> None:
         self.apply: list[Key] = []
         self.drop: list[Key] = []
-        self.release: list[tuple[int, int, Release]] = []
+        self.release: list[tuple[int, int, Released]] = []
         self.gone: list[tuple[int, int]] = []
         self.factor: float | None = None
         self.judged: dict[str, float] = {}
 
-    def answered(self, worker: int, epoch: int, answer: Release) -> None:
+    def answered(self, worker: int, epoch: int, answer: Released) -> None:
         """The other shards send the same answer, less what only the leader's has."""
         if answer.leases or answer.script:
             answer = msgspec.structs.replace(answer, leases=[], script=b"")

@@ -12,7 +12,7 @@ from evener.server.links import Links
 from evener.server.rounds import Rounds
 from evener.server.saves import Saves
 from evener.server.shard import Shard
-from evener.wire.messages import End
+from evener.wire.messages import RunOver
 
 log = logging.getLogger(__name__)
 
@@ -84,7 +84,7 @@ class Ending:
             return
         chaos.point("server.ending")
         for link in self._links.followers.values():
-            self._links.answer(link, End(self._course.stopping, self._course.failed))
+            self._links.answer(link, RunOver(self._course.stopping, self._course.failed))
         chaos.point("server.ended")
         self.done = True
         self._saves.end_ledger()

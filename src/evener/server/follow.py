@@ -17,16 +17,14 @@ from evener.server.batches import only_of_scripts
 from evener.server.links import Link, Links, Seat
 from evener.server.shard import Shard
 from evener.settings import Settings
-from evener.state.atomic import Record
+from evener.state.atomic import FileRecord
 from evener.state.checkpoint import Store
 from evener.state.contents import Contents
 from evener.transport.channel import Channel, Source
 from evener.wire import codec
 from evener.wire.messages import (
     AnyMessage,
-    Contents as Shown,
     Decided,
-    End,
     Goodbye,
     Granted,
     Held,
@@ -36,8 +34,10 @@ from evener.wire.messages import (
     Leaving,
     Lost,
     Pull,
+    Pulled,
     Push,
     Refused,
+    RunOver,
     Save,
     Saved,
 )  # fmt: skip
@@ -74,7 +74,7 @@ class Follower:
         self._last_report = clock()
         self._keys: dict[Key, int] = {}  # pushes that the leader has not decided over -> handle
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="saver")
-        self._saving: tuple[int, bytes, Future[dict[str, Record]]] | None = None  # its step and values
+        self._saving: tuple[int, bytes, Future[dict[str, FileRecord]]] | None = None  # its step and values
 
     @property
     def sources(self) -> Sequence[Source]:
@@ -108,7 +108,7 @@ class Follower:
                 self._push(seat, message)
             case Pull(_, what):
                 self.links.answer(
-                    link, Shown(what, self.shard.state.step), self.shard.parts(what, seat.slot, seat.worker)
+                    link, Pulled(what, self.shard.state.step), self.shard.parts(what, seat.slot, seat.worker)
                 )
             case Goodbye():
                 self.links.dismiss(seat)
@@ -181,7 +181,7 @@ class Follower:
                     self._follow(decided)
                 case Save():
                     self._save()
-                case End(reason, failed):
+                case RunOver(reason, failed):
                     self.done = True
                     if failed:
                         raise errors.TaskFailed(f"the run ended: {reason}.")

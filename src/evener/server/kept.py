@@ -12,7 +12,7 @@ from evener.wire.messages import Goodbye, Push
 MOST = 64 << 10
 
 
-class Kept:
+class KeptText:
     """The newest text, and who has to be given it still."""
 
     def __init__(self, text: str = "") -> None:

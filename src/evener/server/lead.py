@@ -12,19 +12,18 @@ from evener.policy.members import Members
 from evener.report import Line
 from evener.server.books import book_of, set_limit
 from evener.server.course import Course, Setup
-from evener.server.kept import Kept
+from evener.server.kept import KeptText
 from evener.server.links import Link, Links, Seat
 from evener.server.pushes import Pushes
 from evener.server.rounds import Rounds
 from evener.server.saves import Saves
 from evener.server.shard import Shard
-from evener.state.atomic import Record
+from evener.state.atomic import FileRecord
 from evener.state.contents import Contents
 from evener.state.saver import begin
 from evener.wire import codec
 from evener.wire.messages import (
     AnyMessage,
-    Contents as Shown,
     Draw,
     Follow,
     Goodbye,
@@ -38,6 +37,7 @@ from evener.wire.messages import (
     Leaving,
     Lost,
     Pull,
+    Pulled,
     Push,
     Saved,
     TooBig,
@@ -106,7 +106,7 @@ class Leader:
             case Leaving(shard, reason) if 0 < shard == link.follower:
                 self.leave(reason)
             case Saved(shard, _, files, values, error) if 0 < shard == link.follower:
-                self.setup.saver.add(shard, {name: Record(*file) for name, file in files.items()}, values, error)
+                self.setup.saver.add(shard, {name: FileRecord(*file) for name, file in files.items()}, values, error)
             case Join() | Push() | Draw() | TooBig() | Pull() | Goodbye() | Halt() | Judged():
                 self._from_worker(self.links.seat_of(link, message.identity), message)
             case _:
@@ -179,7 +179,7 @@ class Leader:
             case Pull(_, what):
                 self.lives.shown(seat.worker, self.setup.clock())
                 parts = self.shard.parts(what, seat.slot, seat.worker)
-                self.links.answer(seat.link, Shown(what, self.shard.state.step), parts)
+                self.links.answer(seat.link, Pulled(what, self.shard.state.step), parts)
             case Judged(_, figures):
                 self.rounds.judge(figures)
                 self.rounds.tell_followers()
@@ -195,7 +195,7 @@ class Leader:
         if reason.startswith(errors.Preempted.__name__):
             self.rounds.chief.lost(seat)  # if it was to validate, somebody else has to
         if goodbye.script and seat.worker == min(self.links.seats) and self.settings.script:
-            Kept.check(goodbye)
+            KeptText.check(goodbye)
             self.rounds.kept.take(goodbye, self.links.seats)
         self._leave(seat, ended=bool(self.settings.script) and not reason and not goodbye.failed)
         if goodbye.failed:

@@ -16,7 +16,7 @@ from evener.transport import user
 from evener.transport.channel import Arrived, Closed, Complaints, Incoming, Listener, Opened, Source, wait
 from evener.wire import codec
 from evener.wire.layout import Layout
-from evener.wire.messages import AnyMessage, Follow, Hello, Push, Release
+from evener.wire.messages import AnyMessage, Follow, Hello, Push, Released
 from evener.wire.standing import Pong
 from evener.wire.words import Identity
 
@@ -49,7 +49,7 @@ class Seat:
     joined: bool = False  # the policy knows it
     awaits: int | None = None  # seq of the request it waits on; None while it computes
     whole: bool = False  # that request lies on every shard
-    answer: Release | None = None  # the last one, for a repeated request
+    answer: Released | None = None  # the last one, for a repeated request
     before: int = -1  # of the parameters that it had before those of that one
     drawn: int = 0  # the version that it was told to look at since, with batches of another epoch
     inbox: list[memoryview] = field(default_factory=list)  # the peer's, when it last pushed,
@@ -230,7 +230,7 @@ class Links:
             seat.inbox, seat.slot = inbox, Slot(self._layout, self._shard, inbox)
         return seat.slot
 
-    def release(self, seat: Seat, answer: Release, parameters: Sequence[memoryview]) -> None:
+    def release(self, seat: Seat, answer: Released, parameters: Sequence[memoryview]) -> None:
         """Answer a push. Memory that its transport has let go of is kept for the chief, who may ask to see it."""
         if seat.answer is not None and seat.answer is not answer:
             seat.before = seat.version

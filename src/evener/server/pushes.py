@@ -11,7 +11,7 @@ from evener.policy.lives import Stage
 from evener.policy.members import Members, Verdict
 from evener.server.ending import Ending
 from evener.server.guard import Guard
-from evener.server.kept import Kept
+from evener.server.kept import KeptText
 from evener.server.links import Links, Seat
 from evener.server.rounds import Rounds
 from evener.server.saves import Saves
@@ -40,7 +40,7 @@ class Pushes:
             raise errors.PushRejected(f"{seat.name} pushed a gradient of generation {old}; the servers are at {now}.")
         if wrong := self.rounds.giver.refuses(seat, push):
             raise errors.ProtocolError(f"{seat.name} {wrong}.")
-        Kept.check(push)
+        KeptText.check(push)
         self.shard.remember(push)
         gradient = self.links.gradient(seat)
         self.rounds.giver.pushed(seat, push)

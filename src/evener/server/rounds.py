@@ -13,7 +13,7 @@ from evener.policy.events import (
     Event,
     Recall,
     Refreshed,
-    Release as ReleaseDecision,
+    Release,
     Wait,
 )  # fmt: skip
 from evener.policy.leases import Leases
@@ -26,7 +26,7 @@ from evener.server.counsel import Counsel
 from evener.server.course import Course
 from evener.server.decided import Decisions, Products
 from evener.server.giving import Given, Giver, OneEach
-from evener.server.kept import Kept
+from evener.server.kept import KeptText
 from evener.server.links import Links, Seat
 from evener.server.scripts import UNUSED, Scripts
 from evener.server.shard import Shard
@@ -34,7 +34,7 @@ from evener.server.shared_scripts import SharedScripts
 from evener.server.sharing import Sharing
 from evener.server.timer import Timer
 from evener.state import rules
-from evener.wire.messages import Draw, Drawn, Key, Push, Release, TooBig
+from evener.wire.messages import Draw, Drawn, Key, Push, Released, TooBig
 
 #: What an update of finite gradients that is not finite itself ends with.
 Exploded = Callable[[NonFinite, Sequence[Push]], Exception]
@@ -69,7 +69,7 @@ class Rounds:
             self.giver = OneEach(links, shard, leases, self.lives, clock)
         if not settings.script and (settings.batches > 1 or settings.terms.in_flight > 1):
             self.deal_ahead()
-        self.kept = Kept(course.setup.restored.script if course.setup.restored else "")
+        self.kept = KeptText(course.setup.restored.script if course.setup.restored else "")
 
     def deal_ahead(self) -> None:
         """Workers may have several batches in hand. Before any of them has one."""
@@ -123,7 +123,7 @@ class Rounds:
                         self.counsel.late(push.identity.worker, delay)
                 case Recall(worker):
                     self.giver.recall(self.links.seats[worker])
-                case ReleaseDecision(worker):
+                case Release(worker):
                     released.append(worker)
                 case Wait():
                     self.timer.set(decision)
@@ -275,7 +275,7 @@ class Rounds:
         self.shard.released(seat.worker)
         lease = given.lease if given is not None else -1
         chief = seat.worker == self.chief.now()
-        answer = Release(
+        answer = Released(
             seq=seat.awaits or 0, version=self.shard.state.step, lease=lease, stop=self.course.stopping,
             chief=chief, rejected=rejected, staleness=staleness,
             dropped=self.course.tally.dropped, learning_rate=self.shard.state.learning_rate,

@@ -8,7 +8,7 @@ from itertools import cycle
 from statistics import median
 
 from evener.modes import Async, Mode, Rennala, Ringmaster, Sync
-from evener.simulate.crew import Crew, Pace
+from evener.simulate.crew import Pace, SimulatedCrew
 
 #: Of what all workers together could give, a mode that uses less than this wastes too much.
 ENOUGH = 0.8
@@ -43,7 +43,7 @@ def share(mode: Mode, times: Sequence[Sequence[float]]) -> float:
     """
     workers = len(times)
     means = [sum(one) / len(one) for one in times]
-    crew = Crew(mode.start(0, workers), workers, recorded(times))
+    crew = SimulatedCrew(mode.start(0, workers), workers, recorded(times))
     stretch = PLAYED / workers * max(min(means), max(means) / 10)
     return min(1.0, crew.play(stretch, 3 * stretch).rate / sum(1 / mean for mean in means))
 

@@ -35,7 +35,7 @@ class Count:
         return self.dropped / self.seconds
 
 
-class Crew:
+class SimulatedCrew:
     """Links without delay, a server without cost; ties in time go by the index of the worker.
 
     Args:

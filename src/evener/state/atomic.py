@@ -18,14 +18,14 @@ from evener import chaos
 LACKING = frozenset({errno.EINVAL, errno.ENOSYS, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOLCK})
 
 
-class Record(msgspec.Struct, frozen=True):
+class FileRecord(msgspec.Struct, frozen=True):
     """One file of a checkpoint."""
 
     nbytes: int
     sha256: str
 
 
-def atomic_write(path: Path, chunks: Iterable[bytes | memoryview]) -> Record:
+def atomic_write(path: Path, chunks: Iterable[bytes | memoryview]) -> FileRecord:
     """Write a file so that its name holds either everything or nothing, even after a power loss."""
     draft = path.with_name(f"{path.name}.tmp.{os.getpid()}")
     digest, nbytes = hashlib.sha256(), 0
@@ -50,7 +50,7 @@ def atomic_write(path: Path, chunks: Iterable[bytes | memoryview]) -> Record:
         with contextlib.suppress(FileNotFoundError):
             os.unlink(draft)
         raise
-    return Record(nbytes, digest.hexdigest())
+    return FileRecord(nbytes, digest.hexdigest())
 
 
 def sync_directory(path: Path) -> str:

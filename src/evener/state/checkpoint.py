@@ -26,7 +26,7 @@ from torch import Tensor
 from evener import chaos
 from evener.errors import CheckpointError, NonFinite, VersionError
 from evener.files import memory, opened
-from evener.state.atomic import Record, atomic_write, sync_directory
+from evener.state.atomic import FileRecord, atomic_write, sync_directory
 from evener.state.contents import Contents
 from evener.state.leftovers import KINDS, MANIFEST, begin, end, name_of, remove, step_of, sweep
 from evener.state.locks import Lock
@@ -73,7 +73,7 @@ class Store:
     def path(self, step: int) -> Path:
         return self.directory / name_of(step)
 
-    def write_shard(self, contents: Contents, shard: int) -> dict[str, Record]:
+    def write_shard(self, contents: Contents, shard: int) -> dict[str, FileRecord]:
         """Write one shard's files of a checkpoint; it counts only once `commit` is done.
 
         Raises:
@@ -85,7 +85,7 @@ class Store:
         self._again()
         path = self.path(contents.step)
         begin(path)
-        files: dict[str, Record] = {}
+        files: dict[str, FileRecord] = {}
         try:
             chaos.point("checkpoint.writing")
             for kind in KINDS:
@@ -190,7 +190,7 @@ def load(path: Path) -> tuple[Manifest, Contents]:
     return manifest, Contents(manifest.step, parameters, averages, optimizer, values)
 
 
-def _read_tensors(file: Path, record: Record) -> dict[str, Tensor]:
+def _read_tensors(file: Path, record: FileRecord) -> dict[str, Tensor]:
     try:
         with opened(file) as reader:
             size = os.fstat(reader.fileno()).st_size

@@ -14,7 +14,7 @@ from evener import files
 from evener.errors import CheckpointError, VersionError
 from evener.policy.leases import LeaseState
 from evener.policy.stretches import Stretch, StretchState, in_leases, in_samples
-from evener.state.atomic import Record, atomic_write
+from evener.state.atomic import FileRecord, atomic_write
 from evener.state.leftovers import KINDS, MANIFEST, is_shard, step_of
 
 FORMAT = 1
@@ -36,7 +36,7 @@ class Manifest(msgspec.Struct, frozen=True, kw_only=True):
     shards: int
     recipe: str
     options: dict[str, Any]  # of the recipe: `evener eval` needs them again
-    files: dict[str, Record]
+    files: dict[str, FileRecord]
     shapes: dict[str, list[int]]  # of every tensor that travels, to join split ones
     parts: dict[str, tuple[str, int, int]] | None = None  # `Layout.parts`: which names in files are of parts
     values: dict[str, dict[str, Any]]  # per shard index: groups, schedule

@@ -16,7 +16,7 @@ from evener.devices.process import give_back
 from evener.policy.leases import LeaseState
 from evener.policy.stretches import StretchState
 from evener.settings import Settings
-from evener.state.atomic import Record
+from evener.state.atomic import FileRecord
 from evener.state.checkpoint import Manifest, Store
 from evener.state.contents import Contents
 from evener.state.state import State
@@ -29,7 +29,7 @@ FULL = tuple(map(os.strerror, (errno.ENOSPC, errno.EDQUOT)))
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Schedule:
+class SaveSchedule:
     """Save every so many seconds, every so many steps, or both."""
 
     every_seconds: float | None = 60.0
@@ -111,7 +111,7 @@ class Saver:
     def __init__(
         self,
         store: Store,
-        schedule: Schedule,
+        schedule: SaveSchedule,
         *,
         shards: int,
         clock: Callable[[], float],
@@ -123,9 +123,9 @@ class Saver:
         self._clock = clock
         self._tell = tell
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="saver")
-        self._own: Future[dict[str, Record]] | None = None
+        self._own: Future[dict[str, FileRecord]] | None = None
         self._manifest: Manifest | None = None
-        self._files: dict[int, dict[str, Record]] = {}
+        self._files: dict[int, dict[str, FileRecord]] = {}
         self._error: BaseException | None = None
         self._last_time = clock()
         self._last_step = -1  # when a save was last tried
@@ -168,7 +168,7 @@ class Saver:
         self._last_time = self._clock()
         self._own = self._thread.submit(self._store.write_shard, contents, 0)
 
-    def add(self, shard: int, files: dict[str, Record], values: bytes, error: str) -> None:
+    def add(self, shard: int, files: dict[str, FileRecord], values: bytes, error: str) -> None:
         """Another shard's files and values (JSON) of the save under way, or why there are none."""
         if self._manifest is None:
             return

@@ -15,7 +15,7 @@ from evener.state.checkpoint import load
 from evener.task.build import open_store
 from evener.task.wiring import Dialer
 from evener.transport.channel import Channel, Memory, Ranges
-from evener.waiting import Wait
+from evener.waiting import Waiting
 from evener.wire import codec
 from evener.wire.messages import Follow, Lead, Refused
 
@@ -53,7 +53,7 @@ class LeaderLine:
             Unavailable: it was not there for longer than the stall timeout.
             EvenerError: it refuses us.
         """
-        wait = Wait(
+        wait = Waiting(
             f"ps:{self.index}", self.settings.stall_timeout, self._report, time.monotonic, silent=ATTEMPT,
             stopped=self._stop_asked,
         )  # fmt: skip
@@ -75,7 +75,7 @@ class LeaderLine:
             wait.still(f"ps:0 at {address}: {why}", fix=START_LEADER)
             time.sleep(0.1)
 
-    def _answer(self, channel: Channel, wait: Wait) -> Lead:
+    def _answer(self, channel: Channel, wait: Waiting) -> Lead:
         while True:
             header = channel.receive(ATTEMPT)
             if header is None:

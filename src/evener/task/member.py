@@ -12,7 +12,7 @@ from typing import Any
 
 from evener import chaos
 from evener.choices import counts_of
-from evener.cluster.cluster import Cluster
+from evener.cluster.cluster import ClusterSpec
 from evener.cluster.environment import Found, chaos_plan, explain, seeing_devices
 from evener.control.notice import noticed
 from evener.control.told import Told, told_to_leave
@@ -31,7 +31,7 @@ from evener.task.worker import run_worker
 LATECOMERS = 60.0
 
 
-def options_in(cluster: Cluster, options: Mapping[str, Any]) -> dict[str, Any]:
+def options_in(cluster: ClusterSpec, options: Mapping[str, Any]) -> dict[str, Any]:
     """The options of a task: how many there are, and where, is said by the cluster."""
     if not cluster.ps:
         raise ConfigError("the cluster has no job 'ps'.", fix="name at least one: --ps-hosts HOST:PORT.")
@@ -46,7 +46,7 @@ def options_in(cluster: Cluster, options: Mapping[str, Any]) -> dict[str, Any]:
     return {**options, "ps": len(cluster.ps), **counts, "ps_hosts": hosts}
 
 
-def local_rank(cluster: Cluster, index: int) -> tuple[int, int]:
+def local_rank(cluster: ClusterSpec, index: int) -> tuple[int, int]:
     """The number of a worker among those of its machine, and how many these are."""
     host = cluster.worker[index].host
     mine = [number for number, address in enumerate(cluster.worker) if address.host == host]

@@ -20,7 +20,7 @@ from evener.state.saver import NoSaver, Saver
 from evener.state.state import State
 from evener.state.tensors import CPU, Slot, digest_of, named_tensors, zeros
 from evener.task.build import VERSION, Built, beginning, open_ledger, open_store, tell_start
-from evener.task.parts import Model, Parts, prepared
+from evener.task.parts import Model, Prepared, prepared
 from evener.task.placing import place_model
 from evener.task.server import schedule_of
 from evener.wire.layout import Layout
@@ -88,13 +88,13 @@ def _ranges(layout: Layout, block: Tensor) -> list[Tensor]:
     return [block[at : at + nbytes] for at, nbytes in layout.ranges(0)]
 
 
-def _in_any_order(parts: Parts) -> bool:
+def _in_any_order(parts: Prepared) -> bool:
     """Whether nothing of a run depends on the order in which squares of its gradients are summed."""
     recipe = parts.built.recipe
     return recipe.clip_norm is None and recipe.clip_value is None and parts.settings.refuse_norm is None
 
 
-def _beginning(parts: Parts, home: torch.device, tower: Tower | None, group: Group | None) -> Kept:
+def _beginning(parts: Prepared, home: torch.device, tower: Tower | None, group: Group | None) -> Kept:
     """Where all towers begin, or the one alone. Whoever fails here leaves the others."""
     try:
         if group is not None and tower is not None:
@@ -113,7 +113,7 @@ def _beginning(parts: Parts, home: torch.device, tower: Tower | None, group: Gro
         raise
 
 
-def _kept(parts: Parts) -> Kept:
+def _kept(parts: Prepared) -> Kept:
     """Of the logdir, for the process that saves."""
     settings, report = parts.settings, parts.report
     store = open_store(settings, tell=parts.tell)
@@ -123,7 +123,7 @@ def _kept(parts: Parts) -> Kept:
     return saver, open_ledger(settings, generation=0, run="", report=report, task=parts.task, marks=marks), restored
 
 
-def _local(parts: Parts, kept: Kept, state: State, gradients: Slot, tower: Tower | None) -> Local:
+def _local(parts: Prepared, kept: Kept, state: State, gradients: Slot, tower: Tower | None) -> Local:
     saver, ledger, restored = kept
     local = Local(
         state, gradients, settings=parts.settings, samples=len(parts.data.train), saver=saver, ledger=ledger,
@@ -134,7 +134,7 @@ def _local(parts: Parts, kept: Kept, state: State, gradients: Slot, tower: Tower
     return local
 
 
-def _facts(parts: Parts, home: torch.device, tower: Tower) -> dict[str, object]:
+def _facts(parts: Prepared, home: torch.device, tower: Tower) -> dict[str, object]:
     """What towers must agree about, by the name that a person gave it."""
     built, settings, samples = parts.built, parts.settings, len(parts.data.train)
     options = json.dumps(dict(settings.recipe_options), sort_keys=True, default=str)

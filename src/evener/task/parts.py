@@ -29,7 +29,7 @@ from evener.worker.exchange.exchange import Computes, Exchange
 
 
 @dataclass(frozen=True, slots=True)
-class Parts:
+class Prepared:
     """A recipe that is built, its data, and who hears of them. Made by `prepared`."""
 
     task: str
@@ -60,7 +60,7 @@ class Parts:
         )  # fmt: skip
 
 
-def prepared(built: Built, settings: Settings, task: str, report: Reporter) -> Parts:
+def prepared(built: Built, settings: Settings, task: str, report: Reporter) -> Prepared:
     """Read the data and say what people should know before they train on them.
 
     Raises:
@@ -70,7 +70,7 @@ def prepared(built: Built, settings: Settings, task: str, report: Reporter) -> P
         tell_and_log(task, report, built.note)
     settings = settled(settings, built.recipe)
     data, batches, first = loaded(built, settings, task, report)
-    return Parts(task, built, counted(settings, batches), data, batches, first, report)
+    return Prepared(task, built, counted(settings, batches), data, batches, first, report)
 
 
 @dataclass(frozen=True, slots=True)
@@ -83,7 +83,7 @@ class Model:
     @classmethod
     def over(  # noqa: PLR0913 - a model and its memory
         cls,
-        parts: Parts,
+        parts: Prepared,
         parameters: Bytes,
         gradients: Bytes,
         elsewhere: Mapping[str, torch.device] | None,
@@ -106,7 +106,7 @@ class Model:
         return exchange if self.memory is None else Fetching(exchange, self.memory)
 
 
-def hooks_for(parts: Parts) -> list[Hook]:
+def hooks_for(parts: Prepared) -> list[Hook]:
     """The hooks of every run, then the recipe's own, which see the others' work (SEMANTICS H5)."""
     from evener.session.summary import Summaries
 

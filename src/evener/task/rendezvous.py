@@ -12,11 +12,11 @@ from pathlib import Path
 from typing import Protocol
 
 from evener import errors, files
-from evener.cluster.cluster import Cluster
+from evener.cluster.cluster import ClusterSpec
 from evener.control.control import TaskEnd
 from evener.report import Published, Reporter
 from evener.state.atomic import atomic_write
-from evener.waiting import Wait
+from evener.waiting import Waiting
 
 #: Seconds that a task waits for the addresses of the others: their imports may be slow.
 START = 300.0
@@ -98,7 +98,7 @@ class Directory:
         atomic_write(self._files[int(task.partition(":")[2])], [address.encode() + b"\n"])
 
     def addresses(self) -> Sequence[str]:
-        wait = Wait(self._task, self._patience, self._report, self._clock, stopped=self._stop_asked)
+        wait = Waiting(self._task, self._patience, self._report, self._clock, stopped=self._stop_asked)
         while True:
             found = [_read(file) for file in self._files]
             if all(found):
@@ -129,7 +129,9 @@ def _read(file: Path) -> str:
     return text
 
 
-def for_cluster(directory: str, cluster: Cluster, fixed: Rendezvous, shared: Callable[[Path], Directory]) -> Rendezvous:
+def for_cluster(
+    directory: str, cluster: ClusterSpec, fixed: Rendezvous, shared: Callable[[Path], Directory]
+) -> Rendezvous:
     """The rendezvous of `evener task`: none is needed where all ports are known.
 
     Raises:

@@ -20,7 +20,7 @@ from evener.server.links import Links
 from evener.server.serve import never, serve
 from evener.server.shard import Shard
 from evener.settings import Settings
-from evener.state.saver import Saver, Schedule
+from evener.state.saver import Saver, SaveSchedule
 from evener.state.state import State
 from evener.state.tensors import let_go
 from evener.task.build import (
@@ -43,8 +43,8 @@ from evener.task.wiring import close, listen, public_address
 from evener.transport.channel import Listener
 
 
-def schedule_of(settings: Settings) -> Schedule:
-    return Schedule(
+def schedule_of(settings: Settings) -> SaveSchedule:
+    return SaveSchedule(
         every_seconds=settings.save_checkpoint_secs,
         every_steps=settings.save_checkpoint_steps,
         keep=settings.keep,

@@ -17,13 +17,13 @@ from evener.state.checkpoint import Store, load
 from evener.state.state import State
 from evener.state.tensors import Slot, bind
 from evener.task.build import VERSION, Built, beginning, open_ledger, open_store, tell_and_log, tell_start
-from evener.task.parts import Parts, prepared
+from evener.task.parts import Prepared, prepared
 from evener.task.server import schedule_of
 from evener.wire.layout import Layout
 from evener.worker.allreduce.meeting import listening_store, store_at
 from evener.worker.exchange.local import Local
 from evener.worker.pipeline.conductor import Conductor, StagesSaver, follow
-from evener.worker.pipeline.pipeline import Part
+from evener.worker.pipeline.pipeline import StagePart
 from evener.worker.pipeline.splitting import cut, points_of
 from evener.worker.pipeline.stage_group import Ask, StageGroup
 
@@ -71,7 +71,7 @@ def run_stage(  # noqa: PLR0913 - what a task is told, each once
         group.close()
 
 
-def _numbered(parts: Parts) -> Batches:
+def _numbered(parts: Prepared) -> Batches:
     """The batches, if they can be cut. Raises ConfigError."""
     own_step, batches = parts.built.recipe.step is not None, parts.batches
     if own_step or not isinstance(batches, Batches):
@@ -83,7 +83,7 @@ def _numbered(parts: Parts) -> Batches:
     return batches
 
 
-def _local(part: Part, state: State, settings: Settings, samples: int, report: Reporter) -> Local:
+def _local(part: StagePart, state: State, settings: Settings, samples: int, report: Reporter) -> Local:
     """Stage 0's own part; from here on all stages continue from the same checkpoint."""
     task = "worker:0"
     tell = partial(tell_and_log, task, report)
@@ -103,7 +103,7 @@ def _local(part: Part, state: State, settings: Settings, samples: int, report: R
 
 def _parts(
     built: Built, settings: Settings, points: Sequence[str], batches: Batches, group: StageGroup
-) -> tuple[Part, State]:
+) -> tuple[StagePart, State]:
     inputs = batches.batch(0)[0]
     if not isinstance(inputs, Tensor):
         raise errors.ConfigError(
@@ -116,14 +116,14 @@ def _parts(
     layout = Layout(built.layout.specs, shards=group.stages, stages=stages)
     state = State(built.model, built.recipe, layout, shard=group.stage)
     bind(built.model, {piece.spec.name: view for piece, view in state.parameters.named()})
-    part = Part(
+    part = StagePart(
         built.model, built.recipe, made, group, Slot(layout, group.stage),
         schedule=settings.pipeline_schedule, microbatches=settings.chunks, seed=settings.seed,
     )  # fmt: skip
     return part, state
 
 
-def _follow(part: Part, state: State, settings: Settings, batches: Batches, report: Reporter) -> None:
+def _follow(part: StagePart, state: State, settings: Settings, batches: Batches, report: Reporter) -> None:
     task = f"worker:{part.group.stage}"
     store: Store = open_store(settings, writable=False)
     _, step = part.group.take()

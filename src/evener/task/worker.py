@@ -11,7 +11,7 @@ from evener.data.batches import Batches
 from evener.report import Line, Reporter, Status
 from evener.settings import Settings
 from evener.task.build import VERSION, Built
-from evener.task.parts import Model, Parts, prepared
+from evener.task.parts import Model, Prepared, prepared
 from evener.task.placing import place_model
 from evener.task.rendezvous import Rendezvous
 from evener.task.wiring import Dialer
@@ -74,7 +74,7 @@ def run_worker(  # noqa: PLR0913 - what a task is told, each once
     report(Status(task, "done"))
 
 
-def _ahead(parts: Parts) -> int:
+def _ahead(parts: Prepared) -> int:
     """Batches besides those of the present gradient that it is good to know: they are prepared meanwhile."""
     if isinstance(parts.batches, Batches):
         return int(parts.batches.quiet and parts.settings.ahead)

@@ -20,7 +20,7 @@ from evener.session.session import Session
 from evener.settings import Settings, make
 from evener.state.checkpoint import Store
 from evener.state.manifest import in_unit
-from evener.state.saver import Saver, Schedule
+from evener.state.saver import Saver, SaveSchedule
 from evener.state.state import State
 from evener.state.tensors import Slot
 from evener.task.build import batches_of, build, counted, settled
@@ -59,7 +59,7 @@ def one_process(
     settings, data, batches = data_of(recipe, settings)
     store = Store(Path(settings.logdir) / "checkpoints")
     restored = store.newest()
-    schedule = Schedule(
+    schedule = SaveSchedule(
         every_seconds=settings.save_checkpoint_secs, every_steps=settings.save_checkpoint_steps, keep=settings.keep
     )
     with patch("evener.state.saver.ThreadPoolExecutor", Disk()):

@@ -29,7 +29,7 @@ from evener.server.shard import Shard
 from evener.settings import make
 from evener.state.checkpoint import Store, load
 from evener.state.manifest import in_unit
-from evener.state.saver import Saver, Schedule
+from evener.state.saver import Saver, SaveSchedule
 from evener.state.state import State
 from evener.state.tensors import whole_views
 from evener.task.build import Built, build, settled
@@ -130,7 +130,7 @@ class Cluster:
     def _lead(self) -> Leader:
         settings = self.settings
         store = Store(Path(settings.logdir) / "checkpoints")
-        schedule = Schedule(
+        schedule = SaveSchedule(
             every_seconds=settings.save_checkpoint_secs, every_steps=settings.save_checkpoint_steps, keep=settings.keep
         )
         saver = Saver(store, schedule, shards=settings.ps, clock=self.clock)

@@ -20,7 +20,6 @@ from evener.transport.channel import Channel, Memory, Ranges
 from evener.wire import codec
 from evener.wire.messages import (
     AnyMessage,
-    Contents,
     Draw,
     Drawn,
     Goodbye,
@@ -28,9 +27,10 @@ from evener.wire.messages import (
     Hello,
     Join,
     Pull,
+    Pulled,
     Push,
     Refused,
-    Release,
+    Released,
 )
 from evener.wire.words import Identity
 from evener.worker.compute.towers import Towers
@@ -54,7 +54,7 @@ class Worker:
         self.model_views = whole_views(self.layout, self.parameters.view)
         self.seq = 0
         self.pace = 0.0  # seconds that it says a sample takes
-        self.turn: Release | None = None  # shard 0's last release, until a push answers it
+        self.turn: Released | None = None  # shard 0's last release, until a push answers it
         self.channels: list[Channel] = []
         cluster.workers.append(self)
         for shard in range(len(cluster.listeners)):
@@ -104,24 +104,24 @@ class Worker:
             self.identity = granted.identity
         return self.identity
 
-    def start(self) -> Release | None:
+    def start(self) -> Released | None:
         """Greet and join every shard; the first release, or None if this worker must wait."""
         self.greet()
         return self.join()
 
-    def join(self) -> Release | None:
+    def join(self) -> Released | None:
         """Join every shard; the first release, or None if this worker must wait."""
         for shard in range(len(self.channels)):
             self.say(shard, Join(self.identity))
         return self.listen()
 
-    def listen(self) -> Release | None:
+    def listen(self) -> Released | None:
         """The release that all shards have sent; None while it has not come."""
         self.cluster.settle()
         answers = [self.heard(shard) for shard in range(len(self.channels))]
         if not any(answers):
             return None
-        releases = [release for (release,) in answers if isinstance(release, Release)]
+        releases = [release for (release,) in answers if isinstance(release, Released)]
         assert len(releases) == len(answers), answers
         told = [msgspec.structs.replace(release, leases=[], script=b"") for release in releases]  # the leader's alone
         assert all(one == told[0] for one in told), f"shards disagree: {releases}"
@@ -143,7 +143,7 @@ class Worker:
         for view in self.views.values():
             view.fill_(value)
 
-    def push(self, value: float | None = None, **changes: Any) -> Release | None:
+    def push(self, value: float | None = None, **changes: Any) -> Released | None:
         """Push to every shard, the leader last; the release, or None if this worker must wait."""
         if value is not None:
             self.fill(value)
@@ -160,7 +160,7 @@ class Worker:
         self.cluster.settle()
         for shard in range(len(self.channels)):
             (answer,) = self.heard(shard)
-            assert isinstance(answer, Contents) and answer.what == what, answer
+            assert isinstance(answer, Pulled) and answer.what == what, answer
         return {name: view.clone() for name, view in self.model_views.items()}
 
     def leave(self, reason: str = "") -> None:
@@ -189,12 +189,12 @@ class Scripted(Worker):
         self.script = b""  # the last that it was told
         self.stop = ""
 
-    def join(self) -> Release | None:
+    def join(self) -> Released | None:
         for shard in range(len(self.channels)):
             self.say(shard, Join(self.identity, self.want))
         return self.listen()
 
-    def listen(self) -> Release | None:
+    def listen(self) -> Released | None:
         release = super().listen()
         if release is not None:
             self.version = release.version
@@ -202,7 +202,7 @@ class Scripted(Worker):
             assert release.lease == (self.hand[0] if self.hand and not release.stop else -1), (release, self.hand)
         return release
 
-    def _given(self, answer: Release | Drawn) -> None:
+    def _given(self, answer: Released | Drawn) -> None:
         self.hand += answer.leases
         self.size = answer.count or self.size
         self.script = answer.script or self.script

@@ -45,7 +45,7 @@ Credentials = Callable[[socket.socket], tuple[int, int]]
 
 
 @dataclass(slots=True, eq=False)
-class _Link:
+class _Peer:
     """What a server knows of one peer."""
 
     sock: socket.socket
@@ -73,9 +73,9 @@ class SharedListener:
         self._buffer = bytearray(MAX_PACKET + 1)
         self._view = memoryview(self._buffer)
         self._numbers = itertools.count(1)
-        self._links: dict[int, _Link] = {}  # by descriptor
-        self._peers: dict[int, _Link] = {}
-        self._strangers: dict[int, _Link] = {}  # by descriptor, oldest first: connected and not admitted
+        self._links: dict[int, _Peer] = {}  # by descriptor
+        self._peers: dict[int, _Peer] = {}
+        self._strangers: dict[int, _Peer] = {}  # by descriptor, oldest first: connected and not admitted
         self._events: list[Incoming] = []
         self._complaints = Complaints(logging.getLogger(__name__))
 
@@ -124,12 +124,12 @@ class SharedListener:
             return
         sock.setblocking(False)
         sock.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, SOCKET_BUFFER)
-        link = _Link(sock, pid)
+        link = _Peer(sock, pid)
         self._links[sock.fileno()] = self._strangers[sock.fileno()] = link
         self._epoll.register(sock, select.EPOLLIN)
         self._meet(link)
 
-    def _meet(self, link: _Link) -> None:
+    def _meet(self, link: _Peer) -> None:
         """Read a stranger's first packet."""
         try:
             link.offer = receive_offer(link.sock)
@@ -143,7 +143,7 @@ class SharedListener:
         self._peers[link.peer] = link
         self._events.append(Opened(link.peer, f"pid {link.pid}"))
 
-    def _read(self, link: _Link) -> None:
+    def _read(self, link: _Peer) -> None:
         nbytes = read_packet(link.sock, self._buffer)
         if nbytes is None:
             return
@@ -190,12 +190,12 @@ class SharedListener:
         if peer in self._peers:
             self._drop(self._peers[peer])
 
-    def _link(self, peer: int) -> _Link:
+    def _link(self, peer: int) -> _Peer:
         if peer not in self._peers:
             raise PeerGone(f"peer {peer} is gone.")
         return self._peers[peer]
 
-    def _drop(self, link: _Link, reason: str = "") -> None:
+    def _drop(self, link: _Peer, reason: str = "") -> None:
         """Close a link; with a reason it is news to the server."""
         if reason:
             self._events.append(Closed(link.peer, reason))
@@ -206,7 +206,7 @@ class SharedListener:
         link.sock.close()
         link.offer.close()
 
-    def _leave_door(self, link: _Link) -> None:
+    def _leave_door(self, link: _Peer) -> None:
         if self._strangers.pop(link.sock.fileno(), None) and not self._open:
             self._epoll.register(self._door, select.EPOLLIN)
             self._open = True

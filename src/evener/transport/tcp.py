@@ -26,9 +26,9 @@ from evener.transport.tcp_address import PREFIX, bind
 from evener.transport.tcp_channel import connect
 from evener.transport.tcp_farewell import Farewells
 from evener.transport.tcp_handshake import Credentials, complaint
-from evener.transport.tcp_link import Ended, Link, Lost
+from evener.transport.tcp_link import ConnectionOver, HostSilent, TcpLink
 from evener.transport.tcp_reception import Reception
-from evener.transport.tcp_wire import BYE, OPEN, PAYLOAD, PLAIN, Message, Reader, unpack_sizes
+from evener.transport.tcp_wire import BYE, OPEN, PAYLOAD, PLAIN, Reader, Received, unpack_sizes
 
 __all__ = ["TcpListener", "connect", "listen"]
 
@@ -57,8 +57,8 @@ class TcpListener:
         self._complaints = Complaints(logging.getLogger(__name__))
         self._epoll = select.epoll()
         self._reception = Reception(door, self._epoll, heartbeat, self._complain, self._turn_away)
-        self._links: dict[int, Link] = {}  # by descriptor
-        self._peers: dict[int, Link] = {}
+        self._links: dict[int, TcpLink] = {}  # by descriptor
+        self._peers: dict[int, TcpLink] = {}
         self._farewells = Farewells(self._epoll)
         self._numbers = itertools.count(1)
         self._looked = self._listened = clock()
@@ -119,7 +119,7 @@ class TcpListener:
             except SecurityError as error:  # the old ones go on to count
                 self._complain(f"cannot read the keys anew: {error}")
         for sock, address in self._reception.newcomers(self._clock()):
-            link = self._links[sock.fileno()] = Link(sock, address)
+            link = self._links[sock.fileno()] = TcpLink(sock, address)
             self._epoll.register(sock, READ)
             self._hear(link)
 
@@ -130,19 +130,19 @@ class TcpListener:
 
     # --- what they say
 
-    def _hear(self, link: Link) -> None:
+    def _hear(self, link: TcpLink) -> None:
         """Take what has come by a connection: one message at most."""
         try:
             if (message := link.hear(self._credentials)) is not None:
                 self._handle(link, message)
         except ValueError as error:
             self._refuse(link, error)
-        except Lost:
+        except HostSilent:
             self._lose(link, f"its connection {tcp_silence.why(self._heartbeat)}")
-        except Ended:
+        except ConnectionOver:
             self._lose(link, ENDED)
 
-    def _handle(self, link: Link, message: Message) -> None:
+    def _handle(self, link: TcpLink, message: Received) -> None:
         """Take a message as it is meant. Raises ValueError for one that an evener worker would not send now."""
         if not link.peer:
             if message.kind != OPEN:
@@ -156,7 +156,7 @@ class TcpListener:
         else:
             raise ValueError(f"a message of kind {message.kind}")
 
-    def _open(self, link: Link, sizes: tuple[int, ...]) -> None:
+    def _open(self, link: TcpLink, sizes: tuple[int, ...]) -> None:
         if refusal := self._reception.door.opened(link.sock.fileno()):
             raise ValueError(refusal)
         link.open(next(self._numbers), sizes)
@@ -165,7 +165,7 @@ class TcpListener:
 
     # --- how it ends
 
-    def _refuse(self, link: Link, error: ValueError) -> None:
+    def _refuse(self, link: TcpLink, error: ValueError) -> None:
         said_of_it = complaint(error)
         self._complain(f"refused {link.address}: {said_of_it}")
         if isinstance(link.stage, Reader):
@@ -173,31 +173,31 @@ class TcpListener:
         self._forget(link, said_of_it)
         self._part(link)
 
-    def _say_bye(self, link: Link, reason: str) -> None:
+    def _say_bye(self, link: TcpLink, reason: str) -> None:
         with contextlib.suppress(OSError):
             link.send(BYE, reason.encode())
 
-    def _lose(self, link: Link, reason: str) -> None:
+    def _lose(self, link: TcpLink, reason: str) -> None:
         """A connection is over."""
         if not link.peer and not isinstance(link.stage, Reader):
             self._complain(f"{link.address} connected, is none of ours, and left")
         self._forget(link, link.broken or reason)
         self._close(link)
 
-    def _forget(self, link: Link, reason: str = "") -> None:
+    def _forget(self, link: TcpLink, reason: str = "") -> None:
         """End our dealings with a peer; with a reason it is news to the server."""
         if link.peer and reason:
             self._events.append(Closed(link.peer, reason))
         self._peers.pop(link.peer, None)
         link.peer, link.admitted, link.inbox = 0, False, []
 
-    def _part(self, link: Link) -> None:
+    def _part(self, link: TcpLink) -> None:
         """Close a connection when its peer has read what we said last, or has had some time to."""
         del self._links[link.sock.fileno()]
         self._reception.door.leave(link.sock.fileno())
         self._farewells.begin(link, self._clock())
 
-    def _close(self, link: Link) -> None:
+    def _close(self, link: TcpLink) -> None:
         """Close it now; what waits to be sent is not sent."""
         fd = link.sock.fileno()
         self._reception.door.leave(fd)
@@ -207,7 +207,7 @@ class TcpListener:
 
     # --- what we say
 
-    def _flush(self, link: Link) -> None:
+    def _flush(self, link: TcpLink) -> None:
         try:
             link.flush()
         except OSError:
@@ -264,7 +264,7 @@ class TcpListener:
             self._forget(link)
             self._part(link)
 
-    def _link(self, peer: int) -> Link:
+    def _link(self, peer: int) -> TcpLink:
         if peer not in self._peers:
             raise PeerGone(f"peer {peer} is gone.")
         return self._peers[peer]

@@ -20,13 +20,13 @@ from evener.transport.tcp_dial import (
     SILENCE,
     SLOW,
     UNPROVEN,
-    Failed,
-    Line,
+    AttemptFailed,
+    TrustedConnection,
     dial,
 )
 from evener.transport.tcp_handshake import Credentials, one_sided, refused, unproven
 from evener.transport.tcp_link import Buffers, push, wake_for
-from evener.transport.tcp_wire import BYE, OPEN, PAYLOAD, PLAIN, Message, Reader, pack_sizes, written
+from evener.transport.tcp_wire import BYE, OPEN, PAYLOAD, PLAIN, Reader, Received, pack_sizes, written
 
 RETRY_SECONDS = 0.05
 #: An attempt that heard nothing and was shorter than this tells nothing either.
@@ -36,7 +36,9 @@ TELLING_SECONDS = 0.5
 class TcpChannel:
     """One connection. The payload is sent from the worker's own memory, and an answer lands in it, without a copy."""
 
-    def __init__(self, address: str, line: Line, outbox: Ranges, inbox: Ranges, heartbeat: float = 6.0) -> None:
+    def __init__(
+        self, address: str, line: TrustedConnection, outbox: Ranges, inbox: Ranges, heartbeat: float = 6.0
+    ) -> None:
         self._address, self._socket, self._heartbeat = address, line.sock, heartbeat
         self._sealing = line.sealing
         self._reader = Reader(line.opening)
@@ -103,7 +105,7 @@ class TcpChannel:
             if not self._in.poll(milliseconds(min(remaining, self._heartbeat / 4))):
                 self._notice()
 
-    def _read(self) -> Message | None:
+    def _read(self) -> Received | None:
         """The next message that is there."""
         try:
             while True:
@@ -124,7 +126,7 @@ class TcpChannel:
             self._gone = PeerGone(f"{self._address} is no server of ours: it sent {error}.")
         return None
 
-    def _judge(self, message: Message) -> Message | None:
+    def _judge(self, message: Received) -> Received | None:
         """Raises ValueError for what no server of ours says."""
         if message.kind == BYE:
             self._gone = PeerGone(f"{self._address} closed this link: {message.header.decode(errors='replace')}.")
@@ -180,7 +182,7 @@ def connect(  # noqa: PLR0913 - what a link is made of, each once
             line = dial(resolve(parsed[0]), parsed[1], credentials, deadline)
             tcp_silence.prepare(line.sock, heartbeat)
             return TcpChannel(address, line, outbox, inbox, heartbeat)
-        except Failed as failure:
+        except AttemptFailed as failure:
             seen = str(failure)
         except socket.gaierror:
             seen = f"the name '{parsed[0]}' does not resolve."

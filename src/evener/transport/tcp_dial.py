@@ -9,7 +9,7 @@ import time
 from dataclasses import dataclass
 
 from evener.transport.channel import milliseconds
-from evener.transport.tcp_handshake import Credentials, Handshake, Refused, Unproven, Untrusted
+from evener.transport.tcp_handshake import Credentials, Handshake, KeyRefused, Unproven, Untrusted
 from evener.transport.tcp_seal import Sealing
 from evener.transport.tcp_wire import Greeting, greeting
 
@@ -24,12 +24,12 @@ MISMATCH = "one end has keys, the other has none."
 REFUSED = "the server refused our key."
 
 
-class Failed(Exception):
+class AttemptFailed(Exception):
     """An attempt that failed; one of the reasons above."""
 
 
 @dataclass(frozen=True, slots=True)
-class Line:
+class TrustedConnection:
     """A connection to a server that is what it should be."""
 
     sock: socket.socket
@@ -37,7 +37,7 @@ class Line:
     opening: Sealing | None
 
 
-def dial(ip: str, port: int, credentials: Credentials | None, deadline: float) -> Line:
+def dial(ip: str, port: int, credentials: Credentials | None, deadline: float) -> TrustedConnection:
     """Try once, until a moment of `time.monotonic`. Raises Failed or OSError."""
     sock = socket.socket(socket.AF_INET6 if ":" in ip else socket.AF_INET, socket.SOCK_STREAM)
     try:
@@ -59,19 +59,19 @@ def _reach(sock: socket.socket, ip: str, port: int, deadline: float) -> None:
     number = sock.connect_ex((ip, port))
     if number == errno.EINPROGRESS:
         if not _ready(sock, select.POLLOUT, deadline):
-            raise Failed(SILENCE)
+            raise AttemptFailed(SILENCE)
         number = sock.getsockopt(socket.SOL_SOCKET, socket.SO_ERROR)
     if number == errno.ECONNREFUSED:
-        raise Failed(NOBODY)
+        raise AttemptFailed(NOBODY)
     if number in (errno.ETIMEDOUT, errno.EHOSTUNREACH, errno.ENETUNREACH):
-        raise Failed(SILENCE)
+        raise AttemptFailed(SILENCE)
     if number:
         raise OSError(number, errno.errorcode.get(number, str(number)))
     if sock.getsockname() == sock.getpeername():  # a port that nobody has, and the kernel gave it to ourselves
-        raise Failed(NOBODY)
+        raise AttemptFailed(NOBODY)
 
 
-def _shake_hands(sock: socket.socket, credentials: Credentials | None, deadline: float) -> Line:
+def _shake_hands(sock: socket.socket, credentials: Credentials | None, deadline: float) -> TrustedConnection:
     sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
     sock.send(greeting(keys=credentials is not None))
     stage = Greeting()
@@ -80,27 +80,27 @@ def _shake_hands(sock: socket.socket, credentials: Credentials | None, deadline:
         try:
             keys = stage.took(_some(sock, stage.target(), deadline))
         except ValueError as error:
-            raise Failed(f"{FOREIGN}{error}.") from error
+            raise AttemptFailed(f"{FOREIGN}{error}.") from error
     if keys != (credentials is not None):
-        raise Failed(MISMATCH)
+        raise AttemptFailed(MISMATCH)
     if credentials is None:
-        return Line(sock, None, None)
+        return TrustedConnection(sock, None, None)
     handshake = Handshake(credentials)
     while not handshake.done:
         if said := handshake.outgoing():
             sock.sendall(said)  # less than any socket's buffer
         try:
             handshake.took(_some(sock, handshake.target(), deadline))
-        except Refused as error:
-            raise Failed(REFUSED) from error
+        except KeyRefused as error:
+            raise AttemptFailed(REFUSED) from error
         except Unproven as error:
             _tell(sock, handshake.outgoing())
-            raise Failed(UNPROVEN) from error
+            raise AttemptFailed(UNPROVEN) from error
         except Untrusted as error:
-            raise Failed(f"{FOREIGN}{error}.") from error
+            raise AttemptFailed(f"{FOREIGN}{error}.") from error
     if said := handshake.outgoing():
         sock.sendall(said)
-    return Line(sock, handshake.sealing, handshake.opening)
+    return TrustedConnection(sock, handshake.sealing, handshake.opening)
 
 
 def _tell(sock: socket.socket, why: bytes) -> None:
@@ -119,8 +119,8 @@ def _some(sock: socket.socket, target: memoryview, deadline: float) -> int:
                 return nbytes
         except BlockingIOError:
             if not _ready(sock, select.POLLIN, deadline):
-                raise Failed(SLOW) from None
+                raise AttemptFailed(SLOW) from None
             continue
         except OSError as error:
-            raise Failed(BROKEN_OFF) from error
-        raise Failed(BROKEN_OFF)
+            raise AttemptFailed(BROKEN_OFF) from error
+        raise AttemptFailed(BROKEN_OFF)

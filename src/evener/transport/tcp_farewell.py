@@ -10,7 +10,7 @@ import select
 import time
 from collections.abc import Iterable
 
-from evener.transport.tcp_link import Link
+from evener.transport.tcp_link import TcpLink
 
 LINGER_SECONDS = 1.0
 #: So many at a time: the oldest is closed for the next.
@@ -24,13 +24,13 @@ class Farewells:
 
     def __init__(self, epoll: select.epoll) -> None:
         self._epoll = epoll
-        self._links: dict[int, tuple[Link, float]] = {}  # by descriptor, with the end of its time; the oldest first
+        self._links: dict[int, tuple[TcpLink, float]] = {}  # by descriptor, with the end of its time; the oldest first
         self._waste = bytearray(1 << 16)
 
     def __len__(self) -> int:
         return len(self._links)
 
-    def begin(self, link: Link, now: float) -> None:
+    def begin(self, link: TcpLink, now: float) -> None:
         if len(self._links) >= MOST:
             self._close(next(iter(self._links)))
         fd = link.sock.fileno()
@@ -42,7 +42,7 @@ class Farewells:
         if fd in self._links:
             self._go_on(fd, self._links[fd][0])
 
-    def _go_on(self, fd: int, link: Link) -> None:
+    def _go_on(self, fd: int, link: TcpLink) -> None:
         try:
             link.flush()
         except OSError:
@@ -64,7 +64,7 @@ class Farewells:
         self._epoll.unregister(fd)
         link.close()
 
-    def end(self, links: Iterable[Link]) -> None:
+    def end(self, links: Iterable[TcpLink]) -> None:
         """Close all of these and all of ours; waits for a moment for what is on its way."""
         every = [*links, *(link for link, _ in self._links.values())]
         until = time.monotonic() + CLOSE_SECONDS

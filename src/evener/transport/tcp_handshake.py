@@ -29,7 +29,7 @@ class Untrusted(ValueError):
     """A handshake that will not succeed."""
 
 
-class Refused(Untrusted):
+class KeyRefused(Untrusted):
     """The other end does not know our key."""
 
 
@@ -41,7 +41,7 @@ def complaint(error: ValueError) -> str:
     """What a server's log says of a peer that was refused for this."""
     if isinstance(error, Unproven):
         return "its key is no task's"
-    if isinstance(error, Refused):
+    if isinstance(error, KeyRefused):
         return f"it does not take our key ({error})"
     return f"it sent {error}"
 
@@ -162,7 +162,7 @@ class Handshake:
             raise Unproven("a certificate that is no task's") from error
         except ssl.SSLError as error:
             if "ALERT" in (error.reason or ""):
-                raise Refused(f"an alert: {error.reason}") from error
+                raise KeyRefused(f"an alert: {error.reason}") from error
             raise Untrusted(f"no handshake: {error.reason or error}") from error
         if len(key) != KEY_BYTES or self._tls.pending():
             raise Untrusted(f"a key of {len(key)} bytes")

@@ -14,7 +14,7 @@ from dataclasses import dataclass, field
 from evener.transport.channel import MAX_HEADER
 from evener.transport.tcp_handshake import Credentials, Handshake, Untrusted
 from evener.transport.tcp_seal import Sealing
-from evener.transport.tcp_wire import MAX_OPENING, Greeting, Message, Reader, greeting, written, written_bytes
+from evener.transport.tcp_wire import MAX_OPENING, Greeting, Reader, Received, greeting, written, written_bytes
 
 #: Bytes of words that wait to be sent to one peer, beside one payload; who has not read so many does not read.
 WORDS = 1 << 20
@@ -29,11 +29,11 @@ WAKE_BYTES = 1 << 18
 Buffers = list[bytes | memoryview]
 
 
-class Ended(Exception):
+class ConnectionOver(Exception):
     """A connection is over."""
 
 
-class Lost(Ended):
+class HostSilent(ConnectionOver):
     """A connection is over, and nobody said so: its host is silent."""
 
 
@@ -66,7 +66,7 @@ def after(parts: Buffers, sent: int) -> Buffers:
 
 
 @dataclass(slots=True, eq=False)
-class Link:
+class TcpLink:
     """One connection. `peer` is 0 before it has opened a link, and again when we no longer deal with it."""
 
     sock: socket.socket
@@ -117,7 +117,7 @@ class Link:
             if sent:
                 self._queue[0] = self._queue[0][sent:]
 
-    def hear(self, credentials: Credentials | None) -> Message | None:
+    def hear(self, credentials: Credentials | None) -> Received | None:
         """Read until there is a message, or nothing more.
 
         Raises:
@@ -132,9 +132,9 @@ class Link:
                 return None
             except OSError as error:
                 silent = error.errno in (errno.ETIMEDOUT, errno.EHOSTUNREACH, errno.ENETUNREACH)
-                raise (Lost if silent else Ended) from error
+                raise (HostSilent if silent else ConnectionOver) from error
             if not nbytes:
-                raise Ended
+                raise ConnectionOver
             stage = self.stage
             if isinstance(stage, Reader):
                 if (message := stage.took(nbytes)) is not None:
@@ -168,7 +168,7 @@ class Link:
         try:
             self.say(parts)
         except OSError as error:
-            raise Ended from error
+            raise ConnectionOver from error
 
     def open(self, peer: int, sizes: tuple[int, ...]) -> None:
         """It has become a peer: it may say words."""

@@ -37,7 +37,7 @@ OPEN, PLAIN, PAYLOAD, BYE = range(4)
 
 
 @dataclass(frozen=True, slots=True)
-class Message:
+class Received:
     """One that has come; its payload lies where the reader was told to put it."""
 
     kind: int
@@ -96,7 +96,7 @@ class Reader:
         self._part = memoryview(b"")  # where the piece that is read now belongs
         self._header = b""
         #: What is read now; no bound method, whose circle would keep the memory of a payload after its link.
-        self._phase: Callable[[Reader], Message | None]
+        self._phase: Callable[[Reader], Received | None]
         self._begin()
 
     def _begin(self) -> None:
@@ -114,12 +114,12 @@ class Reader:
         """Bytes until the next step."""
         return self._wanted - self._filled
 
-    def took(self, nbytes: int) -> Message | None:
+    def took(self, nbytes: int) -> Received | None:
         """A whole message, if it is complete now. Raises ValueError for what no peer of ours would send."""
         self._filled += nbytes
         return None if self._filled < self._wanted else self._phase(self)
 
-    def _took_head(self) -> Message | None:
+    def _took_head(self) -> Received | None:
         self._kind, length = HEAD.unpack(self._head)
         if self._kind > BYE:
             raise ValueError(f"a message of kind {self._kind}")
@@ -134,7 +134,7 @@ class Reader:
         self._expect(memoryview(bytearray(size)))
         return None if size else self._took_header()
 
-    def _took_header(self) -> Message | None:
+    def _took_header(self) -> Received | None:
         filled: bytearray | memoryview = self._target
         if self._opening is not None:
             filled = bytearray(self._wanted - TAG_BYTES)
@@ -149,7 +149,7 @@ class Reader:
             self._phase = Reader._took_piece
         return self._next_piece() if self._kind == PAYLOAD else self._end()
 
-    def _next_piece(self) -> Message | None:
+    def _next_piece(self) -> Received | None:
         part = next(self._parts, None)
         if part is None:
             return self._end()
@@ -160,13 +160,13 @@ class Reader:
             self._expect(self._scratch[: len(part) + TAG_BYTES])
         return None
 
-    def _took_piece(self) -> Message | None:
+    def _took_piece(self) -> Received | None:
         if self._opening is not None:
             self._opening.open(self._target, bytes(self._head), self._part)
         return self._next_piece()
 
-    def _end(self) -> Message:
-        message = Message(self._kind, self._header)
+    def _end(self) -> Received:
+        message = Received(self._kind, self._header)
         self._part, self._header, self._scratch = memoryview(b""), b"", memoryview(b"")
         self._begin()
         return message

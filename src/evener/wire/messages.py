@@ -2,7 +2,7 @@
 
 Every request carries who asks, in which life, of which server generation (RELIABILITY S4). A worker's first request
 is `Hello` (epoch 0 asks for a new life), then `Join` to every shard, then one `Push` a step. The answer to `Join` and
-to `Push` is a `Release`, whose payload is the shard's parameters: the push is the pull.
+to `Push` is a `Released`, whose payload is the shard's parameters: the push is the pull.
 Shard 0 leads; the other shards tell it what they hold and do what it decides, in its order.
 """
 
@@ -12,7 +12,7 @@ from typing import Annotated
 
 from msgspec import Meta, field
 
-from evener.wire.standing import Dismiss, Ended, Ping, Pong, Relay, Reserve, Reserved
+from evener.wire.standing import Dismiss, Ping, Pong, Relay, Reserve, Reserved, TaskEnded
 from evener.wire.words import Count, Identity, Index, Lease, Message, Script, Several, Want, Word
 
 PROTOCOL = 3
@@ -82,7 +82,7 @@ class Draw(Message, frozen=True):
 
 
 class TooBig(Message, frozen=True):
-    """The memory of this worker has no room for so many samples at once. The answer is a `Release` with fewer."""
+    """The memory of this worker has no room for so many samples at once. The answer is a `Released` with fewer."""
 
     identity: Identity
     lease: Lease
@@ -90,7 +90,7 @@ class TooBig(Message, frozen=True):
 
 
 class Pull(Message, frozen=True):
-    """Show me tensors, change nothing. The answer is `Contents`."""
+    """Show me tensors, change nothing. The answer is `Pulled`."""
 
     identity: Identity
     what: Word  # "parameters", "averages" (EMA), "gradients" (of the last update, averaged)
@@ -129,7 +129,7 @@ class Granted(Message, frozen=True):
     identity: Identity
 
 
-class Release(Message, frozen=True):
+class Released(Message, frozen=True):
     """Compute again: the payload is the parameters of `version`, `lease` names the batch."""
 
     seq: int  # of the push it answers; 0 answers `Join`
@@ -157,11 +157,11 @@ class Drawn(Message, frozen=True):
     stop: str = ""
     chief: bool = False
     failed: bool = False
-    script: bytes = b""  # as in `Release`
+    script: bytes = b""  # as in `Released`
     count: int = 0  # as there
 
 
-class Contents(Message, frozen=True):
+class Pulled(Message, frozen=True):
     """Answer to `Pull`; the payload is what was asked for."""
 
     what: str
@@ -228,7 +228,7 @@ class Decided(Message, frozen=True):
     version: int  # after it
     apply: list[Key]  # in the order in which they are summed
     drop: list[Key]
-    release: list[tuple[int, int, Release]]  # worker, epoch, answer
+    release: list[tuple[int, int, Released]]  # worker, epoch, answer
     gone: list[tuple[int, int]] = field(default_factory=list)  # worker, epoch: forget its link
     judged: dict[str, float] = field(default_factory=dict)  # what a validation has found: before `apply`
     factor: float | None = None  # what clipping by norm multiplies the mean by; None: it is not clipped so
@@ -257,7 +257,7 @@ class Saved(Message, frozen=True):
     error: str = ""
 
 
-class End(Message, frozen=True):
+class RunOver(Message, frozen=True):
     """The run is over; followers close."""
 
     reason: str
@@ -265,7 +265,7 @@ class End(Message, frozen=True):
 
 
 AnyMessage = (
-    Hello | Join | Push | Draw | Drawn | TooBig | Pull | Goodbye | Halt | Judged | Granted | Release | Contents
-    | Refused | Follow | Lead | Held | Lost | Leaving | Decided | Save | Saved | End
-    | Ping | Pong | Reserve | Reserved | Relay | Dismiss | Ended
+    Hello | Join | Push | Draw | Drawn | TooBig | Pull | Goodbye | Halt | Judged | Granted | Released | Pulled
+    | Refused | Follow | Lead | Held | Lost | Leaving | Decided | Save | Saved | RunOver
+    | Ping | Pong | Reserve | Reserved | Relay | Dismiss | TaskEnded
 )  # fmt: skip

@@ -56,7 +56,7 @@ class Dismiss(Message, frozen=True):
     """End your task at once."""
 
 
-class Ended(Message, frozen=True):
+class TaskEnded(Message, frozen=True):
     """The task's process has ended: as it should (""), or how."""
 
     how: str

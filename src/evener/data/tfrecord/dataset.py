@@ -9,8 +9,8 @@ import numpy as np
 from torch import Tensor
 
 from evener.data.dataset import Batch
-from evener.data.tfrecord.files import Files, Joined, find
-from evener.data.tfrecord.schema import Features, Schema, Unfit
+from evener.data.tfrecord.files import Files, JoinedFiles, find
+from evener.data.tfrecord.schema import Features, Schema, UnfitRecord
 from evener.errors import ConfigError, InputError
 
 
@@ -57,7 +57,7 @@ class TFRecords:
         self.transform = transform
         self.thread_safe = transform is None if thread_safe is None else thread_safe
         _check_names(self.schema, self.inputs, target)
-        self._joined = Joined(find(files), skip_bad_records=skip_bad_records, cache_index=cache_index)
+        self._joined = JoinedFiles(find(files), skip_bad_records=skip_bad_records, cache_index=cache_index)
 
     def __len__(self) -> int:
         return len(self._joined)
@@ -82,11 +82,11 @@ class TFRecords:
         """All features of records `numbers` (int64 [B]): name -> tensor [B, *shape], or a list of bytes."""
         try:
             return self.schema.batch(self._joined.records(numbers))
-        except Unfit as unfit:
+        except UnfitRecord as unfit:
             raise misfit(self._joined.place(int(numbers[unfit.row])), unfit) from None
 
 
-def misfit(place: str, unfit: Unfit) -> InputError:
+def misfit(place: str, unfit: UnfitRecord) -> InputError:
     """A record whose checksums are right, but which is not what the schema says."""
     return InputError(
         f"{place} does not fit: {unfit.reason}.",

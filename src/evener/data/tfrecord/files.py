@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 
 from evener.data.tfrecord.index import Index, index
 from evener.data.tfrecord.records import OnDisk, opened, read, told
-from evener.data.tfrecord.search import Source
+from evener.data.tfrecord.search import RecordBytes
 from evener.errors import InputError
 
 #: A file, a pattern such as "data/train-*", or several of these, in this order.
@@ -49,7 +49,7 @@ def find(files: Files) -> list[Path]:
     return paths
 
 
-class Joined:
+class JoinedFiles:
     """All records of several files, numbered through from 0 in the order of the files.
 
     Args:
@@ -60,7 +60,7 @@ class Joined:
 
     def __init__(self, paths: Sequence[Path], *, skip_bad_records: bool = False, cache_index: bool = True) -> None:
         self.paths = list(paths)
-        self._sources: dict[int, Source] = {}
+        self._sources: dict[int, RecordBytes] = {}
         self._lock = threading.Lock()
         self._stamps: list[tuple[int, str] | None] = []
         indexes: list[Index] = []
@@ -91,14 +91,14 @@ class Joined:
         ((source, record, offset, _),) = self._places(np.array([number]))
         return f"{source.path}: record {record} at byte {offset}"
 
-    def _places(self, numbers: NDArray[np.int64]) -> list[tuple[Source, int, int, int]]:
+    def _places(self, numbers: NDArray[np.int64]) -> list[tuple[RecordBytes, int, int, int]]:
         which = np.searchsorted(self._starts, numbers, side="right") - 1
         files, inside = which.tolist(), (numbers - self._starts[which]).tolist()
         sources = {file: self._source(file) for file in dict.fromkeys(files)}
         places = zip(files, inside, self._offsets[numbers].tolist(), self._lengths[numbers].tolist(), strict=True)
         return [(sources[file], number, offset, length) for file, number, offset, length in places]
 
-    def _source(self, file: int) -> Source:
+    def _source(self, file: int) -> RecordBytes:
         with self._lock:
             source = self._sources.get(file)
             if source is None:
@@ -112,7 +112,7 @@ class Joined:
                 self._remember(file, source)
             return source
 
-    def _remember(self, file: int, source: Source) -> None:
+    def _remember(self, file: int, source: RecordBytes) -> None:
         """Keep it open, and let go of the one opened longest ago; whoever reads it just now still holds it."""
         on_disk = [number for number, other in self._sources.items() if isinstance(other, OnDisk)]
         if len(on_disk) >= MAX_OPEN:

@@ -15,8 +15,8 @@ from numpy.typing import NDArray
 
 from evener import files
 from evener.data.tfrecord import crc
-from evener.data.tfrecord.records import Bad, OnDisk, Record, walk
-from evener.data.tfrecord.search import Source
+from evener.data.tfrecord.records import Bad, FoundRecord, OnDisk, walk
+from evener.data.tfrecord.search import RecordBytes
 
 FORMAT = "evener tfrecord index 1"
 Stamp = tuple[int, str, int]  # a file's size, digest of its ends, time: a time that lies costs a walk, no more
@@ -42,7 +42,7 @@ class Index:
         return len(self.offsets)
 
 
-def index(source: Source, *, skip_bad_records: bool = False, cache: bool = True) -> Index:
+def index(source: RecordBytes, *, skip_bad_records: bool = False, cache: bool = True) -> Index:
     """The index of a file, from the one kept beside it when that is of this very size, time, beginning and end.
 
     Args:
@@ -67,12 +67,12 @@ def path_of(path: Path) -> Path:
     return path.with_name(f".{path.name}.evener-index")
 
 
-def _made(source: Source, skip: bool) -> Index:
+def _made(source: RecordBytes, skip: bool) -> Index:
     # Arrays of numbers: a gigabyte of empty records is 60 million of them.
     offsets, lengths = array("q"), array("q")
     skipped, first = 0, None
     for found in walk(source, data=skip, skip=skip):
-        if isinstance(found, Record):
+        if isinstance(found, FoundRecord):
             offsets.append(found.offset)
             lengths.append(found.length)
         elif skip:
@@ -101,7 +101,7 @@ def _keep(path: Path, stamp: Stamp, made: Index) -> None:
             part.unlink(missing_ok=True)
 
 
-def _kept(source: Source, stamp: Stamp) -> Index | None:
+def _kept(source: RecordBytes, stamp: Stamp) -> Index | None:
     """The kept index, or None when there is none or it does not belong to the file as it is now."""
     try:
         content = files.content(path_of(source.path), source.size + files.SMALL)  # 16 bytes a record, as it has itself

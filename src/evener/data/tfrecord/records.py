@@ -17,7 +17,7 @@ from pathlib import Path
 
 from evener import files
 from evener.data.tfrecord import crc
-from evener.data.tfrecord.search import MAX_RECORD, Search, Source, length_of
+from evener.data.tfrecord.search import MAX_RECORD, RecordBytes, Search, length_of
 from evener.errors import InputError
 
 #: A compressed file is unpacked into memory, up to this size.
@@ -55,7 +55,7 @@ class Bad:
 
 
 @dataclass(frozen=True, slots=True)
-class Record:
+class FoundRecord:
     """A good record: number, offset of its first byte and length of its data; the data if they were asked for."""
 
     number: int
@@ -153,7 +153,7 @@ def opened(path: Path) -> OnDisk | Unpacked:
     return Unpacked(path) if is_gzip(path) else OnDisk(path)
 
 
-def read(source: Source, number: int, offset: int, length: int) -> bytes:
+def read(source: RecordBytes, number: int, offset: int, length: int) -> bytes:
     """The data of one record whose place is known.
 
     Raises:
@@ -172,7 +172,7 @@ def read(source: Source, number: int, offset: int, length: int) -> bytes:
     raise Bad(source.path, offset, len(frame), number, reason).error()
 
 
-def walk(source: Source, *, data: bool, skip: bool = False) -> Iterator[Record | Bad]:
+def walk(source: RecordBytes, *, data: bool, skip: bool = False) -> Iterator[FoundRecord | Bad]:
     """All records of a file in order. The first that is bad is the last, unless bad ones are skipped.
 
     Args:
@@ -220,7 +220,7 @@ def unreadable(path: Path, error: OSError) -> InputError:
 class _Window:
     """A block of the file in memory: a system call for each small record would be most of the time."""
 
-    def __init__(self, source: Source) -> None:
+    def __init__(self, source: RecordBytes) -> None:
         self.source = source
         self._start = 0
         self._block = b""
@@ -235,7 +235,7 @@ class _Window:
         return self._block[at : at + count]
 
 
-def _next(window: _Window, number: int, offset: int, data: bool, block: int) -> Record | Bad:
+def _next(window: _Window, number: int, offset: int, data: bool, block: int) -> FoundRecord | Bad:
     """The record at `offset`; a `Bad` of 0 bytes when it cannot be told where the next one begins."""
     head = window.read(offset, crc.HEAD, block)
     left = window.source.size - offset
@@ -252,9 +252,9 @@ def _next(window: _Window, number: int, offset: int, data: bool, block: int) -> 
     if left < length + 16:
         return bad(f"the file ends after {left} of its {length + 16} bytes")
     if not data:
-        return Record(number, offset, length)
+        return FoundRecord(number, offset, length)
     frame = window.read(offset, length + 16)
     content = frame[crc.HEAD : -4]
     if len(frame) < length + 16 or frame[-4:] != crc.tail(content):
         return bad("its data do not agree with their checksum", length + 16)
-    return Record(number, offset, length, content)
+    return FoundRecord(number, offset, length, content)

@@ -24,7 +24,7 @@ DTYPES = ("uint8", "int8", "int16", "int32", "int64", "float16", "float32", "flo
 _LAYOUTS, _NUMBERS = 8, 64
 
 
-class Unfit(Exception):
+class UnfitRecord(Exception):
     """A record that is not as the schema says.
 
     Args:
@@ -135,7 +135,7 @@ class Schema:
             for part, into in zip(self._parts, made, strict=True):
                 into[row] = _value(part, found, record, row)
         except Malformed as error:
-            raise Unfit(row, f"its data are no tf.train.Example: {error}") from None
+            raise UnfitRecord(row, f"its data are no tf.train.Example: {error}") from None
         known = self._layouts.setdefault(len(record), [])
         if len(known) < _LAYOUTS and (layout := _layout(record, found, self._parts)) is not None:
             known.append(layout)
@@ -177,11 +177,11 @@ def _value(part: _Part, found: Mapping[str, Field], record: bytes, row: int) -> 
     """One feature of one record: bytes, or an array [count]."""
     field = found.get(part.name)
     if field is None or not field.kind:
-        raise Unfit(row, f"it has no feature {part.name!r}, but {', '.join(map(repr, found)) or 'none at all'}")
+        raise UnfitRecord(row, f"it has no feature {part.name!r}, but {', '.join(map(repr, found)) or 'none at all'}")
     wanted = f"{'bytes' if part.dtype is None else part.dtype} {list(part.shape)}"
     coded = sum(stop - start for start, stop in field.spans)
     if field.kind == INT64 and coded > 10 * part.count:  # not decoded: that takes many times the memory
-        raise Unfit(row, f"feature {part.name!r} holds {coded} bytes of whole numbers, not {wanted}")
+        raise UnfitRecord(row, f"feature {part.name!r} holds {coded} bytes of whole numbers, not {wanted}")
     read = values(record, field)
     if isinstance(read, list):
         if len(read) == 1 and part.dtype is None:
@@ -189,10 +189,10 @@ def _value(part: _Part, found: Mapping[str, Field], record: bytes, row: int) -> 
         if len(read) == 1 and part.dtype is not None and len(read[0]) == part.count * part.dtype.itemsize:
             return np.frombuffer(read[0], part.dtype.newbyteorder("<"))
         sizes = f"{len(read)} byte strings" if len(read) != 1 else f"{len(read[0])} bytes"
-        raise Unfit(row, f"feature {part.name!r} holds {sizes}, not {wanted}")
+        raise UnfitRecord(row, f"feature {part.name!r} holds {sizes}, not {wanted}")
     kinds = "f" if field.kind == FLOAT else "ui"
     if part.dtype is None or part.dtype.kind not in kinds or len(read) != part.count:
-        raise Unfit(row, f"feature {part.name!r} holds {len(read)} {KINDS[field.kind]} values, not {wanted}")
+        raise UnfitRecord(row, f"feature {part.name!r} holds {len(read)} {KINDS[field.kind]} values, not {wanted}")
     if field.kind == FLOAT:
         return read
     return _held(part, read.astype(np.int64, copy=False).reshape(1, -1), np.array([row]))[0]
@@ -207,7 +207,9 @@ def _held(part: _Part, numbers: NDArray[np.int64], rows: NDArray[np.int64]) -> N
     wrong = np.argwhere((numbers < low) | (numbers > high))
     if len(wrong):
         row, place = wrong[0].tolist()
-        raise Unfit(int(rows[row]), f"feature {part.name!r} holds {numbers[row, place]}, which is no {part.dtype}")
+        raise UnfitRecord(
+            int(rows[row]), f"feature {part.name!r} holds {numbers[row, place]}, which is no {part.dtype}"
+        )
     return numbers
 
 

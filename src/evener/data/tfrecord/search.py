@@ -20,7 +20,7 @@ VAIN = 4
 _BLOCK = 256 * 1024
 
 
-class Source(Protocol):
+class RecordBytes(Protocol):
     """The bytes of one file, unpacked."""
 
     path: Path
@@ -43,7 +43,7 @@ def length_of(head: bytes) -> int:
 class Search:
     """Goes through a file once, forwards. Each place is looked at once, however often it is asked to go on."""
 
-    def __init__(self, source: Source) -> None:
+    def __init__(self, source: RecordBytes) -> None:
         self._source = source
         self._left = VAIN * source.size
         self._block, self._start, self._stop = b"", 0, 0

@@ -14,7 +14,7 @@ import torch.utils.data as torch_data
 from evener.data.tfrecord.dataset import misfit
 from evener.data.tfrecord.files import Files, find
 from evener.data.tfrecord.records import Bad, opened, told, walk
-from evener.data.tfrecord.schema import Features, Schema, Unfit
+from evener.data.tfrecord.schema import Features, Schema, UnfitRecord
 from evener.errors import ConfigError
 
 
@@ -28,7 +28,7 @@ class Raw(NamedTuple):
 
 
 @dataclass
-class Skipped:
+class SkippedRecords:
     """How many bad records a stream has left out so far, in all its passes."""
 
     count: int = 0
@@ -53,7 +53,7 @@ class Stream(torch_data.IterableDataset[dict[str, Any]]):
 
     def __init__(self, files: Files, features: Features, *, skip_bad_records: bool = False) -> None:
         self.schema = Schema(features)
-        self.skipped = Skipped()
+        self.skipped = SkippedRecords()
         self._size: int | None = None
         self._drop_last = False
         paths = find(files)
@@ -105,7 +105,7 @@ class Stream(torch_data.IterableDataset[dict[str, Any]]):
                 return
             try:
                 made = self.schema.batch([raw.data for raw in piece])
-            except Unfit as unfit:
+            except UnfitRecord as unfit:
                 raw = piece[unfit.row]
                 raise misfit(f"{raw.path}: record {raw.number} at byte {raw.offset}", unfit) from None
             yield made if self._size else {name: value[0] for name, value in made.items()}
@@ -120,7 +120,7 @@ class Stream(torch_data.IterableDataset[dict[str, Any]]):
         return made
 
 
-def _records(paths: list[Path], skipped: Skipped, skip: bool) -> Iterator[Raw]:
+def _records(paths: list[Path], skipped: SkippedRecords, skip: bool) -> Iterator[Raw]:
     """All good records; in a worker of a `DataLoader` its part of them."""
     info = torch_data.get_worker_info()
     index, count = (info.id, info.num_workers) if info else (0, 1)

@@ -13,7 +13,7 @@ from evener.cluster.environment import Found, explain
 from evener.cluster.private import keyed
 from evener.control.interrupts import STOPPING
 from evener.launch.standing.allowed import Allowed
-from evener.launch.standing.server import Own, StandingServer
+from evener.launch.standing.server import ServerSettings, StandingServer
 from evener.settings import Settings
 from evener.transport import keys
 
@@ -44,4 +44,4 @@ def stand(found: Found, settings: Settings, allowed: Allowed, say: Callable[[str
     for line in explain(found).splitlines():
         say(line)
     say(f"{task}: takes {allowed.told()}")
-    StandingServer(Own(task, address, given, allowed), listener, say=say).serve(lambda: asked)
+    StandingServer(ServerSettings(task, address, given, allowed), listener, say=say).serve(lambda: asked)

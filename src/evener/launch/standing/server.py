@@ -21,7 +21,7 @@ import msgspec
 from evener import errors, settings as settings_module
 from evener.cluster.cluster import Address, Task
 from evener.control import control
-from evener.control.control import Assignment, Order, Stop, Stream, log_of
+from evener.control.control import Assignment, MessageStream, Order, Stop, log_of
 from evener.launch.standing.allowed import Allowed
 from evener.launch.starters.process import Processes, Running, Starter
 from evener.launch.starters.remote import pieces
@@ -30,7 +30,7 @@ from evener.transport import user
 from evener.transport.channel import Arrived, Closed, Incoming, Listener, wait
 from evener.wire import codec
 from evener.wire.messages import AnyMessage
-from evener.wire.standing import Dismiss, Ended, Ping, Pong, Relay, Reserve, Reserved
+from evener.wire.standing import Dismiss, Ping, Pong, Relay, Reserve, Reserved, TaskEnded
 
 VERSION = version("evener")
 #: Whose key may give jobs.
@@ -45,7 +45,7 @@ class Job:
     recipe: str
     client: str  # "host h0 pid 812"
     since: float
-    orders: Stream[Order] = field(default_factory=control.orders)
+    orders: MessageStream[Order] = field(default_factory=control.orders)
     run: str = ""
     step: int = 0
     running: Running | None = None
@@ -54,7 +54,7 @@ class Job:
 
 
 @dataclass(frozen=True, slots=True)
-class Own:
+class ServerSettings:
     """What the server itself was told."""
 
     task: Task
@@ -72,7 +72,7 @@ class StandingServer:
 
     def __init__(
         self,
-        own: Own,
+        own: ServerSettings,
         listener: Listener,
         *,
         say: Callable[[str], None],
@@ -276,7 +276,9 @@ class StandingServer:
             job.running = None
             self._say(f"{self._own.task}: run {job.run} {how or 'is over'}, at step {job.step}")
             if job.peer:
-                self._answer(job.peer, Ended(f"was ended: its server got {self._leaving}" if self._leaving else how))
+                self._answer(
+                    job.peer, TaskEnded(f"was ended: its server got {self._leaving}" if self._leaving else how)
+                )
         if job.deadline is not None:
             self._let_go(job)
 

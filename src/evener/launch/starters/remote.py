@@ -22,7 +22,7 @@ import msgspec
 
 from evener import errors, transport
 from evener.choices import counts_of
-from evener.cluster.cluster import Cluster, Task
+from evener.cluster.cluster import ClusterSpec, Task
 from evener.cluster.private import keyed
 from evener.control import control
 from evener.control.control import Assignment, Order, log_of
@@ -34,7 +34,7 @@ from evener.transport import keys
 from evener.transport.channel import Channel, Memory, Ranges
 from evener.wire import codec
 from evener.wire.messages import Refused
-from evener.wire.standing import Dismiss, Ended, Relay, Reserve, Reserved
+from evener.wire.standing import Dismiss, Relay, Reserve, Reserved, TaskEnded
 
 #: Seconds to reach a server that should be there; for one that was there a moment ago; for its first answer.
 REACH, REACH_AGAIN, ANSWER = 10.0, 1.0, 10.0
@@ -55,7 +55,7 @@ def check_recipe(recipe: str) -> None:
         )
 
 
-def options_for(servers: Cluster, options: Mapping[str, Any]) -> dict[str, Any]:
+def options_for(servers: ClusterSpec, options: Mapping[str, Any]) -> dict[str, Any]:
     """A run's options, with what the servers say of it: how many tasks, and that each binds a free port of its host.
 
     Raises:
@@ -82,7 +82,7 @@ def pieces(data: bytes) -> list[bytes]:
 
 
 @dataclass(frozen=True, slots=True)
-class _Link:
+class _ServerLink:
     """One server that works for us."""
 
     channel: Channel
@@ -92,7 +92,7 @@ class _Link:
 class RemoteTask:
     """One life of a task on a server."""
 
-    def __init__(self, name: str, address: str, link: _Link, log: str) -> None:
+    def __init__(self, name: str, address: str, link: _ServerLink, log: str) -> None:
         self.host, self.log = link.reserved.host, log
         self.pid = 0  # not of this machine
         self._name, self._address, self._channel = name, address, link.channel
@@ -122,7 +122,7 @@ class RemoteTask:
                 match codec.decode(header):
                     case Relay(data):
                         heard += self._stream.feed(data)
-                    case Ended(how):
+                    case TaskEnded(how):
                         self._how = how
                     case Refused(kind, what, why, fix):
                         heard.append(Failed(self._name, kind, what, why, fix))
@@ -153,13 +153,13 @@ class StandingServers:
         settings: of the run; its keys are those of the client, and stay here.
     """
 
-    def __init__(self, servers: Cluster, settings: Settings) -> None:
+    def __init__(self, servers: ClusterSpec, settings: Settings) -> None:
         if not settings.script:
             check_recipe(settings.recipe)
         settings = keyed(settings, [servers.address(task) for task in servers.tasks()])
         self._servers, self._settings = servers, settings
         self._keys = keys.load(settings.keys, "client") if settings.keys else None
-        self._links: dict[Task, _Link] = {}
+        self._links: dict[Task, _ServerLink] = {}
 
     def reserve(self, tell: Callable[[str], None]) -> None:
         """Make all servers ours, or none.
@@ -204,7 +204,7 @@ class StandingServers:
                 return RemoteTask(str(task), address, link, str(PurePath(link.reserved.directory) / log))
         return NotStarted(address, log, why)
 
-    def _connect(self, task: Task, seconds: float) -> _Link:
+    def _connect(self, task: Task, seconds: float) -> _ServerLink:
         """A link to a server that works for us now. Raises WireError."""
         nothing = Ranges(Memory(0), ())
         server = str(task).replace(":", "-")
@@ -229,7 +229,7 @@ class StandingServers:
         except BaseException:
             channel.close()
             raise
-        return _Link(channel, answer)
+        return _ServerLink(channel, answer)
 
     def close(self) -> None:
         """Let the servers go: they wait for the next job."""

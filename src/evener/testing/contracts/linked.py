@@ -35,7 +35,7 @@ class Ends(Protocol):
 
 
 @dataclass
-class Link:
+class LinkedPair:
     """Both ends of one link, and the worker's memory."""
 
     channel: Channel
@@ -94,13 +94,13 @@ class World:
         self._stack.callback(channel.close)
         return channel, outbox, inbox
 
-    def link(self, sizes: Sequence[int] = (), memory: Memory | None = None) -> Link:
+    def link(self, sizes: Sequence[int] = (), memory: Memory | None = None) -> LinkedPair:
         """A link that is open and admitted."""
         channel, outbox, inbox = self.channel(sizes, memory)
         opened = self.next()
         assert isinstance(opened, Opened)
         self.listener.admit(opened.peer, sizes)
-        return Link(channel, opened.peer, outbox.views(), inbox.views())
+        return LinkedPair(channel, opened.peer, outbox.views(), inbox.views())
 
     def close(self) -> None:
         self._stack.close()

@@ -10,7 +10,7 @@ from collections.abc import Iterator
 import pytest
 
 from evener.errors import PeerGone
-from evener.testing.contracts.linked import SECONDS, Ends, Link, World, arrived, boxes
+from evener.testing.contracts.linked import SECONDS, Ends, LinkedPair, World, arrived, boxes
 from evener.testing.contracts.links import LinkContract
 from evener.testing.contracts.messages import MessageContract
 from evener.transport.channel import Arrived, Channel, Closed, Opened, wait
@@ -43,7 +43,7 @@ class WaitContract:
     def test_no_wake_up_is_lost_in_bursts_from_several_threads(self, world: World) -> None:
         links = [world.link() for _ in range(3)]
 
-        def chatter(link: Link) -> None:
+        def chatter(link: LinkedPair) -> None:
             rng = random.Random(link.peer)
             for number in range(400):
                 link.channel.send(b"%d" % number)

@@ -23,7 +23,7 @@ _ALIGNMENT = 64
 
 
 @dataclass(frozen=True, slots=True)
-class _Cut:
+class _Stretch:
     """A stretch of one flat that is summed in one round."""
 
     flat: int
@@ -99,9 +99,9 @@ class SharedSum:
                 flat.add_(other)
 
 
-def _cuts(flats: Sequence[Tensor], window: int) -> tuple[list[list[_Cut]], int]:
+def _cuts(flats: Sequence[Tensor], window: int) -> tuple[list[list[_Stretch]], int]:
     """What is summed in each round, and the bytes that the largest of them takes."""
-    rounds: list[list[_Cut]] = [[]]
+    rounds: list[list[_Stretch]] = [[]]
     at, end = 0, 0
     for number, flat in enumerate(flats):
         start = 0
@@ -111,13 +111,13 @@ def _cuts(flats: Sequence[Tensor], window: int) -> tuple[list[list[_Cut]], int]:
                 at = 0
             room = max(1, (window - at) // flat.element_size())
             stop = min(flat.numel(), start + room)
-            rounds[-1].append(_Cut(number, start, stop, at))
+            rounds[-1].append(_Stretch(number, start, stop, at))
             at += -(-(stop - start) * flat.element_size() // _ALIGNMENT) * _ALIGNMENT
             start, end = stop, max(end, at)
     return rounds, end
 
 
-def _seen(block: memoryview, cut: _Cut, flats: Sequence[Tensor]) -> Tensor:
+def _seen(block: memoryview, cut: _Stretch, flats: Sequence[Tensor]) -> Tensor:
     flat = flats[cut.flat]
     return as_tensor(block[cut.at :][: (cut.stop - cut.start) * flat.element_size()], _name(flat.dtype))
 

@@ -10,7 +10,7 @@ from evener import errors
 from evener.report import Reporter
 from evener.state.tensors import all_finite, flats_of
 from evener.transport.channel import Channel, Memory, Ranges, wait
-from evener.waiting import Wait
+from evener.waiting import Waiting
 from evener.wire import codec
 from evener.wire.layout import Layout
 from evener.wire.messages import AnyMessage, Refused
@@ -117,7 +117,7 @@ class ServerLinks:
             Unavailable: nothing came within `patience` seconds.
             EvenerError: what the shard refused, as the error that it is.
         """
-        waiting = Wait(
+        waiting = Waiting(
             self.name, self.patience, self.report, self.clock, bounded=False
         )  # the servers' limit is shorter
         while True:

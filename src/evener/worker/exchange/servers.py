@@ -12,10 +12,9 @@ import msgspec
 
 from evener import chaos, errors
 from evener.report import Line
-from evener.waiting import Wait
+from evener.waiting import Waiting
 from evener.wire import codec
 from evener.wire.messages import (
-    Contents,
     Draw,
     Drawn,
     Goodbye,
@@ -25,8 +24,9 @@ from evener.wire.messages import (
     Join,
     Judged,
     Pull,
+    Pulled,
     Push,
-    Release,
+    Released,
     TooBig,
 )
 from evener.worker.exchange.exchange import Computed, Own, Turn
@@ -69,7 +69,7 @@ class Servers:
 
     def _enter(self, lost: str) -> Turn:
         """Link up with all shards, whenever they are there: tasks of a cluster are started in any order."""
-        wait = Wait(self.name, self._links.patience, self._report, self._links.clock, silent=SILENCE)
+        wait = Waiting(self.name, self._links.patience, self._report, self._links.clock, silent=SILENCE)
         while True:
             try:
                 self._links.dial()  # all of them before any hears of us: a new life is work, for them and for the disk
@@ -237,9 +237,9 @@ class Servers:
             failed=answer.failed, leases=answer.leases, script=answer.script, count=answer.count,
         )  # fmt: skip
 
-    def _release(self, shard: int) -> Release:
+    def _release(self, shard: int) -> Released:
         answer = self._links.receive(shard, f"ps:{shard} to release {self.name} after global step {self._version}")
-        if not isinstance(answer, Release):
+        if not isinstance(answer, Released):
             raise errors.ProtocolError(f"ps:{shard} answered a Push with {type(answer).__name__}.")
         return answer
 
@@ -257,7 +257,7 @@ class Servers:
         versions = []
         for shard in range(len(self._links)):
             answer = self._links.receive(shard, f"ps:{shard} to show its {what}")
-            if not isinstance(answer, Contents):
+            if not isinstance(answer, Pulled):
                 raise errors.ProtocolError(f"ps:{shard} answered a Pull with {type(answer).__name__}.")
             versions.append(answer.version)
         self.arrivals += 1

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from evener import errors
 from evener.data.batches import Batches
-from evener.state.atomic import Record
+from evener.state.atomic import FileRecord
 from evener.state.checkpoint import Manifest, Store
 from evener.state.contents import Contents
 from evener.state.saver import Saver
@@ -18,14 +18,14 @@ from evener.state.state import State
 from evener.state.tensors import Slot
 from evener.worker.exchange.exchange import Computed, Turn
 from evener.worker.exchange.local import Local
-from evener.worker.pipeline.pipeline import Part
+from evener.worker.pipeline.pipeline import StagePart
 from evener.worker.pipeline.stage_group import WHAT, Ask, StageGroup
 
 
-class Saved(msgspec.Struct, frozen=True):
+class StageSaved(msgspec.Struct, frozen=True):
     """What a stage tells of its part of a checkpoint."""
 
-    files: dict[str, Record]
+    files: dict[str, FileRecord]
     values: bytes
     error: str = ""
 
@@ -42,7 +42,7 @@ class StagesSaver(Saver):
         super().start(contents, manifest)
         self.group.give(Ask.SAVE, contents.step)
         for stage in range(1, self.group.stages):
-            saved = msgspec.json.decode(self.group.receive_text(stage), type=Saved)
+            saved = msgspec.json.decode(self.group.receive_text(stage), type=StageSaved)
             self.add(stage, saved.files, saved.values, saved.error)
 
 
@@ -54,7 +54,7 @@ class Conductor:
         stop_asked: a reason when the launcher wants the run to end.
     """
 
-    def __init__(self, local: Local, part: Part, group: StageGroup, stop_asked: Callable[[], str]) -> None:
+    def __init__(self, local: Local, part: StagePart, group: StageGroup, stop_asked: Callable[[], str]) -> None:
         self._local, self._part, self._group, self._stop_asked = local, part, group, stop_asked
 
     arrivals = 0
@@ -110,7 +110,7 @@ class Conductor:
             self._group.close()
 
 
-def follow(part: Part, state: State, *, store: Store, batches: Batches, busy: Callable[[str, int], None]) -> None:
+def follow(part: StagePart, state: State, *, store: Store, batches: Batches, busy: Callable[[str, int], None]) -> None:
     """Do what stage 0 asks, until it says END.
 
     Args:
@@ -145,9 +145,9 @@ def _shown(state: State, gradients: Slot, what: str) -> Sequence[Tensor]:
     return (gradients if what == "gradients" else state.parameters).flats
 
 
-def _save(state: State, store: Store, stage: int) -> Saved:
+def _save(state: State, store: Store, stage: int) -> StageSaved:
     contents = state.contents()
     try:
-        return Saved(store.write_shard(contents, stage), msgspec.json.encode(contents.values))
+        return StageSaved(store.write_shard(contents, stage), msgspec.json.encode(contents.values))
     except (OSError, errors.EvenerError) as error:  # stage 0 tells it; training goes on
-        return Saved({}, b"", str(error) or type(error).__name__)
+        return StageSaved({}, b"", str(error) or type(error).__name__)

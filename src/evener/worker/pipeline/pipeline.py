@@ -21,7 +21,7 @@ from evener.state.tensors import CPU, Slot
 from evener.worker.compute.constants import Constants
 from evener.worker.compute.losses import check_scalar
 from evener.worker.exchange.exchange import ONLY, OneOf
-from evener.worker.pipeline.splitting import Cut, Foreign
+from evener.worker.pipeline.splitting import Foreign, StagedModel
 from evener.worker.pipeline.stage_group import Ask, StageGroup
 
 SCHEDULES = {"gpipe": ScheduleGPipe, "1f1b": Schedule1F1B}
@@ -30,7 +30,7 @@ SCHEDULES = {"gpipe": ScheduleGPipe, "1f1b": Schedule1F1B}
 ROUNDING = 1e-4
 
 
-class Part:
+class StagePart:
     """One stage: its part of the model, and the gradients of that.
 
     Args:
@@ -44,7 +44,7 @@ class Part:
         self,
         model: nn.Module,
         recipe: Recipe,
-        made: Cut,
+        made: StagedModel,
         group: StageGroup,
         gradients: Slot,
         *,

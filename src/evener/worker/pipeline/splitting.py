@@ -21,7 +21,7 @@ SHOWN = 12
 
 
 @dataclass(frozen=True, slots=True)
-class Cut:
+class StagedModel:
     """A model in stages."""
 
     pipe: Pipe
@@ -54,7 +54,7 @@ def points_of(recipe: Recipe, model: nn.Module, stages: int) -> list[str]:
     return [given[stage * (len(given) + 1) // stages - 1] for stage in range(1, stages)]
 
 
-def cut(model: nn.Module, points: Sequence[str], inputs: Tensor) -> Cut:
+def cut(model: nn.Module, points: Sequence[str], inputs: Tensor) -> StagedModel:
     """Cut a model, by tracing it with one microbatch of inputs. The stages hold the model's own parameters.
 
     Raises:
@@ -79,7 +79,7 @@ def cut(model: nn.Module, points: Sequence[str], inputs: Tensor) -> Cut:
         )
     for stage in range(pipe.num_stages):
         _densify(pipe.get_stage_module(stage))
-    return Cut(pipe, _homes(model, pipe))
+    return StagedModel(pipe, _homes(model, pipe))
 
 
 def _densify(part: nn.Module) -> None:

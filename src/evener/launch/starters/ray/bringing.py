@@ -17,7 +17,7 @@ from evener.control.control import Assignment
 from evener.errors import ConfigError, EvenerError, ServerLost
 from evener.launch.starters.ray.introductions import LEARN, Introductions
 from evener.launch.starters.ray.life import RayTask
-from evener.launch.starters.ray.told import Heard, Here
+from evener.launch.starters.ray.told import ActorHere, Heard
 from evener.report import Failed, Line, Status
 
 VERSION = version("evener")
@@ -36,7 +36,7 @@ class Ground:
     actor: Callable[[str], Any]  # a new one for "ps:0"
     missing: Callable[[str], str]  # why there is no room for it
     leave: Callable[[str], None]  # its node is to go away
-    seen: Callable[[Here], str]  # where one has come to stand; what people should know of that
+    seen: Callable[[ActorHere], str]  # where one has come to stand; what people should know of that
     apart: Callable[[], bool]  # what a node's disk holds is lost with it
     introductions: Introductions
 
@@ -71,7 +71,7 @@ class Bringing:
         self._ground.introductions.gone(self._task, self._actor)
         self._running.over("was killed by SIGKILL" if self._running.killed else how)
 
-    def _placed(self) -> Here:
+    def _placed(self) -> ActorHere:
         """Where its actor has come to stand. One that is lost before it has begun is made anew: it has cost nothing."""
         for left in reversed(range(TRIES)):
             self._actor = self._ground.actor(self._task)
@@ -97,12 +97,12 @@ class Bringing:
         """To people; by the line of the task, since whoever shows it is another thread."""
         self._running.tell(Line("run", f"{self._task} {text}"))
 
-    def _room(self, asked: Any) -> Here:
+    def _room(self, asked: Any) -> ActorHere:
         """Waits for room, and tells so."""
         if not ray.wait([asked], timeout=ROOM)[0]:
             self._running.tell(Status(self._task, "starting", waiting_for="room on the Ray cluster"))
             self._say(f"waits for room on the Ray cluster: {self._ground.missing(self._task)}")
-        here: Here = ray.get(asked)
+        here: ActorHere = ray.get(asked)
         return here
 
     def _listen(self) -> str:

@@ -20,7 +20,7 @@ from evener.control.control import Assignment, log_of
 from evener.control.told import LEFT
 from evener.launch.starters.process import Processes, Running
 from evener.launch.starters.ray.keyring import Keyring
-from evener.launch.starters.ray.told import Heard, Here, Start, same, shares
+from evener.launch.starters.ray.told import ActorHere, Heard, Start, same, shares
 from evener.report import AnyReport, Line, Progress
 from evener.transport.channel import wait
 
@@ -53,10 +53,10 @@ class TaskHost:
         self._answered = 0.0  # when `hear` did
         self._looks: asyncio.Task[None] | None = None
 
-    async def here(self) -> Here:
+    async def here(self) -> ActorHere:
         """Where it stands. The first call waits in Ray until there is room for it."""
         certificate = self._keyring.certificate if self._keyring else ""
-        return Here(
+        return ActorHere(
             socket.gethostname(), self._address, self._node, version("evener"), certificate, shares(self._start)
         )
 

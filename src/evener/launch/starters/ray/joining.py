@@ -27,7 +27,7 @@ log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, slots=True)
-class Joined:
+class RayConnection:
     """This process is connected to a cluster."""
 
     own: bool  # a Ray that was started for this run
@@ -35,7 +35,7 @@ class Joined:
     leave: Callable[[], None]
 
 
-def joined(address: str, runtime_env: dict[str, Any], cpus: int) -> Joined:
+def joined(address: str, runtime_env: dict[str, Any], cpus: int) -> RayConnection:
     """Connect this process: to `address`, else to the Ray that runs here, else to one that is started for it.
 
     Args:
@@ -49,7 +49,7 @@ def joined(address: str, runtime_env: dict[str, Any], cpus: int) -> Joined:
         SecurityError: a Ray of our own would listen beyond this machine.
     """
     if ray.is_initialized():  # by the program that calls us, which goes on to use it
-        return Joined(False, "the Ray that this program uses", lambda: None)
+        return RayConnection(False, "the Ray that this program uses", lambda: None)
     address = address or services.get_ray_address_from_environment("", None)  # of RAY_ADDRESS alone
     try:
         found = _found(address)
@@ -66,7 +66,7 @@ def joined(address: str, runtime_env: dict[str, Any], cpus: int) -> Joined:
         raise Unavailable(f"{where}.", why=_line(error), fix=f"{fix}.") from error
     except (RuntimeError, ValueError) as error:  # another version, a wrong token, a directory that is too large
         raise Unavailable(f"the Ray cluster at {address or 'auto'} refuses this run.", why=_line(error)) from error
-    return Joined(False, f"the Ray cluster at {address or ray.get_runtime_context().gcs_address}", ray.shutdown)
+    return RayConnection(False, f"the Ray cluster at {address or ray.get_runtime_context().gcs_address}", ray.shutdown)
 
 
 def _found(address: str) -> str:
@@ -114,7 +114,7 @@ def token_is_used() -> bool:
     return bool(enable(warn_if_disabled=False))
 
 
-def _own(cpus: int) -> Joined:
+def _own(cpus: int) -> RayConnection:
     """A Ray that listens on loopback alone, and to those who have this user's token (its default for such a one)."""
     if not cpus:
         raise Unavailable(
@@ -130,7 +130,7 @@ def _own(cpus: int) -> Joined:
             why=f"ray {ray.__version__} does not stay on loopback as it should.",
             fix="start one by `ray start --head`, as its documentation advises.",
         )
-    return Joined(True, "a Ray of this machine, started for this run", ray.shutdown)
+    return RayConnection(True, "a Ray of this machine, started for this run", ray.shutdown)
 
 
 def _init(address: str, *, loopback: bool, **more: Any) -> None:

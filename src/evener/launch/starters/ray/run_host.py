@@ -26,7 +26,7 @@ KEPT = 2000
 
 
 @dataclass(frozen=True, slots=True)
-class Over:
+class RunEnded:
     """How a run has ended."""
 
     cut_short: bool = False
@@ -40,7 +40,7 @@ class News:
 
     until: int
     reports: bytes
-    over: Over | None = None
+    over: RunEnded | None = None
 
 
 class Journal:
@@ -89,7 +89,7 @@ class Watcher:
     def say(self, text: str) -> None:
         self.hear(Line("run", text))
 
-    def news(self, since: int, over: Over | None) -> News:
+    def news(self, since: int, over: RunEnded | None) -> News:
         with self._lock:
             return News(self.until, b"".join(map(control.framed, self._journal.since(since))), over)
 
@@ -108,17 +108,17 @@ class RunHost:
     ) -> None:
         self._options, self._train, self._end = options, train, end
         self._watcher = Watcher()
-        self._over: Over | None = None
+        self._over: RunEnded | None = None
         threading.Thread(target=self._run, name="run", daemon=True).start()
 
     def _run(self) -> None:
         try:
-            over = Over(self._train(self._options, self._watcher))
+            over = RunEnded(self._train(self._options, self._watcher))
         except EvenerError as error:
             failed = Failed("run", type(error).__name__, error.what, error.why, error.fix)
-            over = Over(failed=failed, block=getattr(error, "block", ""))
+            over = RunEnded(failed=failed, block=getattr(error, "block", ""))
         except Exception as error:  # whatever it is, who attaches is to know of it
-            over = Over(failed=Failed("run", type(error).__name__, str(error)))
+            over = RunEnded(failed=Failed("run", type(error).__name__, str(error)))
         self._over = over
         time.sleep(LINGER)
         self._end()

@@ -22,7 +22,7 @@ from evener.launch.starters.ray.life import RayTask
 from evener.launch.starters.ray.metrics import Metrics
 from evener.launch.starters.ray.nodes import draining, here
 from evener.launch.starters.ray.places import Places
-from evener.launch.starters.ray.told import Here, Start
+from evener.launch.starters.ray.told import ActorHere, Start
 from evener.settings import Settings
 
 
@@ -89,7 +89,7 @@ class RayTasks:
         with self._lock:
             self._places.leave(self._tasks[task])
 
-    def _seen(self, where: Here) -> str:
+    def _seen(self, where: ActorHere) -> str:
         with self._lock:
             if where.shares or self._apart:
                 return ""

@@ -21,7 +21,7 @@ class Start:
 
 
 @dataclass(frozen=True, slots=True)
-class Here:
+class ActorHere:
     """An actor says where it has come to stand."""
 
     host: str

@@ -68,6 +68,20 @@ def test_near_the_end_of_an_epoch_nobody_takes_the_rest_ahead():
     assert hands.draw(1, 2, 2) == []
 
 
+def test_nothing_is_drawn_of_an_epoch_that_has_begun_since():
+    book = fenced(2)
+    hands = Hands(book, ahead=True)
+    hands.enter("a", 1), hands.enter("b", 1)
+    assert hands.deal(["a", "b"], 2) == {"a": [0], "b": [1]}
+    for owner, lease in (("a", 0), ("b", 1)):
+        hands.name(owner, [lease])
+        book.finish(lease, owner)
+    assert book.turn()
+    assert hands.draw("a", 1, 2) == []  # its parameters may lack what b has given
+    assert hands.deal(["a"], 2) == {"a": [2]}
+    assert hands.draw("a", 2, 2) == [3]
+
+
 def test_what_was_taken_from_a_hand_is_void_until_it_comes_back():
     book = fenced(5)
     hands = Hands(book, ahead=False)

@@ -109,6 +109,18 @@ def test_in_lockstep_round_r_is_of_the_same_leases_however_many_are_in_hand(clus
     assert updates(run) == [[0, 1], [2, 3], [4, 5], [6, 7], [8, 9], [10, 11], [12], [13, 14]]
 
 
+@shards
+@pytest.mark.parametrize("mode", ["async", "bounded"])
+def test_who_was_the_last_but_one_of_an_epoch_has_its_parameters_before_the_next(cluster, mode, ps):
+    run = cluster(mode=mode, workers=2, ps=ps, batches=2)
+    a, b = run.scripted(0, 1)
+    assert a.push(1.0).leases == []  # the other batch is b's
+    assert b.push(3.0).leases == [2]
+    assert a.draw(1).leases == []  # that of the next epoch would come without what b has given
+    a.draw(wait=True)
+    assert (a.drawn.leases, a.drawn.version) == ([3], 2)
+
+
 @pytest.mark.parametrize(
     ("changes", "complaint"),
     [

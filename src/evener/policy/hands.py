@@ -22,6 +22,7 @@ class WorkerHand:
     leases: list[int] = field(default_factory=list)  # not named so far, in the order in which they were given
     want: int = 1
     epoch: int = -1  # in which it has given a gradient, or began
+    given: int = -1  # of the last lease that it was given
 
 
 class Hands:
@@ -105,7 +106,7 @@ class Hands:
                     lease = self._take(owner, hand)
                     if lease is None:
                         return given
-                    hand.append(lease)
+                    self._put(owner, lease)
                     given[owner].append(lease)
         return given
 
@@ -136,21 +137,32 @@ class Hands:
                     for _ in range(size):
                         lease = self._take(owner, hand)
                         assert lease is not None, "a group was there"
-                        hand.append(lease)
+                        self._put(owner, lease)
                         given[owner].append(lease)
         return given
 
     def draw(self, owner: Hashable, want: int, live: int) -> list[int]:
-        """More for a hand of which much may be used already: it names all at once, when its step is whole."""
+        """More for a hand of which much may be used already: it names all at once, when its step is whole.
+
+        Nothing of an epoch that has begun since, where there are epochs: its parameters lack what others made of the
+        last one meanwhile, and come to whoever waits for the next.
+        """
         hand, given = self._hands[owner], list[int]()
         hand.want = want
+        if 0 <= hand.given < self._book.epoch_of((self._book.limit or 0) - 1):
+            return given
         for _ in range(min(want - len(hand.leases), self._share(live))):
             lease = self._take(owner, hand.leases)
             if lease is None:
                 break
-            hand.leases.append(lease)
+            self._put(owner, lease)
             given.append(lease)
         return given
+
+    def _put(self, owner: Hashable, lease: int) -> None:
+        hand = self._hands[owner]
+        hand.leases.append(lease)
+        hand.given = self._book.epoch_of(lease)
 
     def _take(self, owner: Hashable, hand: Sequence[int]) -> int | None:
         """One that it has not in hand; a void one that comes back to it is its own again, and nothing new."""

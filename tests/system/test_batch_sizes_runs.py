@@ -41,11 +41,27 @@ class Sleep(evener.Hook):
             time.sleep(self.slow * session.turn.count)
 
 
-def double(most: int = 10**6, slow: float = 0.0, gate: str = "", gate_step: int = 0) -> evener.Recipe:
+class Together(evener.Hook):
+    # No worker joins before so many are there: one that starts late would miss a run of 40 steps.
+
+    def __init__(self, count):
+        self.count = count
+
+    def begin(self, session):
+        Path(f"{session.task} is here").touch()
+        while len(list(Path().glob("* is here"))) < self.count:
+            time.sleep(0.005)
+
+
+def double(
+    most: int = 10**6, slow: float = 0.0, gate: str = "", gate_step: int = 0, together: int = 0
+) -> evener.Recipe:
     return evener.Recipe(
         model=lambda: Fits(most), data=noise, loss=nn.functional.mse_loss, metrics={}, name="double",
         optimizer=lambda model: torch.optim.SGD(model.parameters(), lr=0.1, momentum=0.9),
-        hooks=lambda: [*([Gate(gate, gate_step)] if gate else []), *([Sleep(slow)] if slow else [])],
+        hooks=lambda: [
+            *([Gate(gate, gate_step)] if gate else []), *([Sleep(slow)] if slow else []), Together(together)
+        ],
     )
 """
 )

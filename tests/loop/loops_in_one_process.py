@@ -208,9 +208,10 @@ def _in_threads(ran: Ran, tasks: Sequence[Callable[[], None]]) -> None:
 def _towers(ran: Ran, program: Program, settings: Settings) -> None:
     meeting = Meeting(settings.towers)
     ran.meeting = meeting  # type: ignore[attr-defined]
-    joinings = []
-    for rank in range(settings.towers):
-        tower = Tower(rank=rank, local_rank=rank, one_machine=True, meet=lambda _, rank=rank: Member(meeting, rank))
+    joinings, members = [], [Member(meeting, rank) for rank in range(settings.towers)]
+    ran.members = members  # type: ignore[attr-defined]
+    for rank, member in enumerate(members):
+        tower = Tower(rank=rank, local_rank=rank, one_machine=True, meet=lambda _, member=member: member)
         joinings.append(_joining(ran, settings, rank, tower=tower))
         if rank:
             joinings[rank].report = lambda report: None  # as `tower_here` has it

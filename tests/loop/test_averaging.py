@@ -172,3 +172,19 @@ def test_parameters_of_towers_are_compared_at_steps_1_2_4_8_and_where_a_pass_end
 def test_a_change_by_one_tower_is_told_where_the_pass_ends(late, tmp_path):
     ran = good(run("2 towers", Streams(late), tmp_path))
     assert any("the towers' parameters differ" in line.text for line in ran.reported(Line)) == late
+
+
+class Normed(Program):
+    def make(self):
+        model = nn.Sequential(nn.Linear(3, 4), nn.SyncBatchNorm(4), nn.Linear(4, 1)).double()
+        return [model, torch.optim.SGD(model.parameters(), lr=0.1), self.loader()]
+
+    def loop(self, ev, *made):
+        """It runs on GPUs alone."""
+
+
+@pytest.mark.parametrize(("program", "hidden"), [(Program(epochs=1), True), (Normed(), False)])
+def test_who_looks_for_other_processes_finds_none_but_where_the_model_is_made_to(program, hidden, tmp_path):
+    """`torchmetrics` would wait for all towers in what the chief computes."""
+    ran = good(run("2 towers", program, tmp_path))
+    assert [member.hidden for member in ran.members] == [hidden] * 2

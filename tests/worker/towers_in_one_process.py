@@ -81,6 +81,7 @@ class Member:
     def __init__(self, meeting: Meeting, rank: int) -> None:
         self.meeting, self.rank, self.size = meeting, rank, meeting.size
         self.closed: bool | None = None
+        self.hidden = False
 
     def sum(self, flats: Sequence[torch.Tensor], what: str, meanwhile: Callable[[], None]) -> None:
         meanwhile()
@@ -90,6 +91,9 @@ class Member:
             for others in everything[1:]:
                 flat.add_(others[index])
         self.meeting.wait()
+
+    def hide(self) -> None:
+        self.hidden = True
 
     def gather(self, text: str) -> list[str]:
         return [str(each) for each in self.meeting.exchange(self.rank, text)]

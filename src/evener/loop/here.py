@@ -7,6 +7,7 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
+from torch import nn
 
 from evener.errors import ConfigError, NonFinite
 from evener.loop.averaging import Averaging, Sums
@@ -21,7 +22,9 @@ from evener.state.saver import begin
 from evener.state.state import State
 from evener.state.tensors import CPU, Slot, bind, frozen, named_tensors, whole_views, zeros
 from evener.task.build import Built, tell_start
+from evener.task.owner import Tower
 from evener.task.script import Joining
+from evener.worker.allreduce.group import Group
 from evener.worker.allreduce.restored import share_restored
 from evener.worker.compute.constants import Values, power_of_two
 from evener.worker.exchange.exchange import Turn
@@ -68,7 +71,7 @@ class Here:
         home, tower = home_of(built), joining.tower
         if tower is not None:
             check_dense(parts.optimizers)
-        self._group = tower.meet(home) if tower is not None else None
+        self._group = _met(tower, built.model, home) if tower is not None else None
         self._rank = tower.rank if tower is not None else 0
         self._record = Record(self._settings, self._report, saves=self._rank == 0)
         if self._rank == 0 and self._settings.logdir:
@@ -273,6 +276,17 @@ class Here:
             record.close()
             if self._group is not None:
                 self._group.close(failed=bool(reason))
+
+
+def _met(tower: Tower, model: nn.Module, home: torch.device) -> Group:
+    """The other towers. Nobody else of this process finds them: `torchmetrics` under `if ev.chief:` would wait for all.
+
+    Nobody but SyncBatchNorm, which is made to find them.
+    """
+    group = tower.meet(home)
+    if not any(isinstance(module, nn.SyncBatchNorm) for module in model.modules()):
+        group.hide()
+    return group
 
 
 def _state_of(built: Built, home: torch.device) -> State:

@@ -28,6 +28,10 @@ class Group(Protocol):
         """
         ...
 
+    def hide(self) -> None:
+        """Let other libraries of this process take it for the only one: they would wait for all, in their own order."""
+        ...
+
     def gather(self, text: str) -> list[str]:
         """What every tower says, in the order of ranks."""
         ...

@@ -84,6 +84,9 @@ class ProcessGroup:
             # NCCL's own watchdog ends the process: we speak first.
             timeout = timedelta(seconds=patience + (30.0 if self._nccl else 0.0))
             dist.distributed_c10d._set_pg_timeout(timeout)
+            world = dist.group.WORLD
+            assert world is not None
+            self._group: dist.ProcessGroup = world
         except RuntimeError as error:
             raise errors.Unavailable(
                 f"worker:{rank} has not met the other {size - 1} towers: {_short(error)}",
@@ -97,7 +100,7 @@ class ProcessGroup:
         if self._near:
             self._sum_in_memory(flats, what, meanwhile)
             return
-        works = [self._begin(partial(dist.all_reduce, flat, async_op=True), what) for flat in flats]
+        works = [self._begin(partial(dist.all_reduce, flat, group=self._group, async_op=True), what) for flat in flats]
         meanwhile()
         for work, flat in zip(works, flats, strict=True):  # every handle is kept until it is done
             self._wait(work, what, flat)
@@ -142,39 +145,41 @@ class ProcessGroup:
         if told:
             self._report(Status(f"worker:{self.rank}", "training"))
 
+    def hide(self) -> None:
+        dist.distributed_c10d._update_default_pg(None)
+
     def gather(self, text: str) -> list[str]:
         return self._gather(text, "a word")
 
     def _gather(self, text: str, what: str) -> list[str]:
         data = text.encode()
+        everybody = partial(dist.all_gather, group=self._group, async_op=True)
         sizes = [torch.zeros(1, dtype=torch.int64) for _ in range(self.size)]
         mine = torch.tensor([len(data)])
-        self._wait(self._begin(lambda: dist.all_gather(sizes, mine, async_op=True), what), what, mine)
+        self._wait(self._begin(partial(everybody, sizes, mine), what), what, mine)
         longest = max(1, *(int(size) for size in sizes))
         found = [torch.zeros(longest, dtype=torch.uint8) for _ in range(self.size)]
         padded = _tensor_of(data.ljust(longest, b"\0"))
-        self._wait(self._begin(lambda: dist.all_gather(found, padded, async_op=True), what), what, padded)
+        self._wait(self._begin(partial(everybody, found, padded), what), what, padded)
         return [bytes(part[: int(size)].tolist()).decode() for part, size in zip(found, sizes, strict=True)]
 
     def share(self, data: bytes) -> bytes:
-        what = "the state to begin with"
+        what, of_first = "the state to begin with", partial(dist.broadcast, src=0, group=self._group, async_op=True)
         size = torch.tensor([len(data)])
-        self._wait(self._begin(lambda: dist.broadcast(size, 0, async_op=True), what), what, size)
+        self._wait(self._begin(partial(of_first, size), what), what, size)
         if not int(size):
             return b""
         body = _tensor_of(data) if self.rank == 0 else torch.zeros(int(size), dtype=torch.uint8)
-        self._wait(self._begin(lambda: dist.broadcast(body, 0, async_op=True), what), what, body)
+        self._wait(self._begin(partial(of_first, body), what), what, body)
         return data if self.rank == 0 else body.numpy().tobytes()
 
     def close(self, *, failed: bool = False) -> None:
         self._leave()
-        if not dist.is_initialized():
-            return
-        with contextlib.suppress(RuntimeError):
+        with contextlib.suppress(RuntimeError, ValueError):  # it may be closed already
             if failed and self._nccl:
-                dist.distributed_c10d._abort_process_group()
+                dist.distributed_c10d._abort_process_group(self._group)
             else:
-                dist.destroy_process_group()
+                dist.destroy_process_group(self._group)
 
     def _leave(self) -> None:
         if self._bell is not None:

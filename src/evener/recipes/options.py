@@ -93,7 +93,8 @@ def _value(name: str, value: object, wanted: Any) -> Any:
         return _several(name, value, wanted)
     if wanted in (int, float):
         return _number(name, value, wanted)
-    return _of_class(name, value, wanted) if isinstance(wanted, type) else value
+    kind = origin or wanted  # of dict[str, int] what holds them
+    return _of_class(name, value, kind) if isinstance(kind, type) else value
 
 
 def _choice(name: str, value: object, choices: tuple[Any, ...]) -> Any:

@@ -392,6 +392,13 @@ def test_lines_that_could_not_be_written_are_a_gap_and_not_clean():
     ]
 
 
+def test_an_epoch_of_which_lines_are_missing_is_not_said_to_be_whole():
+    account = judged([line(FIRST), Gap(3), *story('["u",4,[[3,0,1,4]]]', '["e",4,"over",4,[]]')])
+    assert (account.epochs, account.examples) == (1, 10)
+    assert "10 samples applied, of 1 whole epoch of 35, as far as there are lines" in str(account).splitlines()
+    assert "exactly once" not in str(account)
+
+
 def test_a_ledger_that_begins_later_than_the_training_is_a_gap():
     texts = ['["b",1,0,2,"r","async",7,9,[8],10,35,0,""]', '["u",8,[[8,0,2,1]]]', '["e",8,"over",9,[]]']
     account = judged(story(*texts), [SavedBook(7, 9, [8], {})])  # the checkpoint that it went on from is older, too

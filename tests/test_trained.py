@@ -2,6 +2,7 @@
 
 import json
 import sys
+from enum import Enum
 from pathlib import Path
 
 import pytest
@@ -305,3 +306,27 @@ def test_a_recipe_whose_file_has_moved_keeps_the_options_of_its_training(tmp_pat
     trained(f"{tmp_path}/here/mine.py:recipe", tmp_path / "run", recipe_options={"width": 4})
 
     assert evener.load(f"{tmp_path}/there/mine.py:recipe", tmp_path / "run").weight.shape == (4, 3)
+
+
+@pytest.mark.parametrize("ps", [0, 1])
+def test_options_that_are_no_numbers_are_those_of_the_training_too(ps, tmp_path):
+    (tmp_path / "mine.py").write_text(
+        "import enum, evener, torch\n"
+        "from pathlib import Path\n"
+        "class Kind(enum.Enum):\n"
+        "    NARROW, WIDE = 1, 2\n"
+        "def recipe(widths: tuple[int, ...] = (2,), place: Path = Path('a'), kind: Kind = Kind.NARROW):\n"
+        "    width = sum(widths) * kind.value * len(place.parts)\n"
+        "    data = (torch.zeros(20, 3), torch.zeros(20, dtype=torch.int64)),\n"
+        "    return evener.Recipe(model=lambda: torch.nn.Linear(3, width), data=lambda: (data[0], data[0]),\n"
+        "                         optimizer=lambda model: torch.optim.SGD(model.parameters(), lr=0.1))\n"
+    )
+
+    class Kind(Enum):  # as a program has it that imports the file by another name
+        WIDE = 2
+
+    options = {"widths": (1, 2), "place": Path("a/b/c"), "kind": Kind.WIDE}
+    result = trained(f"{tmp_path}/mine.py:recipe", tmp_path / "run", recipe_options=options, ps=ps)
+
+    assert result.model().weight.shape == (18, 3)
+    assert evener.load(f"{tmp_path}/mine.py:recipe", tmp_path / "run").weight.shape == (18, 3)

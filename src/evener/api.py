@@ -82,9 +82,9 @@ def run(
         download(settings)
     starter = _starter(existing_servers, ray, settings, start)
 
-    def train(hear: Callable[[AnyReport], None], say: Callable[[str], None]) -> bool:
+    def train(hear: Callable[[AnyReport], None], say: Callable[[str], None]) -> str:
         if not apart:
-            return train_here(settings, made, rank, hear) == "interrupted"
+            return "SIGINT" if train_here(settings, made, rank, hear) == "interrupted" else ""
         return train_apart(settings, hear, say, starter)
 
     result = watched(settings, train, stream=stream, quiet=quiet or not leads, start=start, rank=rank)
@@ -129,13 +129,13 @@ def launch(
         make_logdir(Path(settings.logdir), settings.resume_step)
     starter = _starter(existing_servers, ray, settings, start)
 
-    def train(hear: Callable[[AnyReport], None], say: Callable[[str], None]) -> bool:
+    def train(hear: Callable[[AnyReport], None], say: Callable[[str], None]) -> str:
         if settings.way != "single":
             return train_apart(settings, hear, say, starter)
         joining = Joining(job="worker", index=0, settings=settings, report=hear)
         with seeing_devices(settings, "worker"), in_this_process(settings, joining) as interrupted:
             run_script(joining)
-        return bool(interrupted)
+        return "SIGINT" if interrupted else ""
 
     return watched(settings, train, stream=stream, quiet=quiet, start=start)
 

@@ -17,6 +17,7 @@ from evener.recipes.references import place_of
 from evener.state.checkpoint import MANIFEST, Manifest, Store, load
 from evener.state.contents import Contents
 from evener.state.tensors import named_tensors
+from evener.state.values import unpack
 
 
 @dataclass(frozen=True, slots=True)
@@ -93,7 +94,7 @@ def recipe_of(found: FoundCheckpoint, recipe: object, options: Mapping[str, Any]
     if isinstance(recipe, Recipe):
         return from_object(recipe, options)
     name = recipe if isinstance(recipe, str) else reference_of(recipe)
-    options = {**(manifest.options if name and _same(name, manifest.recipe) else {}), **options}
+    options = {**(unpack(manifest.options) if name and _same(name, manifest.recipe) else {}), **options}
     return resolve(recipe, options) if isinstance(recipe, str) else from_object(recipe, options)
 
 

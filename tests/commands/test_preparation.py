@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import json
+import math
 import os
 import time
+from enum import Enum
 from pathlib import Path
 
 import pytest
@@ -44,6 +47,29 @@ def test_one_process_takes_any_recipe_and_keeps_its_name_if_it_has_one(alone, tm
     assert isinstance(made, Recipe) and settings.recipe == made.name
     settings, made = settings_of(described, {**alone, "logdir": tmp_path})
     assert isinstance(made, Recipe) and settings.recipe == REFERENCE
+
+
+class Kind(Enum):
+    WIDE = 2
+
+
+def test_options_are_what_other_processes_and_checkpoints_have_too(tmp_path):
+    given = {"place": Path("a/b"), "kind": Kind.WIDE, "sizes": (3, math.inf), "table": {"of": {1}}, "rate": 0.5}
+    settings, _ = settings_of("mnist", {"recipe_options": given, "ps": 1, "logdir": tmp_path})
+
+    data = {"place": "a/b", "kind": "WIDE", "sizes": [3, "inf"], "table": {"of": [1]}, "rate": 0.5}
+    assert settings.recipe_options == json.loads(json.dumps(settings.recipe_options)) == data
+
+
+@pytest.mark.parametrize(
+    "value", [print, {1: 2}, torch.zeros(1), [object()]], ids=["a function", "numbers", "a tensor", "x"]
+)
+def test_an_option_that_cannot_travel_is_refused_where_it_has_to(value, tmp_path):
+    settings, _ = settings_of("mnist", {"recipe_options": {"mine": value}, "logdir": tmp_path})
+    assert "mine" in settings.recipe_options
+
+    with pytest.raises(ConfigError, match=r"option mine=.* cannot be given to other processes"):
+        settings_of("mnist", {"recipe_options": {"mine": value}, "towers": 2, "logdir": tmp_path})
 
 
 @pytest.fixture

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import inspect
+from collections.abc import Sequence
+from enum import Enum
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal, Optional
 
@@ -13,6 +15,11 @@ from evener.recipes.options import convert, defaults
 
 if TYPE_CHECKING:
     from nowhere import Unknown
+
+
+class Activation(Enum):
+    TANH = "th"
+    RELU = "max"
 
 
 def typed(
@@ -26,11 +33,18 @@ def typed(
     choice: Literal["a", "b", 3] = "a",
     place: Path = Path(),
     either: int | str = 1,
+    sizes: tuple[int, ...] = (64, 32),
+    pair: tuple[str, float] = ("a", 1.0),
+    listed: list[Path] | None = None,
+    several: Sequence[bool] = (),
+    activation: Activation = Activation.TANH,
+    table: dict[str, int] = {},  # noqa: B006 - nobody changes it
+    any_list: list = [],  # noqa: B006
 ):
     pass
 
 
-def guessed(whole=1, real=1.0, flag=True, text="", nothing=None):
+def guessed(whole=1, real=1.0, flag=True, text="", nothing=None, sizes=(64, 32), place=Path()):
     pass
 
 
@@ -72,10 +86,41 @@ def test_values_become_the_declared_type_or_that_of_the_default(function, name, 
         ("place", "a/b", Path("a/b")),
         ("place", Path("a"), Path("a")),
         ("either", "x", "x"),
+        ("either", "5", 5),
+        ("either", 5, 5),
     ],
 )
 def test_none_choices_and_paths(name, value, expected):
     assert convert(typed, {name: value}, "f") == {name: expected}
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "expected"),
+    [
+        ("sizes", "64,32", (64, 32)),
+        ("sizes", "(64, 32)", (64, 32)),
+        ("sizes", "64,", (64,)),
+        ("sizes", "", ()),
+        ("sizes", [64, 32], (64, 32)),  # as a checkpoint has it
+        ("pair", "b,2", ("b", 2.0)),
+        ("listed", "[a/b,c]", [Path("a/b"), Path("c")]),
+        ("listed", "none", None),
+        ("several", "yes,no", (True, False)),
+    ],
+)
+def test_several_values_stand_between_commas(name, value, expected):
+    found = convert(typed, {name: value}, "f")[name]
+    assert found == expected
+    assert type(found) is type(expected)
+
+
+@pytest.mark.parametrize("value", ["RELU", "max", "Activation.RELU", Activation.RELU])
+def test_a_member_of_an_enum_is_named_or_given(value):
+    assert convert(typed, {"activation": value}, "f") == {"activation": Activation.RELU}
+
+
+def test_values_like_those_of_the_default_where_nothing_is_declared():
+    assert convert(guessed, {"sizes": "8,4", "place": "a"}, "f") == {"sizes": (8, 4), "place": Path("a")}
 
 
 @pytest.mark.parametrize(
@@ -92,6 +137,12 @@ def test_none_choices_and_paths(name, value, expected):
         ("text", 3, "a text"),
         ("maybe", "much", "a number"),
         ("choice", "c", "one of a, b, 3"),
+        ("sizes", "x", "a whole number"),
+        ("sizes", 64, "values between commas"),
+        ("pair", "b", "2 values between commas"),
+        ("activation", "relu", "one of TANH, RELU"),
+        ("table", "a=1", "dict"),
+        ("any_list", "a,b", "list"),
     ],
 )
 def test_other_values_are_refused_with_name_value_and_type(name, value, kind):

@@ -16,6 +16,7 @@ from evener.server.agreement import Expected, compare
 from evener.state.tensors import specs_of
 from evener.testing import RUN, Cluster, Trainer, row_recipe, train
 from evener.wire import codec
+from evener.wire.agreed import fingerprint_of
 from evener.wire.layout import Layout
 from evener.wire.messages import Hello
 from evener.wire.words import Identity
@@ -84,6 +85,24 @@ def test_other_options_or_another_evener_are_never_allowed(changes, kind, what):
     with pytest.raises(kind) as error:
         judged(hello(**changes), expected(allow_difference=True))
     assert error.value.what == what
+
+
+def test_what_is_told_otherwise_is_named_with_both_values():
+    told = {"option width": 5, "seed": 0, "batch size": 100}
+    theirs, ours = fingerprint_of("mine", told | {"seed": 4, "option width": "5\n"}), fingerprint_of("mine", told)
+    with pytest.raises(ModelMismatch) as error:
+        judged(hello(recipe=theirs), expected(recipe=ours))
+    assert (
+        error.value.what
+        == "worker:1 trains mine with option width=5 , seed=4, ps:0 trains mine with option width=5, seed=0."
+    )
+
+
+def test_a_difference_in_what_is_too_long_to_travel_is_still_one():
+    ours, theirs = (fingerprint_of("mine", {"option names": "x" * 2000 + end}) for end in "ab")
+    assert max(map(len, (ours, theirs))) < 1024
+    with pytest.raises(ModelMismatch, match=r"trains 'mine [0-9a-f]{12}', ps:0 trains 'mine [0-9a-f]{12}'"):
+        judged(hello(recipe=theirs), expected(recipe=ours))
 
 
 # --- the first batch

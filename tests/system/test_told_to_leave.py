@@ -62,7 +62,10 @@ def test_everything_told_at_once_saves_first(tmp_path):
         for process in [*run.tasks(), run.process]:
             process.send_signal(signal.SIGTERM)
         done = run.finish(PATIENCE)
-    assert done.code == 130, done.text
+    assert done.code == 4, done.text
+    assert re.search(r"the run was told to leave \(SIGTERM\) at step \d+: all is saved, and the same", done.text), (
+        done.text
+    )
     newest = max((tmp_path / "run" / "checkpoints").glob("step-*"))
     assert load(newest)[0].step >= 20
 
@@ -73,6 +76,22 @@ WAYS = {
     "towers": ["--towers", 2],
     "alone": [],
 }
+
+
+@pytest.mark.parametrize("by", ["SIGTERM", "SIGHUP"])
+@pytest.mark.parametrize("way", WAYS)
+def test_a_command_that_is_told_to_leave_ends_as_preempted_so_that_systemd_starts_it_again(way, by, tmp_path):
+    """Whoever stops the command alone: `kill`, a container's end. Ctrl-C is another matter."""
+    with train(tmp_path, *WAYS[way], "--set", f"gate={tmp_path / 'gate'}", steps=10**6) as run:
+        until(lambda: list(tmp_path.glob("*.waits")), PATIENCE, "somebody waits at step 20")
+        run.signal(getattr(signal, by))
+        (tmp_path / "gate").touch()
+        done = run.finish(PATIENCE)
+    assert done.code == 4, done.text
+    assert re.search(rf"was told to leave \({by}\).*: all is saved, and the same command with --logdir", done.text), (
+        done.text
+    )
+    assert load(max((tmp_path / "run" / "checkpoints").glob("step-*")))[0].step >= 19
 
 
 @pytest.mark.parametrize("way", WAYS)

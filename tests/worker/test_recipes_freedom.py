@@ -131,6 +131,34 @@ def test_three_batches_of_a_gradient_are_the_plain_loops_accumulation(way, worke
     assert near(found, plain(RECIPE, group=3 * replicas(way)))
 
 
+class Counting(evener.Hook):
+    def __init__(self, seen: list) -> None:
+        self.seen = seen
+
+    def after_step(self, session, result) -> None:
+        self.seen.append(result.examples)
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+@pytest.mark.parametrize("group", [1, 3])
+def test_examples_are_those_that_were_in_the_batches(group, workers, tmp_path):
+    """46 samples in batches of 4 are 12 batches, the last of 2; a sampler may draw batches of any size."""
+    sizes = {"batch_size": [4] * 11 + [2], "batch_sampler": [1, 7, 3]}
+    drawn = [list(range(size)) for size in sizes["batch_sampler"]]
+    made = {
+        "batch_size": lambda: loader(num_workers=workers),
+        "batch_sampler": lambda: DataLoader(Pairs(), batch_sampler=drawn, collate_fn=collate, num_workers=workers),
+    }
+    for name, data in made.items():
+        seen: list[int] = []
+        recipe = replace(RECIPE, data=data, batches_per_step=group, hooks=lambda seen=seen: [Counting(seen)])
+        result = evener.run(recipe, train_steps=12, logdir=tmp_path / name, quiet=True)
+
+        batches = sizes[name] * 12
+        assert seen == [sum(batches[step * group : (step + 1) * group]) for step in range(12)]
+        assert result.examples == sum(seen)
+
+
 @pytest.mark.parametrize("workers", [0, 1])
 @pytest.mark.parametrize("batches", [1, 3])
 def test_two_gradients_in_flight_are_of_each_batch_of_a_loader_once(batches, workers, tmp_path):

@@ -114,7 +114,10 @@ class Account:
             return f"{text}; the first epoch of {self.samples:,} is not over"
         whole = self.epochs - size(self.broken)
         each = "batch" if self.script else "sample"
-        text += f"; {many(self.epochs, 'whole epoch')} of {self.samples:,}: each {each} exactly once"
+        epochs = f"{many(self.epochs, 'whole epoch')} of {self.samples:,}"
+        if self.gaps:  # what the missing lines would show nobody can tell
+            return f"{text}, of {epochs}, as far as there are lines"
+        text += f"; {epochs}: each {each} exactly once"
         if self.broken:
             text += f" in {whole:,}; {words('epoch', self.broken)} {'lacks' if size(self.broken) == 1 else 'lack'} some"
         return text

@@ -182,7 +182,7 @@ def run_client(args: argparse.Namespace) -> int:
 def main(argv: list[str] | None = None) -> int:
     """Run one command; the exit code says how it ended.
 
-    0 finished, 1 failed, 2 wrong usage, 3 replaced by a newer process of the same task, 130 interrupted.
+    0 finished, 1 failed, 2 wrong usage, 3 replaced by a newer process of the same task, 4 preempted, 130 interrupted.
     """
     argv = sys.argv[1:] if argv is None else argv
     # What runs for hours must not wait for who reads it; what answers a question has nothing else to do.

@@ -81,7 +81,7 @@ def attach(name: str, address: str, *, stream: TextIO | None, quiet: bool = Fals
     with _found(name, address) as run:
         settings = settings_module.make(run.options())
 
-        def follow(hear: Callable[[AnyReport], None], say: Callable[[str], None]) -> bool:
+        def follow(hear: Callable[[AnyReport], None], say: Callable[[str], None]) -> str:
             stream_of, since = control.reports(), 0
             while True:
                 if (news := run.hear(since)) is None:
@@ -98,7 +98,7 @@ def attach(name: str, address: str, *, stream: TextIO | None, quiet: bool = Fals
                         raise RunFailed(
                             failed.what, why=failed.why, fix=failed.fix, kind=failed.kind, block=news.over.block
                         )
-                    return news.over.cut_short
+                    return "SIGINT" if news.over.cut_short else ""  # a person has stopped it
 
         return watched(settings, follow, stream=stream, quiet=quiet, start=Path.cwd())
 

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import contextlib
 import logging
+import math
 import os
 import secrets
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
+from enum import Enum
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -52,12 +54,15 @@ def settings_of(
     """
     start = Path.cwd()
     given = {**options, **_absolute(options, start, here)}
+    apart = given.get("ps") or given.get("pipeline_stages", 1) != 1 or (given.get("towers") or 0) > 1
+    if given.get("recipe_options"):
+        given["recipe_options"] = {
+            name: _as_data(name, value, bool(apart)) for name, value in given["recipe_options"].items()
+        }
     made: Recipe | None = None
     if isinstance(recipe, str):
         given["recipe"] = recipe
-    elif elsewhere and (
-        given.get("ps") or given.get("pipeline_stages", 1) != 1 or (given.get("towers") or 0) > 1
-    ):  # fmt: skip
+    elif elsewhere and apart:
         from evener.recipes.recipe import reference_of
 
         reference = reference_of(recipe)
@@ -76,6 +81,32 @@ def settings_of(
     settings = settings_module.make(given)
     named = settings.logdir or not fresh_logdir
     return (settings if named else replace(settings, logdir=new_logdir(settings.recipe, start))), made
+
+
+def _as_data(name: str, value: Any, apart: bool) -> Any:
+    """An option's value as other processes, and checkpoints, have it; the declared type makes of it what it was.
+
+    Raises:
+        ConfigError: it cannot travel, and has to.
+    """
+    if isinstance(value, Enum):
+        return value.name
+    if isinstance(value, Path):
+        return str(value)
+    if isinstance(value, tuple | list | set | frozenset):
+        return [_as_data(name, item, apart) for item in value]
+    if isinstance(value, float) and not math.isfinite(value):
+        return str(value)  # in JSON there is no such number
+    if isinstance(value, dict) and all(isinstance(key, str) for key in value):
+        return {key: _as_data(name, item, apart) for key, item in value.items()}
+    if apart and not isinstance(value, str | int | float | None):
+        raise ConfigError(
+            f"option {name}={value!r} cannot be given to other processes.",
+            why=f"they make the recipe anew; numbers, texts, paths, enums and collections of these reach them, no "
+            f"{type(value).__name__}.",
+            fix="give a name or a number of which the recipe makes it.",
+        )
+    return value
 
 
 def script_settings(

@@ -10,6 +10,8 @@ from typing import TYPE_CHECKING, TextIO
 from evener.cluster.environment import Rank, on_this_machine, seeing_devices
 from evener.commands.preparation import how
 from evener.control.proc import process_seconds
+from evener.control.told import LEAVE, TOLD
+from evener.errors import Preempted
 from evener.launch.run import LocalRun
 from evener.launch.towers import TowersRun
 from evener.report import AnyReport, Progress
@@ -28,25 +30,29 @@ def train_apart(
     hear: Callable[[AnyReport], None],
     say: Callable[[str], None],
     starter: Callable[[Callable[[str], None]], Starter] | None,
-) -> bool:
-    """Train in processes that are started for it. True: it was cut short."""
+) -> str:
+    """Train in processes that are started for it; the signal that cut it short, if one did."""
     clock = time.monotonic
     if settings.way == "towers":
-        return bool(TowersRun(settings, hear=hear, say=say, clock=clock).run())
+        return TowersRun(settings, hear=hear, say=say, clock=clock).run()
     made = starter(say) if starter is not None else None
-    return bool(LocalRun(settings, hear=hear, say=say, clock=clock, starter=made).run())
+    return LocalRun(settings, hear=hear, say=say, clock=clock, starter=made).run()
 
 
 def watched(  # noqa: PLR0913 - a run, and how it is shown
     settings: Settings,
-    train: Callable[[Callable[[AnyReport], None], Callable[[str], None]], bool],
+    train: Callable[[Callable[[AnyReport], None], Callable[[str], None]], str],
     *,
     stream: TextIO | None,
     quiet: bool,
     start: Path,
     rank: Rank | None = None,
 ) -> Result:
-    """Show a run while it lasts, and tell its figures. Raises KeyboardInterrupt if it was cut short."""
+    """Show a run while it lasts, and tell its figures. Raises KeyboardInterrupt if it was cut short.
+
+    Args:
+        train: trains, and says what cut it short: a signal, or "" if nothing did.
+    """
     outcome = Outcome()
     started, began = time.monotonic(), process_seconds()
     first_step: list[float] = []
@@ -64,8 +70,11 @@ def watched(  # noqa: PLR0913 - a run, and how it is shown
         cut_short = train(hear, view.say)
     if cut_short:
         at = f" at step {outcome.finished.global_step}" if outcome.finished else ""
-        logdir = seen_from(start, settings.logdir)
-        raise KeyboardInterrupt(f"interrupted{at}; the same command with --logdir {logdir} continues")
+        again = f"the same command with --logdir {seen_from(start, settings.logdir)} continues"
+        if cut_short in [number.name for number in LEAVE]:  # a job's end, as batch systems and systemd bring it
+            saved = "all is saved, and " if outcome.finished else ""
+            raise Preempted(f"the run {TOLD} ({cut_short}){at}: {saved}{again}")
+        raise KeyboardInterrupt(f"interrupted{at}; {again}")
     return outcome.result(settings, first_step_seconds=first_step[0] if first_step else None)
 
 

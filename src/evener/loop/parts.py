@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -25,6 +24,7 @@ from evener.task.build import Built
 from evener.task.ruling import ruled
 from evener.task.script import source_of
 from evener.task.warm_start import warm_start
+from evener.wire.agreed import fingerprint_of
 from evener.wire.layout import Layout
 
 Scheduler = LRScheduler | ReduceLROnPlateau
@@ -194,11 +194,14 @@ def build(parts: Parts, settings: Settings, rules: Sequence[Rule] = ()) -> Built
         _refuse_shared(parts.model, {spec.name for spec in specs if spec.trained})
     layout = Layout(specs, shards=max(1, settings.ps), placement=settings.placement)
     stay = digest_of(_stay(parts.model, layout))
-    text = f"{settings.script_args} seed={settings.seed} frozen={stay}"
-    text += f" groups={[sorted(names) for names in parts.names]} clip={recipe.clip_norm}/{recipe.clip_value}"
+    agreed: dict[str, object] = {
+        "arguments": list(settings.script_args), "seed": settings.seed, "frozen parameters": stay,
+        "optimizers over": [sorted(names) for names in parts.names], "clip norm": recipe.clip_norm,
+        "clip value": recipe.clip_value,
+    }  # fmt: skip
     if recipe.rules:
-        text += f" rules={described(recipe.rules)}"
-    fingerprint = f"{settings.recipe} {hashlib.sha256(text.encode()).hexdigest()[:12]}"
+        agreed["rules"] = described(recipe.rules)
+    fingerprint = fingerprint_of(settings.recipe, agreed)
     return Built(recipe, parts.model, layout, fingerprint, source_of(settings.script), note, warm)
 
 

@@ -5,7 +5,8 @@ from __future__ import annotations
 import inspect
 import types
 import typing
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from enum import Enum
 from pathlib import Path
 from typing import Any, Literal, Union, get_args, get_origin
 
@@ -26,8 +27,8 @@ def defaults(function: Callable[..., Any]) -> dict[str, Any]:
 def convert(function: Callable[..., Any], options: Mapping[str, object], owner: str) -> dict[str, Any]:
     """Check options against a function's parameters and convert texts to the declared types.
 
-    The type is the annotation, else the type of the default: int, float, bool, str, `Path`, a `Literal`, or one of
-    these `| None`.
+    The type is the annotation, else the type of the default: int, float, bool, str, `Path`, a `Literal`, an `Enum` (by
+    its member's name or value), a tuple or list of these ("64,32"), or one of several of these or None (`int | str`).
 
     Args:
         function: what the options are for.
@@ -72,30 +73,100 @@ def _hints(function: Callable[..., Any]) -> dict[str, Any]:
 
 
 def _wanted(parameter: inspect.Parameter, hints: Mapping[str, Any]) -> Any:
+    default, kind = parameter.default, hints.get(parameter.name)
+    if kind in (None, list, tuple) and type(default) in (list, tuple) and len({type(item) for item in default}) == 1:
+        item = type(default[0])
+        return list[item] if type(default) is list else tuple[item, ...]  # type: ignore[valid-type]
     if parameter.name in hints:
-        return hints[parameter.name]
-    return type(parameter.default) if parameter.default not in (None, parameter.empty) else Any
+        return kind
+    return Any if default is None or default is parameter.empty else type(default)
 
 
 def _value(name: str, value: object, wanted: Any) -> Any:
-    """One value as `wanted`, a type, a union with None, or a Literal. Types that no text can name pass through."""
-    if get_origin(wanted) in (Union, types.UnionType):
-        if value is None or (isinstance(value, str) and value.lower() == "none"):
-            return None
-        members = [member for member in get_args(wanted) if member is not type(None)]
-        return _value(name, value, members[0]) if len(members) == 1 else value
-    if get_origin(wanted) is Literal:
-        for choice in get_args(wanted):
-            if value == choice or str(value) == str(choice):
-                return choice
-        raise _refuse(name, value, "one of " + ", ".join(str(choice) for choice in get_args(wanted)))
-    if wanted is bool:
-        return _boolean(name, value)
+    """One value as `wanted`: a type, a union, a Literal, or several of a type. Raises ConfigError."""
+    origin = get_origin(wanted)
+    if origin in (Union, types.UnionType):
+        return _of_union(name, value, get_args(wanted))
+    if origin is Literal:
+        return _choice(name, value, get_args(wanted))
+    if origin in _SEVERAL:
+        return _several(name, value, wanted)
     if wanted in (int, float):
         return _number(name, value, wanted)
-    if wanted is str and not isinstance(value, str):
-        raise _refuse(name, value, "a text")
-    return Path(value) if wanted is Path and isinstance(value, str) else value
+    kind = origin or wanted  # of dict[str, int] what holds them
+    return _of_class(name, value, kind) if isinstance(kind, type) else value
+
+
+def _choice(name: str, value: object, choices: tuple[Any, ...]) -> Any:
+    for choice in choices:
+        if value == choice or str(value) == str(choice):
+            return choice
+    raise _refuse(name, value, "one of " + ", ".join(str(choice) for choice in choices))
+
+
+def _of_class(name: str, value: object, wanted: type) -> Any:
+    """Neither a number nor several values."""
+    if wanted is bool:
+        return _boolean(name, value)
+    if issubclass(wanted, Enum):
+        return _member(name, value, wanted)
+    if not isinstance(value, str):
+        if wanted is str:
+            raise _refuse(name, value, "a text")
+        return value
+    if issubclass(wanted, Path):
+        return wanted(value)
+    if wanted.__module__ == "builtins" and not issubclass(str, wanted):
+        # The function would go on with a text where it wants a dictionary.
+        raise _refuse(name, value, f"of type {wanted.__name__}, which no text becomes; say it from Python")
+    return value  # others may know what to do with a text, as `torch.device` does
+
+
+def _of_union(name: str, value: Any, members: tuple[Any, ...]) -> Any:
+    """The first member that the value fits; a text stays one if nothing else fits."""
+    if value is None or (isinstance(value, str) and value.lower() == "none"):
+        if type(None) in members:
+            return None
+    elif not isinstance(value, str) and len(members) > 2:
+        return value
+    members = tuple(member for member in members if member is not type(None))
+    if len(members) == 1:
+        return _value(name, value, members[0])
+    for member in sorted(members, key=lambda member: member is str):
+        try:
+            return _value(name, value, member)
+        except ConfigError:
+            continue
+    raise _refuse(name, value, " or ".join(getattr(member, "__name__", str(member)) for member in members))
+
+
+#: What holds several values of one type, and what they are put into.
+_SEVERAL: Mapping[Any, Callable[[Iterable[Any]], Any]] = {
+    tuple: tuple, list: list, set: set, frozenset: frozenset, Sequence: tuple, Iterable: tuple,
+}  # fmt: skip
+
+
+def _several(name: str, value: Any, wanted: Any) -> Any:
+    """Values between commas, in brackets or not, each of its type. `value` is a text, or holds values already."""
+    kinds, put = get_args(wanted), _SEVERAL[get_origin(wanted)]
+    if isinstance(value, str):
+        text = value.strip()
+        text = text[1:-1] if text[:1] + text[-1:] in ("()", "[]", "{}") else text
+        value = [item.strip() for item in text.removesuffix(",").split(",")] if text else []
+    if not isinstance(value, list | tuple | set | frozenset):
+        raise _refuse(name, value, "values between commas")
+    if get_origin(wanted) is not tuple or (len(kinds) == 2 and kinds[1] is ...):
+        kinds = kinds[:1] * len(value)
+    if len(kinds) != len(value):
+        raise _refuse(name, ",".join(map(str, value)), f"{len(kinds)} values between commas")
+    return put(_value(name, item, kind) for item, kind in zip(value, kinds, strict=True))
+
+
+def _member(name: str, value: object, wanted: type[Enum]) -> Enum:
+    for member in wanted:
+        if value is member or (isinstance(value, str) and value in (member.name, str(member), str(member.value))):
+            return member
+    raise _refuse(name, value, "one of " + ", ".join(member.name for member in wanted))
 
 
 def _boolean(name: str, value: object) -> bool:

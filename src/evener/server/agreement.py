@@ -6,6 +6,7 @@ from dataclasses import dataclass
 
 from evener import errors
 from evener.wire import codec
+from evener.wire.agreed import differing
 from evener.wire.layout import Layout
 from evener.wire.messages import Hello
 
@@ -44,9 +45,11 @@ def compare(hello: Hello, expected: Expected, layout: Layout, mine: str) -> str:
             fix="start all tasks with the same recipe, options and number of ps tasks.",
         )
     if hello.recipe != expected.recipe:
+        theirs, ours = differing(hello.recipe, expected.recipe)
         raise errors.ModelMismatch(
-            f"{name} trains {hello.recipe!r}, {mine} trains {expected.recipe!r}.",
-            why="recipe, options, seed, frozen parameters and the file of --init-from must be equal on every task.",
+            f"{name} trains {theirs}, {mine} trains {ours}.",
+            why="recipe, options, seed, batch size, clipping, rules, frozen layers and the file of --init-from must "
+            "be equal everywhere.",
             fix="start all tasks with the same recipe and options.",
         )
     return _other_sources(hello, expected, mine)

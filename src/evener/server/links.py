@@ -190,7 +190,8 @@ class Links:
         if run != self._expected.run:
             raise errors.ClusterMismatch(
                 f"ps:{self._shard} belongs to run {self._expected.run!r}, {name} to {run!r}.",
-                fix="check the address that this task was given.",
+                why="it was started with other host lists, or the address is that of another run.",
+                fix="give all tasks the same lists of hosts, in the same order.",
             )
 
     def grant(self, hello: Hello, members: Members) -> int:

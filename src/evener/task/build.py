@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 import logging
 import time
@@ -37,6 +36,7 @@ from evener.state.saver import Saver
 from evener.state.tensors import digest_of, frozen, named_tensors, specs_of
 from evener.task.ruling import ruled
 from evener.task.warm_start import warm_start
+from evener.wire.agreed import fingerprint_of
 from evener.wire.layout import Layout
 
 VERSION = version("evener")
@@ -72,20 +72,26 @@ def build(settings: Settings, recipe: Recipe | None = None) -> Built:
     # Also where the run goes on: frozen parameters must be the same on every task, and not every task sees the logdir.
     warm = warm_start(model, Path(settings.init_from)) if settings.init_from else ()
     note = "; ".join(filter(None, [begin_training(model), idle]))
-    options = json.dumps(dict(settings.recipe_options), sort_keys=True, default=str)
-    stay = digest_of(frozen(model, layout))
-    text = f"{options} seed={settings.seed} batch_size={settings.batch_size} frozen={stay}"
-    text += f" clip={recipe.clip_norm}/{recipe.clip_value}"
+    parts: dict[str, object] = {
+        **{f"option {name}": _ordered(value) for name, value in sorted(settings.recipe_options.items())},
+        "seed": settings.seed, "batch size": settings.batch_size, "frozen parameters": digest_of(frozen(model, layout)),
+        "clip norm": recipe.clip_norm, "clip value": recipe.clip_value,
+    }  # fmt: skip
     if recipe.rules:
-        text += f" rules={described(recipe.rules)}"
+        parts["rules"] = described(recipe.rules)
     if settings.by_samples:
-        text += f" shares={settings.plan}"
+        parts["shares"] = settings.plan
     if settled(settings, recipe).batches > 1:
-        text += f" batches={settled(settings, recipe).batches}"
+        parts["batches per step"] = settled(settings, recipe).batches
     if warm:  # a file of this name may be another one elsewhere, and each ps task begins with its own
-        text += f" init={digest_of(named_tensors(model))}"
-    fingerprint = f"{recipe.name} {hashlib.sha256(text.encode()).hexdigest()[:12]}"
+        parts["values of --init-from"] = digest_of(named_tensors(model))
+    fingerprint = fingerprint_of(recipe.name, parts)
     return Built(recipe, model, layout, fingerprint, sources_of(settings.recipe) if found else "", note, warm)
+
+
+def _ordered(value: object) -> object:
+    """A dictionary as one that was written in another order."""
+    return json.dumps(value, sort_keys=True, default=str) if isinstance(value, dict | list) else value
 
 
 def settled(settings: Settings, recipe: Recipe) -> Settings:

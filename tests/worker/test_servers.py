@@ -376,7 +376,7 @@ def test_a_refusal_of_an_unknown_kind_is_a_protocol_error(world):
 @pytest.mark.parametrize(
     ("answers", "what"),
     [
-        ([Pulled("parameters", 0)], "answered a Hello with Contents"),
+        ([Pulled("parameters", 0)], "answered a Hello with Pulled"),
         ([Granted(Identity(3, 5, 2)), Granted(Identity(3, 5, 2))], "answered a Push with Granted"),
     ],
 )

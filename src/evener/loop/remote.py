@@ -7,6 +7,7 @@ import math
 import os
 import secrets
 import socket
+import sys
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import replace
@@ -216,7 +217,9 @@ def _keeps_no_state(optimizer: Optimizer, tell: Callable[[str], None]) -> None:
                 "To go on with all of it give --logdir, and the same again"
             )
 
-    def loaded(_optimizer: Optimizer, _state: Any) -> None:
+    def loaded(_optimizer: Optimizer, state: Any) -> None:
+        if not state["state"] and _caller().startswith("accelerate."):
+            return  # what it has just taken from there, to put it on another device
         raise ConfigError(
             f"load_state_dict of {kind} was called after prepare.",
             why="its state lies in the ps tasks, which have begun with what there was at prepare.",
@@ -225,6 +228,14 @@ def _keeps_no_state(optimizer: Optimizer, tell: Callable[[str], None]) -> None:
 
     optimizer.register_state_dict_pre_hook(saved)
     optimizer.register_load_state_dict_pre_hook(loaded)
+
+
+def _caller() -> str:
+    """The module that has called into PyTorch."""
+    frame = sys._getframe(2)
+    while frame.f_back is not None and frame.f_globals.get("__name__", "").startswith(("torch.", "evener.")):
+        frame = frame.f_back
+    return str(frame.f_globals.get("__name__", ""))
 
 
 def _takes_no_hooks(optimizer: Optimizer) -> None:

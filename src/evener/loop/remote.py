@@ -102,6 +102,7 @@ class Remote:
         for optimizer in parts.optimizers:
             _keeps_no_state(optimizer, self._tell)
             _takes_no_hooks(optimizer)
+            _shows_nothing_else(optimizer, self._tell)
 
     def _tell(self, text: str) -> None:
         self._joining.report(Line(self._joining.name, text))
@@ -228,6 +229,24 @@ def _keeps_no_state(optimizer: Optimizer, tell: Callable[[str], None]) -> None:
 
     optimizer.register_state_dict_pre_hook(saved)
     optimizer.register_load_state_dict_pre_hook(loaded)
+
+
+def _shows_nothing_else(optimizer: Optimizer, tell: Callable[[str], None]) -> None:
+    """One that shows its averages in the model between `eval` and `train`, as schedulefree's do, has none here."""
+    really = getattr(optimizer, "eval", None)
+    if not callable(really):
+        return
+    kind = type(optimizer).__name__
+
+    def shown(self: Optimizer) -> Any:
+        self.eval = really  # type: ignore[attr-defined]  # told once
+        tell(
+            f"warning: {kind}.eval() changes nothing here: what it shows instead of the trained parameters lies in the "
+            "ps tasks. What is validated and saved now are the trained ones; towers, or one process, show the others"
+        )
+        return really()
+
+    optimizer.eval = MethodType(shown, optimizer)  # type: ignore[attr-defined]
 
 
 def _caller() -> str:

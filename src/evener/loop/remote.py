@@ -19,7 +19,7 @@ from torch.optim import Optimizer
 
 from evener.errors import ConfigError
 from evener.loop.flying import Flying
-from evener.loop.owner import Step, Supply
+from evener.loop.owner import Past, Step, Supply
 from evener.loop.parts import Parts, check_dense, unknown_scheduler
 from evener.loop.said import Said
 from evener.report import Line, Status
@@ -66,7 +66,7 @@ class Remote:
     def __init__(self, joining: Joining, parts: Parts, built: Built, supply: Supply) -> None:
         settings, layout = joining.settings, built.layout
         check_for_servers(parts.optimizers, settings)
-        self._supply = supply
+        self._supply, self._past = supply, Past(supply, self._tell)
         self._parts, self._told, self._chief = parts, b"", False
         self._joining = joining
         self._alone = settings.processes == 1
@@ -126,6 +126,7 @@ class Remote:
         return turn
 
     def step(self, step: Step) -> tuple[Any, Turn]:
+        self._past.look(step)
         result = None
         if step.closure is not None:
             with torch.enable_grad():

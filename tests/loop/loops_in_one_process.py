@@ -28,6 +28,7 @@ from evener.errors import EvenerError
 from evener.loop.loop import Loop
 from evener.loop.parts import build, sorted_out
 from evener.loop.remote import Remote
+from evener.loop.serving import put_in_training
 from evener.modes import Async
 from evener.server.agreement import Expected
 from evener.server.serve import serve
@@ -230,7 +231,9 @@ def _towers(ran: Ran, program: Program, settings: Settings) -> None:
 
 def _cluster(ran: Ran, program: Program, settings: Settings, before: Ran | None) -> None:
     def built(settings: Settings, _: object) -> Any:
-        return build(sorted_out(program.make()), settings)
+        parts = sorted_out(program.make())
+        put_in_training(parts.optimizers)
+        return build(parts, settings)
 
     length = len(program.loader())
     here, start = threading.Barrier(settings.workers), Remote.start

@@ -270,3 +270,31 @@ def test_a_scheduler_that_prepare_was_not_given_is_known_by_what_it_leaves_in_th
     scheduler = SequentialLR(optimizer, [StepLR(optimizer, 1), StepLR(optimizer, 2)], milestones=[3])
     assert "SGD has a scheduler that prepare was not given" in unknown_scheduler(sorted_out([model, optimizer]))
     assert not unknown_scheduler(sorted_out([model, optimizer, scheduler]))
+
+
+class Shell(torch.optim.Optimizer):
+    """As Accelerate's: it has the parts of the optimizer inside, and none of its own."""
+
+    def __init__(self, inner):
+        self.optimizer, self.param_groups = inner, inner.param_groups
+
+
+class Clock:
+    """As Accelerate's, around a scheduler."""
+
+    def __init__(self, inner):
+        self.scheduler = inner
+
+
+def test_of_what_accelerate_has_wrapped_what_is_inside_takes_the_steps(monkeypatch):
+    model = nn.Linear(2, 1)
+    optimizer = SGD(model.parameters(), lr=0.1)
+    scheduler = StepLR(optimizer, 1)
+    with pytest.raises(ConfigError, match=r"Shell was made without Optimizer\.__init__"):
+        sorted_out([model, Shell(optimizer)])
+    with pytest.raises(ConfigError, match="prepare was given an object of type Clock"):
+        sorted_out([model, optimizer, Clock(scheduler)])
+    for kind in (Shell, Clock):
+        monkeypatch.setattr(kind, "__module__", "accelerate.any")
+    parts = sorted_out([model, Shell(optimizer), Clock(scheduler)])
+    assert (parts.optimizers, parts.schedulers) == ((optimizer,), (scheduler,))

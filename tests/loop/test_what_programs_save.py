@@ -4,7 +4,7 @@ import io
 
 import pytest
 import torch
-from loops_in_one_process import EVERY_KEPT_WAY, EVERY_WAY, IN_FLIGHT, KEPT, WAYS, Centred, Program, good, run
+from loops_in_one_process import EVERY_KEPT_WAY, EVERY_WAY, IN_FLIGHT, KEPT, WAYS, Centred, Program, good, plain, run
 from torch import nn
 from torch.utils.data import DataLoader, TensorDataset
 
@@ -111,6 +111,23 @@ def test_state_that_comes_too_late_is_refused_where_it_would_be_lost(way, tmp_pa
         assert any(isinstance(end, ConfigError) and "load checkpoints before prepare" in str(end) for end in ends)
     else:
         assert set(ends) == {None}
+
+
+class Wraps(Program):
+    """`accelerator.prepare` takes an optimizer's state, puts it on its device and loads it again. Then rates change."""
+
+    def loop(self, ev, model, optimizer, loader):
+        of_accelerate = {"__name__": "accelerate.optimizer"}
+        exec("def wrapped(optimizer): optimizer.load_state_dict(optimizer.state_dict())", of_accelerate)
+        of_accelerate["wrapped"](optimizer)
+        optimizer.param_groups[0]["lr"] /= 4
+        super().loop(ev, model, optimizer, loader)
+
+
+@pytest.mark.parametrize("way", ["alone, kept", "1 ps, 1 worker", "2 ps, 1 worker"])
+def test_accelerate_may_load_what_is_there(way, tmp_path):
+    ran = good(run(way, Wraps(), tmp_path))
+    assert all(map(torch.equal, ran.values(), plain(Wraps(), tmp_path)))
 
 
 class Factored(Program):

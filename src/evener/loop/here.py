@@ -12,7 +12,7 @@ from torch import nn
 from evener.errors import ConfigError, NonFinite
 from evener.loop.averaging import Averaging, Sums
 from evener.loop.homes import Homes
-from evener.loop.owner import Step, Supply
+from evener.loop.owner import Past, Step, Supply
 from evener.loop.parts import Parts, check_dense
 from evener.loop.record import Record
 from evener.policy.deal import Deal, Unnumbered
@@ -93,7 +93,7 @@ class Here:
         towers = self._group.size if self._group is not None else 1
         self._deal = Deal(supply.length, towers, book) if supply.length else Unnumbered()
         self._stop, self._whole, self._differed = "", True, False
-        self._in_hand, self._unused = 0, 0
+        self._in_hand, self._unused, self._past = 0, 0, Past(supply, self._tell)
         #: Called when others have taken a step that this tower's program knows nothing of, and with tower 0's news.
         self.idled: Callable[[], None] | None = None
         self.heard: Callable[[bytes], None] | None = None
@@ -110,6 +110,7 @@ class Here:
         return self._turn(self._give(want), script=self._record.script)
 
     def step(self, step: Step) -> tuple[Any, Turn]:
+        self._past.look(step)
         if self._averaging is not None:
             return self._step_together(step, self._averaging)
         self._record.stepping(step.seconds)

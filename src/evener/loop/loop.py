@@ -26,7 +26,7 @@ from evener.loop.parts import Frozen, Parts, bare, build, sorted_out
 from evener.loop.passes import Passes
 from evener.loop.remote import Remote
 from evener.loop.schedulers import Schedulers
-from evener.loop.serving import serve
+from evener.loop.serving import put_in_training, serve
 from evener.loop.sinks import Sink, Sinks
 from evener.report import Line, Status
 from evener.slow import slowed
@@ -140,8 +140,7 @@ class Loop:
             given: models, optimizers, DataLoaders, schedulers, in any order and number.
 
         Returns:
-            The same, in this order: the first loader as one that is shared out, all else as it was given; one alone
-            for one.
+            The same, in this order; the first loader as one that is shared out. One alone for one.
 
         Raises:
             ConfigError: what cannot be prepared.
@@ -151,6 +150,7 @@ class Loop:
             raise SessionError("prepare was called twice.", fix="give it everything at once.")
         parts = self._parts = self._keeper.parts = sorted_out(given)
         joining, settings = self._joining, self._joining.settings
+        put_in_training(parts.optimizers if self.is_server else ())
         built = build(parts, settings, joining.rules)
         joining.prepared = True
         if self.is_server:

@@ -8,6 +8,11 @@ from typing import Any, Protocol
 
 from evener.worker.exchange.exchange import Turn
 
+PAST = (
+    "warning: the first step was taken without a batch of the loader that prepare returned. Iterate over that one: "
+    "batches of another are neither shared out among the workers nor counted"
+)
+
 
 @dataclass(frozen=True, slots=True)
 class Supply:
@@ -31,6 +36,19 @@ class Step:
     seconds: float  # since the last one was answered
     script: bytes = b""  # what the program keeps, where it is to be told
     spread: bool = False
+
+
+class Past:
+    """Notices a program that has gone past the loader that is shared out, at its first step; its others may be of
+    further optimizers."""
+
+    def __init__(self, supply: Supply, tell: Callable[[str], None]) -> None:
+        self._tell, self._stepped = tell, not supply.length
+
+    def look(self, step: Step) -> None:
+        if not self._stepped and not step.leases:
+            self._tell(PAST)
+        self._stepped = True
 
 
 class Owner(Protocol):

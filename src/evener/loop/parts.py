@@ -50,6 +50,7 @@ class Parts:
 
 def sorted_out(given: Sequence[object]) -> Parts:
     """Raises ConfigError for what cannot be prepared."""
+    given = [_of_accelerate(thing) for thing in given]
     models = tuple(thing for thing in given if isinstance(thing, nn.Module))
     optimizers = tuple(thing for thing in given if isinstance(thing, Optimizer))
     loaders = tuple(thing for thing in given if isinstance(thing, DataLoader))
@@ -60,6 +61,12 @@ def sorted_out(given: Sequence[object]) -> Parts:
                 f"prepare was given {kind_of(thing)}.",
                 why="it takes models, optimizers, DataLoaders and learning rate schedulers, each as an argument.",
                 fix="leave it out, or unpack it: prepare(*models, optimizer, loader).",
+            )
+        if isinstance(thing, Optimizer) and "_optimizer_step_pre_hooks" not in vars(thing):
+            raise ConfigError(
+                f"{type(thing).__name__} was made without Optimizer.__init__.",
+                why="it has no hooks and no defaults of its own, as if it were a shell around another optimizer.",
+                fix="give prepare the one that takes the steps; or call super().__init__(params, defaults).",
             )
     if not models or not optimizers:
         raise ConfigError(
@@ -86,6 +93,14 @@ def sorted_out(given: Sequence[object]) -> Parts:
         if by_tensor[parameter] != name
     }
     return Parts(models, optimizers, loaders, schedulers, model, one, tuple(names), tied)
+
+
+def _of_accelerate(thing: Any) -> Any:
+    """What takes the steps: Accelerate puts shells around optimizers and schedulers."""
+    if type(thing).__module__.startswith("accelerate."):
+        inner = getattr(thing, "optimizer" if isinstance(thing, Optimizer) else "scheduler", thing)
+        return inner if isinstance(inner, Optimizer | LRScheduler | ReduceLROnPlateau) else thing
+    return thing
 
 
 def check_dense(optimizers: Sequence[Optimizer]) -> None:

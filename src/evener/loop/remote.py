@@ -7,6 +7,7 @@ import math
 import os
 import secrets
 import socket
+import sys
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import replace
@@ -18,7 +19,7 @@ from torch.optim import Optimizer
 
 from evener.errors import ConfigError
 from evener.loop.flying import Flying
-from evener.loop.owner import Step, Supply
+from evener.loop.owner import Past, Step, Supply
 from evener.loop.parts import Parts, check_dense, unknown_scheduler
 from evener.loop.said import Said
 from evener.report import Line, Status
@@ -65,7 +66,7 @@ class Remote:
     def __init__(self, joining: Joining, parts: Parts, built: Built, supply: Supply) -> None:
         settings, layout = joining.settings, built.layout
         check_for_servers(parts.optimizers, settings)
-        self._supply = supply
+        self._supply, self._past = supply, Past(supply, self._tell)
         self._parts, self._told, self._chief = parts, b"", False
         self._joining = joining
         self._alone = settings.processes == 1
@@ -101,6 +102,7 @@ class Remote:
         for optimizer in parts.optimizers:
             _keeps_no_state(optimizer, self._tell)
             _takes_no_hooks(optimizer)
+            _shows_nothing_else(optimizer, self._tell)
 
     def _tell(self, text: str) -> None:
         self._joining.report(Line(self._joining.name, text))
@@ -127,6 +129,7 @@ class Remote:
         return turn
 
     def step(self, step: Step) -> tuple[Any, Turn]:
+        self._past.look(step)
         result = None
         if step.closure is not None:
             with torch.enable_grad():
@@ -219,7 +222,9 @@ def _keeps_no_state(optimizer: Optimizer, tell: Callable[[str], None]) -> None:
                 "To go on with all of it give --logdir, and the same again"
             )
 
-    def loaded(_optimizer: Optimizer, _state: Any) -> None:
+    def loaded(_optimizer: Optimizer, state: Any) -> None:
+        if not state["state"] and _caller().startswith("accelerate."):
+            return  # what it has just taken from there, to put it on another device
         raise ConfigError(
             f"load_state_dict of {kind} was called after prepare.",
             why="its state lies in the ps tasks, which have begun with what there was at prepare.",
@@ -228,6 +233,32 @@ def _keeps_no_state(optimizer: Optimizer, tell: Callable[[str], None]) -> None:
 
     optimizer.register_state_dict_pre_hook(saved)
     optimizer.register_load_state_dict_pre_hook(loaded)
+
+
+def _shows_nothing_else(optimizer: Optimizer, tell: Callable[[str], None]) -> None:
+    """One that shows its averages in the model between `eval` and `train`, as schedulefree's do, has none here."""
+    really = getattr(optimizer, "eval", None)
+    if not callable(really):
+        return
+    kind = type(optimizer).__name__
+
+    def shown(self: Optimizer) -> Any:
+        self.eval = really  # type: ignore[attr-defined]  # told once
+        tell(
+            f"warning: {kind}.eval() changes nothing here: what it shows instead of the trained parameters lies in the "
+            "ps tasks. What is validated and saved now are the trained ones; towers, or one process, show the others"
+        )
+        return really()
+
+    optimizer.eval = MethodType(shown, optimizer)  # type: ignore[attr-defined]
+
+
+def _caller() -> str:
+    """The module that has called into PyTorch."""
+    frame = sys._getframe(2)
+    while frame.f_back is not None and frame.f_globals.get("__name__", "").startswith(("torch.", "evener.")):
+        frame = frame.f_back
+    return str(frame.f_globals.get("__name__", ""))
 
 
 def _takes_no_hooks(optimizer: Optimizer) -> None:

@@ -37,15 +37,19 @@ class Said:
     """
 
     def __init__(self, optimizers: Sequence[Optimizer]) -> None:
-        self._groups = [group for one in optimizers for group in one.param_groups]
+        self._optimizers = optimizers
         #: A scheduler that is made later adds settings of its own (`initial_lr`), which ps tasks do not know.
-        self._first = [_plain({k: v for k, v in group.items() if k != "params"}) for group in self._groups]
+        self._first = [_plain({k: v for k, v in group.items() if k != "params"}) for group in self._groups()]
         self._names = [set(sayable(one)) for one in optimizers for _ in one.param_groups]
+
+    def _groups(self) -> list[dict[str, Any]]:
+        """`load_state_dict` makes new ones."""
+        return [group for one in self._optimizers for group in one.param_groups]
 
     def now(self) -> list[dict[str, Any]]:
         """Of each group what a ps task's group of the same kind takes."""
         told = []
-        for group, first, names in zip(self._groups, self._first, self._names, strict=True):
+        for group, first, names in zip(self._groups(), self._first, self._names, strict=True):
             values = _plain({key: group[key] for key in first if key in group})
             names.update(key for key, value in values.items() if value != first[key])
             told.append({k: v for k, v in values.items() if k in names and (_finite(v) or _finite(first[k]))})

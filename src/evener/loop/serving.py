@@ -26,6 +26,13 @@ HOOKED = (
 )
 
 
+def put_in_training(optimizers: Sequence[Optimizer]) -> None:
+    """Those that have two modes, as schedulefree's have: here steps are taken alone, maybe before the chief says so."""
+    for optimizer in optimizers:
+        if callable(train := getattr(optimizer, "train", None)):
+            train()
+
+
 def serve(joining: Joining, parts: Parts, built: Built) -> NoReturn:
     """Raises Over when the run has ended, and what `run_server` raises."""
     settings = joining.settings

@@ -68,6 +68,7 @@ class Ledger:
         self._clock = clock
         self._tell = tell
         self._fd = -1
+        self._begun = False
         self._mid_line = False  # whether the file ends within a line
         self._waiting = bytearray()  # what the disk has not taken yet, from the middle of a line perhaps
         self._lines = 0  # begun or whole in `_waiting`
@@ -97,6 +98,7 @@ class Ledger:
             mark = SCRIPT if script else LOADER
             mode = self._about.mode.removesuffix(mark) + mark
             self._about = msgspec.structs.replace(self._about, mode=mode, batch_size=1)
+        self._begun = True
         self._begin(step, book)
 
     def update(self, step: int, entries: Sequence[Entry]) -> None:
@@ -129,7 +131,9 @@ class Ledger:
         self._flush()
 
     def end(self, step: int, reason: str, book: LeaseState | StretchState) -> None:
-        """The run is over."""
+        """The run is over. One that never began, since its tasks could not, has left no line, and leaves none."""
+        if not self._begun:
+            return
         self._again(step, book, 0)
         self._append(End(step, reason, book.next_lease, book.unapplied))
         self._flush()

@@ -68,7 +68,7 @@ class Ledger:
         self._clock = clock
         self._tell = tell
         self._fd = -1
-        self._begun = False
+        self._begun = False  # whether it has said anything
         self._mid_line = False  # whether the file ends within a line
         self._waiting = bytearray()  # what the disk has not taken yet, from the middle of a line perhaps
         self._lines = 0  # begun or whole in `_waiting`
@@ -98,7 +98,6 @@ class Ledger:
             mark = SCRIPT if script else LOADER
             mode = self._about.mode.removesuffix(mark) + mark
             self._about = msgspec.structs.replace(self._about, mode=mode, batch_size=1)
-        self._begun = True
         self._begin(step, book)
 
     def update(self, step: int, entries: Sequence[Entry]) -> None:
@@ -172,6 +171,7 @@ class Ledger:
 
     def _append(self, line: Line) -> None:
         self._since += 1
+        self._begun = True
         if self._path is not None:
             self._write(encode(line) + b"\n")
 

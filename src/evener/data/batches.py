@@ -40,6 +40,9 @@ class Batches:
         """The samples of a lease, for people."""
         return self.order.named(lease * self.batch_size, (lease + 1) * self.batch_size)
 
+    def samples_in(self, lease: int) -> int:
+        return self.batch_size
+
     def expect(self, leases: Sequence[int]) -> None:
         """Nothing is made beforehand here: `Prefetch` asks for what comes next."""
 

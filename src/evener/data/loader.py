@@ -164,6 +164,7 @@ class LoaderBatches:
         self._known: deque[int] = deque()  # to be given to the processes
         self._issued: deque[int] = deque()  # under way, in the order in which they will come
         self._ready: dict[int, Any] = {}  # came before they were asked for
+        self._samples: dict[int, int] = {}  # in each that was given to the processes
         numbers = _Asked(self._following)
         which: dict[str, Any] = {"batch_size": None, "sampler": numbers} if data.single else {"batch_sampler": numbers}
         self._inner = remade(
@@ -175,11 +176,16 @@ class LoaderBatches:
         """A lease for people."""
         return of_epoch(lease, len(self.dataset))
 
+    def samples_in(self, lease: int) -> int:
+        """Of the batch that came last: an epoch's last one may be short, and a sampler may draw any number."""
+        return self._samples.get(lease, self.batch_size)
+
     def expect(self, leases: Sequence[int]) -> None:
         """These will be asked for next, in this order, and no others as far as anybody knows."""
         wanted = set(leases)
         self._ready = {lease: batch for lease, batch in self._ready.items() if lease in wanted}
         under_way = {*self._issued, *self._ready}
+        self._samples = {lease: count for lease, count in self._samples.items() if lease in under_way}
         self._known = deque(lease for lease in leases if lease not in under_way)
 
     def batch(self, lease: int) -> Any:
@@ -206,7 +212,9 @@ class LoaderBatches:
             return Numbers()
         lease = self._known.popleft()
         self._issued.append(lease)
-        return self._draws.numbers(lease)
+        numbers = self._draws.numbers(lease)
+        self._samples[lease] = len(numbers)
+        return numbers
 
 
 class _Asked:

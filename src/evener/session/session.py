@@ -162,7 +162,7 @@ class Session:
         unused = self.towers.collect(arrival)
         self._tell_notes()
         seconds = self._slow_down(self._clock() - since, data_seconds)
-        examples = now.count or self.batches.batch_size * len(now.batches)
+        examples = now.count or sum(map(self.batches.samples_in, now.batches))
         self._watch.idle()
         turn = self.exchange.update(Computed(loss=loss, examples=examples, seconds=seconds, unused=unused))
         self._arrived()

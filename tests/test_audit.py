@@ -392,6 +392,13 @@ def test_lines_that_could_not_be_written_are_a_gap_and_not_clean():
     ]
 
 
+def test_a_run_that_ended_before_it_began_is_forgiven_and_what_follows_is_judged():
+    ended = line('["e",0,"worker:0 failed",0,[]]')
+    assert judged([ended]).wrong == 0
+    assert judged([ended, line(FIRST), *story('["u",1,[[0,0,1,1]]]', '["e",1,"over",1,[]]')]).clean
+    assert not judged([line('["e",3,"over",3,[]]'), line(FIRST)]).clean
+
+
 def test_an_epoch_of_which_lines_are_missing_is_not_said_to_be_whole():
     account = judged([line(FIRST), Gap(3), *story('["u",4,[[3,0,1,4]]]', '["e",4,"over",4,[]]')])
     assert (account.epochs, account.examples) == (1, 10)

@@ -75,6 +75,13 @@ def test_every_kind_of_line_is_read_as_it_was_written(ledger, path):
     assert list(beginnings(path)) == [beginning]
 
 
+def test_a_run_that_ends_before_it_began_leaves_no_line(ledger, path):
+    """A task that cannot begin ends it; the next one, in the same logdir, is the first of the ledger."""
+    ledger.end(0, "worker:0 failed", LeaseState(0, ()))
+    ledger.close()
+    assert not path.exists()
+
+
 def test_lines_are_numbered_as_an_editor_does_and_empty_ones_say_nothing(path):
     path.write_text('["u",1,[[0,0,1,1]]]\n\n["u",2,[[1,0,1,2]]]\n')
     assert [(number, line.step) for number, line in read(path)] == [(1, 1), (3, 2)]

@@ -78,6 +78,14 @@ class CheckpointError(EvenerError):
     """A checkpoint or logdir that cannot be read or written."""
 
 
+def not_saved(cause: BaseException) -> CheckpointError:
+    """The last checkpoint of a run, without which what it has learned since the one before is lost."""
+    return CheckpointError(
+        f"the final checkpoint was not saved: {cause}",
+        fix="see to its disk; the same command with --logdir goes on from the newest that is there.",
+    )
+
+
 class SecurityError(EvenerError):
     """Keys that are missing or readable by others, or a port that would be open to everyone."""
 

@@ -49,6 +49,21 @@ def test_one_process_takes_any_recipe_and_keeps_its_name_if_it_has_one(alone, tm
     assert isinstance(made, Recipe) and settings.recipe == REFERENCE
 
 
+@pytest.mark.parametrize(
+    ("name", "url"),
+    [("logdir", "s3://bucket/run"), ("init_from", "https://host/model.pt"), ("keys", "file:///keys"),
+     ("preemption_notice", "file:///notice")],
+)  # fmt: skip
+def test_a_url_is_no_path_below_the_current_directory(name, url):
+    with pytest.raises(ConfigError, match=f"{name}='{url}' cannot work"):
+        settings_of("mnist", {name: url})
+
+
+def test_a_notice_may_be_asked_for_at_a_url(tmp_path):
+    settings, _ = settings_of("mnist", {"preemption_notice": "http://127.0.0.1:1/notice", "logdir": tmp_path})
+    assert settings.preemption_notice == "http://127.0.0.1:1/notice"
+
+
 class Kind(Enum):
     WIDE = 2
 

@@ -15,6 +15,7 @@ from evener.rules import DCASGD, DelayAdaptive, GapAware, Inverse
 from evener.settings import make
 from evener.task import ruling
 from evener.task.build import build
+from evener.wire.agreed import differing
 
 sys.path.append(str(Path(__file__).parents[1]))
 from training import recipe_of
@@ -51,6 +52,12 @@ def test_elsewhere_what_the_command_line_says_counts(options):
     assert made.recipe.rules == (DCASGD(), DelayAdaptive())
     assert made.note == ""
     assert made.fingerprint != built(options).fingerprint, "all tasks must have the same rules"
+
+
+def test_a_task_that_would_have_two_gradients_in_flight_is_another_one_before_it_is_let_in():
+    """It has begun when ps:0 gives it one batch, and ends the run of the others by its error."""
+    one, two = (built({**PS, "mode": "async", "in_flight": gradients}).fingerprint for gradients in (1, 2))
+    assert differing(two, one) == ("recipe with in flight=2", "recipe with in flight=1")
 
 
 @pytest.mark.parametrize("name", ["staleness_lr", "compensate"])

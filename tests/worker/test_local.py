@@ -210,8 +210,9 @@ def test_the_final_checkpoint_that_fails_fails_the_run(alone, monkeypatch):
     step(session)
     monkeypatch.setattr(Store, "commit", lambda *_: (_ for _ in ()).throw(OSError(28, "No space left")))
 
-    with pytest.raises(errors.CheckpointError, match=r"the final checkpoint was not saved: .*No space left"):
+    with pytest.raises(errors.CheckpointError, match=r"the final checkpoint was not saved: .*No space left") as error:
         session.exchange.close()
+    assert "the same command with --logdir goes on from the newest" in error.value.fix
 
 
 def test_it_resumes_where_it_was_and_says_when_nothing_is_left(alone):

@@ -94,7 +94,8 @@ class ClusterSpec:
         count = len(getattr(self, job))
         if index >= count:
             has = f"{count} {job} tasks (0..{count - 1})" if count else f"no {job} tasks"
-            raise ConfigError(f"{job} index {index}, but the cluster has {has}.", fix="check --task-index.")
+            fix = "check --task-index, or what TF_CONFIG says."
+            raise ConfigError(f"{job} index {index}, but the cluster has {has}.", fix=fix)
         return Task(job, index)
 
     @property

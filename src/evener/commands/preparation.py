@@ -17,7 +17,6 @@ from typing import TYPE_CHECKING, Any
 from evener import settings as settings_module
 from evener.cluster.environment import Rank
 from evener.commands.resume import resume_from
-from evener.control.notice import is_url
 from evener.errors import ConfigError
 from evener.settings import Settings
 
@@ -136,9 +135,20 @@ def script_settings(
 
 
 def _absolute(options: Mapping[str, Any], start: Path, here: bool) -> dict[str, str]:
-    """Paths of this machine, of whoever runs a command in `start`."""
+    """Paths of this machine, of whoever runs a command in `start`.
+
+    Raises:
+        ConfigError: one is a URL, of which a path would be a directory named "s3:".
+    """
     mine = [name for name in ("keys", "init_from", "preemption_notice", *["logdir"] * here) if options.get(name)]
-    return {name: str(start / options[name]) for name in mine if not is_url(str(options[name]))}
+    urls = [name for name in mine if "://" in str(options[name])]
+    for name in urls:
+        if name != "preemption_notice":  # which may be one, and says itself of which kind
+            raise ConfigError(
+                f"{name}={str(options[name])!r} cannot work.", why="it is a place on a file system, no URL.",
+                fix="write a path; a bucket or a share can be mounted as one.",
+            )  # fmt: skip
+    return {name: str(start / options[name]) for name in mine if name not in urls}
 
 
 def new_logdir(recipe: str, start: Path) -> str:

@@ -68,6 +68,7 @@ class Ledger:
         self._clock = clock
         self._tell = tell
         self._fd = -1
+        self._begun = False  # whether it has said anything
         self._mid_line = False  # whether the file ends within a line
         self._waiting = bytearray()  # what the disk has not taken yet, from the middle of a line perhaps
         self._lines = 0  # begun or whole in `_waiting`
@@ -129,7 +130,9 @@ class Ledger:
         self._flush()
 
     def end(self, step: int, reason: str, book: LeaseState | StretchState) -> None:
-        """The run is over."""
+        """The run is over. One that never began, since its tasks could not, has left no line, and leaves none."""
+        if not self._begun:
+            return
         self._again(step, book, 0)
         self._append(End(step, reason, book.next_lease, book.unapplied))
         self._flush()
@@ -168,6 +171,7 @@ class Ledger:
 
     def _append(self, line: Line) -> None:
         self._since += 1
+        self._begun = True
         if self._path is not None:
             self._write(encode(line) + b"\n")
 

@@ -212,7 +212,7 @@ def build(parts: Parts, settings: Settings, rules: Sequence[Rule] = ()) -> Built
     agreed: dict[str, object] = {
         "arguments": list(settings.script_args), "seed": settings.seed, "frozen parameters": stay,
         "optimizers over": [sorted(names) for names in parts.names], "clip norm": recipe.clip_norm,
-        "clip value": recipe.clip_value,
+        "clip value": recipe.clip_value, "in flight": settings.terms.in_flight,
     }  # fmt: skip
     if recipe.rules:
         agreed["rules"] = described(recipe.rules)

@@ -7,7 +7,7 @@ import time
 from collections.abc import Callable, Sequence
 from functools import partial
 
-from evener.errors import CheckpointError
+from evener.errors import not_saved
 from evener.ledger import Ledger
 from evener.policy.leases import LeaseState
 from evener.report import Finished, Progress, Reporter
@@ -106,7 +106,7 @@ class Record:
             self._save()
             self._finish_save()
             if self._saver.failure is not None and not self._saver.made_room:
-                raise CheckpointError(f"the final checkpoint was not saved: {self._saver.failure}")
+                raise not_saved(self._saver.failure)
 
     def _finish_save(self) -> None:
         self._saver.wait_own(timeout=PATIENCE)

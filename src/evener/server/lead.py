@@ -199,7 +199,7 @@ class Leader:
             self.rounds.kept.take(goodbye, self.links.seats)
         self._leave(seat, ended=bool(self.settings.script) and not reason and not goodbye.failed)
         if goodbye.failed:
-            self.stop(f"{seat.name} failed: {reason}", complete=False, failed=True)
+            self.stop(f"{seat.name} failed: {reason.rstrip('.')}", complete=False, failed=True)
 
     # --- coming and going
 

@@ -51,10 +51,7 @@ class Saves:
         now = self._course.setup.clock()
         if self._saver.failure is not None and not self._saver.made_room:
             if self._course.late():
-                raise errors.CheckpointError(
-                    f"the final checkpoint was not saved: {self._saver.failure}",
-                    fix="see to its disk; the same command with --logdir goes on from the newest that is there.",
-                )
+                raise errors.not_saved(self._saver.failure)
             if now < self._next:
                 return True
         self._next = now + AGAIN

@@ -75,7 +75,7 @@ def build(settings: Settings, recipe: Recipe | None = None) -> Built:
     parts: dict[str, object] = {
         **{f"option {name}": _ordered(value) for name, value in sorted(settings.recipe_options.items())},
         "seed": settings.seed, "batch size": settings.batch_size, "frozen parameters": digest_of(frozen(model, layout)),
-        "clip norm": recipe.clip_norm, "clip value": recipe.clip_value,
+        "clip norm": recipe.clip_norm, "clip value": recipe.clip_value, "in flight": settings.terms.in_flight,
     }  # fmt: skip
     if recipe.rules:
         parts["rules"] = described(recipe.rules)

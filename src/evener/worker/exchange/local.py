@@ -275,7 +275,7 @@ class Local:
             self._save()
             self._finish_save()
             if self._saver.failure is not None and not self._saver.made_room:
-                raise errors.CheckpointError(f"the final checkpoint was not saved: {self._saver.failure}")
+                raise errors.not_saved(self._saver.failure)
 
     def _finish_save(self) -> None:
         self._saver.wait_own(timeout=600.0)

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import math
+from typing import Any
 
 from evener.loop.kept import Kept, states_of, unpacked
 from evener.loop.parts import Parts
 from evener.loop.passes import Passes
+from evener.loop.said import sayable
 from evener.settings import Settings
 
 #: Seconds between two times that the chief tells it.
@@ -44,9 +46,8 @@ class Keeper:
             return
         for scheduler, state in zip(self.parts.schedulers, self.kept.schedulers, strict=False):
             scheduler.load_state_dict({**scheduler.state_dict(), **state})
-        groups = [group for one in self.parts.optimizers for group in one.param_groups]
-        for group, settings in zip(groups, self.kept.settings, strict=False):
-            group.update({key: value for key, value in settings.items() if key in group})
+        for (group, names), settings in zip(_groups(self.parts), self.kept.settings, strict=False):
+            group.update({key: value for key, value in settings.items() if key in group and key in names})
         self._catch_up(self.parts)
 
     def _catch_up(self, parts: Parts) -> None:
@@ -69,9 +70,7 @@ class Keeper:
         kept.tied = self.parts.tied
         kept.schedulers, kept.inside = states_of(self.parts.schedulers), list(self.inside)
         kept.settings = [
-            {key: value for key, value in group.items() if key != "params"}
-            for one in self.parts.optimizers
-            for group in one.param_groups
+            {key: value for key, value in group.items() if key in names} for group, names in _groups(self.parts)
         ]
         return kept.packed()
 
@@ -89,3 +88,9 @@ class Keeper:
             return b""
         self._told_at = now
         return self.packed(passes)
+
+
+def _groups(parts: Parts) -> list[tuple[dict[str, Any], frozenset[str]]]:
+    """Each group of all optimizers, and the settings that are kept here; a checkpoint of the optimizer has the others,
+    which its steps change, as they were after its last one."""
+    return [(group, names) for one in parts.optimizers for names in [sayable(one)] for group in one.param_groups]

@@ -9,7 +9,7 @@ import secrets
 import socket
 import sys
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from types import MethodType
 from typing import Any
@@ -21,6 +21,7 @@ from evener.errors import ConfigError
 from evener.loop.flying import Flying
 from evener.loop.owner import Past, Step, Supply
 from evener.loop.parts import Parts, check_dense, unknown_scheduler
+from evener.loop.said import Said
 from evener.report import Line, Status
 from evener.settings import Settings
 from evener.state.optimizers import needs_closure
@@ -69,8 +70,7 @@ class Remote:
         self._parts, self._told, self._chief = parts, b"", False
         self._joining = joining
         self._alone = settings.processes == 1
-        #: A scheduler that is made later adds settings of its own (`initial_lr`), which ps tasks do not know.
-        self._keys = [[k for k in group if k != "params"] for one in parts.optimizers for group in one.param_groups]
+        self._said = Said(parts.optimizers)
         named = dict(parts.model.named_parameters())
         everything = frozenset().union(*parts.names)
         #: Of each optimizer, the parameters of the others: they change with their own steps alone.
@@ -179,8 +179,7 @@ class Remote:
         """The settings of all optimizers, if they have changed since they were told last. The chief's count."""
         if not self._chief:
             return b""
-        groups = [group for one in self._parts.optimizers for group in one.param_groups]
-        now = json.dumps([_plain(group, keys) for group, keys in zip(groups, self._keys, strict=True)]).encode()
+        now = json.dumps(self._said.now()).encode()
         if now == self._told:
             return b""
         self._told = now
@@ -276,14 +275,6 @@ def _takes_no_hooks(optimizer: Optimizer) -> None:
 
     optimizer.register_step_pre_hook = MethodType(refuse, optimizer)  # type: ignore[method-assign]
     optimizer.register_step_post_hook = MethodType(refuse, optimizer)  # type: ignore[method-assign]
-
-
-def _plain(group: Mapping[str, Any], keys: Sequence[str]) -> dict[str, Any]:
-    """What a ps task's group of the same kind takes: numbers, truths, texts, and pairs of numbers."""
-    given = {key: group[key] for key in keys if key in group}
-    values = {key: float(v) if isinstance(v, torch.Tensor) else v for key, v in given.items()}
-    plain = (bool, int, float, str, tuple, type(None))
-    return {key: value for key, value in values.items() if isinstance(value, plain)}
 
 
 def _elsewhere(built: Built, gradients: Memory, parameters: Memory) -> DeviceMemory | None:

@@ -174,7 +174,7 @@ class Loop:
             self._watch(number, optimizer)
         schedulers = Schedulers(
             parts.schedulers, passes, apart=isinstance(owner, Remote), again=self._keeper.fresh,
-            judged=self._keeper.judged, turned=self._keeper.soon, inside=self._keeper.kept.inside,
+            several=len(parts.names) > 1, judged=self._keeper.judged, turned=self._keeper.soon, inside=self._keeper.kept.inside,
         )  # fmt: skip
         self._keeper.inside = schedulers.inside
         if isinstance(owner, Here):

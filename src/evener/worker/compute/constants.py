@@ -164,8 +164,8 @@ class Constants:
             fix="constrain them where they are updated: by a hook of the optimizer, which finds them in its "
             "param_groups (optimizer.register_step_post_hook, before prepare), in the step() of an optimizer of your "
             "own with the class attribute elementwise = True, or by torch.nn.utils.parametrize; in a loop of your own "
-            "give every optimizer to prepare, and look at other values in a copy of the model, or put back every bit before "
-            "the next step and the end of the pass; or train without ps tasks.",
+            "give every optimizer to prepare, and look at other values in a copy of the model, or put back every bit "
+            "before the next step and the end of the pass; or train without ps tasks.",
         )
 
     def _compare_parts(self) -> None:

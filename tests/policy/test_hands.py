@@ -68,7 +68,7 @@ def test_near_the_end_of_an_epoch_nobody_takes_the_rest_ahead():
     assert hands.draw(1, 2, 2) == []
 
 
-def test_nothing_is_drawn_of_an_epoch_that_has_begun_since():
+def test_who_was_given_nothing_of_an_epoch_that_has_begun_is_behind():
     book = fenced(2)
     hands = Hands(book, ahead=True)
     hands.enter("a", 1), hands.enter("b", 1)
@@ -76,10 +76,11 @@ def test_nothing_is_drawn_of_an_epoch_that_has_begun_since():
     for owner, lease in (("a", 0), ("b", 1)):
         hands.name(owner, [lease])
         book.finish(lease, owner)
+    assert not hands.behind("a")
     assert book.turn()
-    assert hands.draw("a", 1, 2) == []  # its parameters may lack what b has given
-    assert hands.deal(["a"], 2) == {"a": [2]}
-    assert hands.draw("a", 2, 2) == [3]
+    assert hands.behind("a")  # its parameters may lack what b has given
+    assert hands.draw("a", 1, 2) == [2]
+    assert (hands.behind("a"), hands.behind("b")) == (False, True)
 
 
 def test_what_was_taken_from_a_hand_is_void_until_it_comes_back():

@@ -116,9 +116,9 @@ def test_who_was_the_last_but_one_of_an_epoch_has_its_parameters_before_the_next
     a, b = run.scripted(0, 1)
     assert a.push(1.0).leases == []  # the other batch is b's
     assert b.push(3.0).leases == [2]
-    assert a.draw(1).leases == []  # that of the next epoch would come without what b has given
-    a.draw(wait=True)
-    assert (a.drawn.leases, a.drawn.version) == ([3], 2)
+    drawn = a.draw(1)  # it is to have what b has given: a worker fetches what is newer than its own
+    assert (drawn.leases, drawn.version) == ([3], 2)
+    assert a.push(1.0).version == 3
 
 
 @pytest.mark.parametrize(

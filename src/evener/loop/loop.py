@@ -151,8 +151,7 @@ class Loop:
         parts = self._parts = self._keeper.parts = sorted_out(given)
         joining, settings = self._joining, self._joining.settings
         put_in_training(parts.optimizers if self.is_server else ())
-        built = build(parts, settings, joining.rules)
-        joining.prepared = True
+        built, joining.prepared = build(parts, settings, joining.rules), True
         if self.is_server:
             serve(joining, parts, built)
         joining.report(Status(joining.name, "starting"))
@@ -175,6 +174,7 @@ class Loop:
         schedulers = Schedulers(
             parts.schedulers, passes, apart=isinstance(owner, Remote), again=self._keeper.fresh,
             judged=self._keeper.judged, turned=self._keeper.soon, inside=self._keeper.kept.inside,
+            several=len(parts.names) > 1,
         )  # fmt: skip
         self._keeper.inside = schedulers.inside
         if isinstance(owner, Here):

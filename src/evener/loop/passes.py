@@ -56,6 +56,7 @@ class Passes:
         self.turn = Turn(version=0, lease=-1)
         self.moved = 1  # updates since the step before the last
         self.counted = 0  # the version up to which schedulers have counted, with this worker's steps under way
+        self.caught_up: Callable[[int], None] | None = None  # called where a pass is over, with updates not counted
         self.count = 0  # passes begun
         self.start = 0  # passes that are left out, since they were finished before
         self.begun = 0  # as often as a loader was iterated, glances among them
@@ -204,3 +205,6 @@ class Passes:
             self.leave_if_interrupted()
         if whole and not self.supply.length and isinstance(self._owner, Here):
             self._take(self._owner.draw(0, wait=True))
+        if whole and self.caught_up is not None and self.turn.version > self.counted:
+            self.caught_up(self.turn.version - self.counted)
+            self.counted = self.turn.version

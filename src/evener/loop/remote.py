@@ -191,7 +191,11 @@ class Remote:
     def draw(self, want: int, *, unused: Sequence[int] = (), wait: bool = False) -> Turn:
         if wait:  # the answer would undo what an optimizer that was not prepared has done, and nobody would know
             self._towers.constants.compare_arrived(self._arrivals, deep=False)
+        known = self._servers.version
         turn = self._servers.draw(want, unused=unused, wait=wait)
+        if not (wait or turn.anew or turn.stop) and turn.version > known:  # an epoch has begun since
+            self._towers.constants.compare_arrived(self._arrivals, deep=False)
+            turn, wait = self._servers.newest(turn.version) or turn, True
         self._chief = turn.chief
         if wait or turn.anew:
             if self._flying is not None:

@@ -21,6 +21,7 @@ class Schedulers:
     """From now on `step` of each goes by its clock.
 
     Args:
+        several: there are several optimizers.
         apart: other workers make updates that this program takes no step for.
         again: steps of passes that are left out count, since nothing was restored.
         judged: called when the chief's has judged a validation.
@@ -34,6 +35,7 @@ class Schedulers:
         passes: Passes,
         *,
         apart: bool,
+        several: bool = False,
         again: bool,
         judged: Callable[[], None],
         turned: Callable[[], None],
@@ -41,6 +43,8 @@ class Schedulers:
     ) -> None:
         self._passes, self._apart, self._again, self._judged, self._turned = passes, apart, again, judged, turned
         self.inside = [*inside, *[False] * len(schedulers)][: len(schedulers)]
+        if apart and not several:  # the version counts the updates of all optimizers
+            passes.caught_up = self._catch_up
         self._really = [self._follow(number, scheduler) for number, scheduler in enumerate(schedulers)]
 
     def _follow(self, number: int, scheduler: Scheduler) -> Callable[..., None]:
@@ -69,6 +73,12 @@ class Schedulers:
         if self._passes.turn.chief and not self._passes.left_out:
             really(*args, **kwargs)
             self._judged()
+
+    def _catch_up(self, updates: int) -> None:
+        """Others have made the last updates of a pass: the next gradient is to find the rate that comes after them."""
+        for really, inside in zip(self._really, self.inside, strict=True):
+            for _ in range(updates if inside else 0):
+                really()
 
     def idled(self) -> None:
         """Other towers have taken a step: schedulers that the program steps with each of its own go along."""

@@ -80,6 +80,10 @@ class Hands:
         """What it has in hand goes back to the pool. It does not know."""
         return [lease for lease in self._hands[owner].leases if self._book.give_back(lease, owner)]
 
+    def behind(self, owner: Hashable) -> bool:
+        """Whether an epoch has begun since it was given something: it may lack what others made of the last one."""
+        return 0 <= self._hands[owner].given < self._book.epoch_of((self._book.limit or 0) - 1)
+
     def begins(self, owner: Hashable) -> bool:
         """Whether the first in its hand is of an epoch in which it has given nothing, as it did in another one."""
         hand = self._hands[owner]
@@ -142,15 +146,9 @@ class Hands:
         return given
 
     def draw(self, owner: Hashable, want: int, live: int) -> list[int]:
-        """More for a hand of which much may be used already: it names all at once, when its step is whole.
-
-        Nothing of an epoch that has begun since, where there are epochs: its parameters lack what others made of the
-        last one meanwhile, and come to whoever waits for the next.
-        """
+        """More for a hand of which much may be used already: it names all at once, when its step is whole."""
         hand, given = self._hands[owner], list[int]()
         hand.want = want
-        if 0 <= hand.given < self._book.epoch_of((self._book.limit or 0) - 1):
-            return given
         for _ in range(min(want - len(hand.leases), self._share(live))):
             lease = self._take(owner, hand.leases)
             if lease is None:

@@ -227,13 +227,14 @@ class Rounds:
         """A script asks for more batches. Raises ProtocolError where it may not."""
         assert self.scripts is not None
         if self.course.stopping:
-            self._say_drawn(seat, [])
-            return
+            return self._say_drawn(seat, [])
         given = self.scripts.draw(seat, draw)
         for lease in self.scripts.closed():
             self.ledger.skip(lease, self.shard.state.step, UNUSED)
         self._note_skipped()
         if given is not None:
+            if seat.drawn == self.shard.state.step:
+                self.policy.on(Refreshed(seat.worker))
             self.lives.drew(seat.worker, self._now(), given.lease)
             self._say_drawn(seat, given.leases)
 
@@ -255,8 +256,7 @@ class Rounds:
 
     def taken(self, push: Push) -> str:
         """Why its batches are another's now, though its parameters are the newest; empty if they are its own."""
-        leases = self.giver.taken(push)
-        return f"its batch {leases[0]} was given to another worker meanwhile" if leases else ""
+        return f"its batch {gone[0]} was given to another worker meanwhile" if (gone := self.giver.taken(push)) else ""
 
     def leave_out(self, leases: Iterable[int]) -> None:
         """A roll-back came of these: they are not given out."""

@@ -113,7 +113,10 @@ class Scripts:
             self._idle.add(seat.worker)
             self._lives.move(seat.worker, Stage.IDLE, self._clock())
             return None
+        behind = self.hands.behind(owner)
         leases = self.hands.draw(owner, draw.want, self._live())
+        if behind and leases:  # of an epoch that has begun since: the parameters at the end of the last one come too
+            seat.drawn = self._shard.state.step
         return Given(seat, self._first(owner), leases, drawn=True)
 
     def closed(self) -> list[int]:

@@ -196,7 +196,8 @@ class Servers:
         Args:
             want: leases in hand.
             unused: leases in hand that no update will use.
-            wait: until there is one, be it of the next epoch. Then the newest parameters come too.
+            wait: until there is one, be it of the next epoch. Then the newest parameters come too; else where the
+                version is another one, by `newest`.
         """
         if (turn := self.returned()) is not None:
             return turn
@@ -208,7 +209,7 @@ class Servers:
             return self._return(gone)
         if not isinstance(answer, Drawn):
             raise errors.ProtocolError(f"ps:0 answered a Draw with {type(answer).__name__}.")
-        if wait and not answer.stop and (turn := self._newest(answer.version)) is not None:
+        if wait and not answer.stop and (turn := self.newest(answer.version)) is not None:
             return turn
         self._version, self._count = answer.version, answer.count or self._count
         return Turn(
@@ -216,7 +217,12 @@ class Servers:
             leases=answer.leases, script=answer.script, count=answer.count,
         )  # fmt: skip
 
-    def _newest(self, version: int) -> Turn | None:
+    @property
+    def version(self) -> int:
+        """Of the parameters that came last, or should."""
+        return self._version
+
+    def newest(self, version: int) -> Turn | None:
         """Fill the model with parameters of at least this version; a following shard may be a little behind."""
         while self.show("parameters") < version and self._found is None:
             self._sleep(PAUSE / 10)

@@ -188,8 +188,8 @@ def damage_told(step: int) -> Iterator[None]:
         raise CheckpointError(
             f"the checkpoint of step {step} cannot be continued: what it keeps of optimizer or schedule does not fit "
             f"({type(error).__name__}: {str(error)[:200]}).",
-            why="the recipe's optimizer or schedule is another one now; or it is damaged, of another version of PyTorch, "
-            "or evener did not write it.",
+            why="the recipe's optimizer or schedule is another one now; or it is damaged, of another version of "
+            "PyTorch, or evener did not write it.",
             fix="say --hyperparameters recipe, begin a new logdir with --init-from, or use an older checkpoint.",
         ) from error
 

@@ -118,8 +118,8 @@ class Wraps(Program):
 
     def loop(self, ev, model, optimizer, loader):
         of_accelerate = {"__name__": "accelerate.optimizer"}
-        exec("def wrapped(optimizer): optimizer.load_state_dict(optimizer.state_dict())", of_accelerate)
-        of_accelerate["wrapped"](optimizer)
+        exec("class Shell:\n def __init__(self, one): one.load_state_dict(one.state_dict())", of_accelerate)
+        of_accelerate["Shell"](optimizer)
         optimizer.param_groups[0]["lr"] /= 4
         super().loop(ev, model, optimizer, loader)
 

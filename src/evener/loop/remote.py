@@ -219,7 +219,7 @@ def _keeps_no_state(optimizer: Optimizer, tell: Callable[[str], None]) -> None:
 
     def saved(_optimizer: Optimizer) -> None:
         nonlocal told
-        if not told:
+        if not told and not _accelerate_wraps():
             told = True
             tell(
                 f"warning: the state_dict of {kind} holds its settings alone: its state lies in the ps tasks. "
@@ -227,8 +227,8 @@ def _keeps_no_state(optimizer: Optimizer, tell: Callable[[str], None]) -> None:
             )
 
     def loaded(_optimizer: Optimizer, state: Any) -> None:
-        if not state["state"] and _caller().startswith("accelerate."):
-            return  # what it has just taken from there, to put it on another device
+        if not state["state"] and _accelerate_wraps():
+            return
         raise ConfigError(
             f"load_state_dict of {kind} was called after prepare.",
             why="its state lies in the ps tasks, which have begun with what there was at prepare.",
@@ -257,12 +257,13 @@ def _shows_nothing_else(optimizer: Optimizer, tell: Callable[[str], None]) -> No
     optimizer.eval = MethodType(shown, optimizer)  # type: ignore[attr-defined]
 
 
-def _caller() -> str:
-    """The module that has called into PyTorch."""
+def _accelerate_wraps() -> bool:
+    """Whether Accelerate puts its shell around an optimizer: it takes the state and loads it at once, for another
+    device's sake."""
     frame = sys._getframe(2)
     while frame.f_back is not None and frame.f_globals.get("__name__", "").startswith(("torch.", "evener.")):
         frame = frame.f_back
-    return str(frame.f_globals.get("__name__", ""))
+    return frame.f_code.co_name == "__init__" and str(frame.f_globals.get("__name__", "")).startswith("accelerate.")
 
 
 def _takes_no_hooks(optimizer: Optimizer) -> None:

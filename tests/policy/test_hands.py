@@ -68,18 +68,20 @@ def test_near_the_end_of_an_epoch_nobody_takes_the_rest_ahead():
     assert hands.draw(1, 2, 2) == []
 
 
-def test_who_was_given_nothing_of_an_epoch_that_has_begun_is_behind():
+def test_who_was_told_of_nothing_in_an_epoch_that_has_begun_is_behind():
     book = fenced(2)
     hands = Hands(book, ahead=True)
     hands.enter("a", 1), hands.enter("b", 1)
     assert hands.deal(["a", "b"], 2) == {"a": [0], "b": [1]}
     for owner, lease in (("a", 0), ("b", 1)):
+        hands.told(owner, [lease])
         hands.name(owner, [lease])
         book.finish(lease, owner)
     assert not hands.behind("a")
     assert book.turn()
     assert hands.behind("a")  # its parameters may lack what b has given
-    assert hands.draw("a", 1, 2) == [2]
+    assert hands.draw_alike("a", 1, ["a", "b"], 2) == {"a": [2], "b": [3]}
+    hands.told("a", [2])  # b has not heard of its own
     assert (hands.behind("a"), hands.behind("b")) == (False, True)
 
 

@@ -249,6 +249,54 @@ def test_what_was_given_away_and_is_pushed_later_is_not_taken(cluster):
     assert row(run) == -1.0
 
 
+@shards
+@pytest.mark.parametrize("order", ["a b", "b a", "a, then b comes", "b, then a comes"])
+def test_in_lockstep_who_asks_first_for_more_gets_the_same(cluster, order, ps):
+    """Loaders with processes ask for several batches when a pass begins, and so does a program that accumulates."""
+    run = cluster(mode="sync", workers=2, ps=ps, batches=16)
+    if order.endswith("comes"):
+        workers = {}
+        for index in (0, 1) if order.startswith("a") else (1, 0):
+            (workers[index],) = run.scripted(index)
+            workers[index].draw(4)
+    else:
+        workers = dict(enumerate(run.scripted(0, 1)))
+        for index in (0, 1) if order.startswith("a") else (1, 0):
+            workers[index].draw(4)
+    a, b = workers[0], workers[1]
+    assert (a.hand, b.hand) == ([0, 2, 4, 6], [1, 3, 5, 7])
+    for _ in range(4):
+        a.push(1.0)
+        b.push(3.0)
+        a.listen()
+    assert updates(run) == [[0, 1], [2, 3], [4, 5], [6, 7]]
+
+
+def test_what_a_worker_was_given_because_another_one_asked_it_hears_with_its_next_answer(cluster):
+    run = cluster(mode="sync", workers=2, batches=16)
+    a, b = run.scripted(0, 1)
+    a.draw(3)
+    assert (a.hand, b.hand) == ([0, 2, 4], [1])
+    b.push(1.0)
+    a.push(3.0, leases=[0, 2, 4])
+    b.listen()
+    assert b.hand == [3, 5]
+    assert updates(run) == [[1, 0, 2, 4]] or updates(run) == [[0, 2, 4, 1]]
+
+
+def test_nobody_waits_for_a_batch_that_it_was_given(cluster):
+    run = cluster(mode="sync", workers=2, batches=16)
+    a, b = run.scripted(0, 1)
+    a.draw(2)
+    assert b.draw(wait=True, unused=[1]).leases == [3]
+    b.push(1.0)
+    a.push(1.0)
+    assert row(run) == -1.0
+    a.leave()
+    b.leave()
+    run.finish()
+
+
 def test_who_has_left_its_loop_is_not_waited_for_and_who_was_killed_is(cluster):
     run = cluster(mode="sync", workers=3, batches=40)
     a, b, c = run.scripted(0, 1, 2)

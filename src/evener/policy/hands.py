@@ -6,7 +6,7 @@ stays in its hand as void: what it gives for it later is not taken.
 
 from __future__ import annotations
 
-from collections.abc import Collection, Hashable, Iterable, Sequence
+from collections.abc import Collection, Hashable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 
 from evener.policy.leases import Leases
@@ -22,7 +22,7 @@ class WorkerHand:
     leases: list[int] = field(default_factory=list)  # not named so far, in the order in which they were given
     want: int = 1
     epoch: int = -1  # in which it has given a gradient, or began
-    given: int = -1  # of the last lease that it was given
+    given: int = -1  # of the last lease that it was told
 
 
 class Hands:
@@ -80,8 +80,20 @@ class Hands:
         """What it has in hand goes back to the pool. It does not know."""
         return [lease for lease in self._hands[owner].leases if self._book.give_back(lease, owner)]
 
+    def take_over(self, owner: Hashable, other: Hashable) -> list[int]:
+        """As many as the other one has in hand are this one's, who is the same worker; the other one is no more."""
+        count = len(self.revoke(other))
+        self.leave(other)
+        return self._fill({owner: count})[owner]
+
+    def told(self, owner: Hashable, leases: Sequence[int]) -> list[int]:
+        """It hears of these, which it was given."""
+        if leases:
+            self._hands[owner].given = self._book.epoch_of(leases[-1])
+        return list(leases)
+
     def behind(self, owner: Hashable) -> bool:
-        """Whether an epoch has begun since it was given something: it may lack what others made of the last one."""
+        """Whether an epoch has begun since it was told of a lease: it may lack what others made of the last one."""
         return 0 <= self._hands[owner].given < self._book.epoch_of((self._book.limit or 0) - 1)
 
     def begins(self, owner: Hashable) -> bool:
@@ -101,18 +113,7 @@ class Hands:
         """
         limit = self._share(live) if self._ahead else 1
         limit = limit if most is None else min(limit, most)
-        given: dict[Hashable, list[int]] = {owner: [] for owner in owners}
-        aims = {owner: min(self._hands[owner].want, limit) for owner in owners}
-        for level in range(1, max(aims.values(), default=0) + 1):
-            for owner in owners:
-                hand = self._hands[owner].leases
-                if len(hand) < min(level, aims[owner]):
-                    lease = self._take(owner, hand)
-                    if lease is None:
-                        return given
-                    self._put(owner, lease)
-                    given[owner].append(lease)
-        return given
+        return self._fill({owner: min(self._hands[owner].want, limit) for owner in owners})
 
     def deal_groups(
         self, owners: Sequence[Hashable], live: int, size: int, slow: Collection[Hashable] = ()
@@ -141,26 +142,43 @@ class Hands:
                     for _ in range(size):
                         lease = self._take(owner, hand)
                         assert lease is not None, "a group was there"
-                        self._put(owner, lease)
+                        hand.append(lease)
                         given[owner].append(lease)
         return given
 
     def draw(self, owner: Hashable, want: int, live: int) -> list[int]:
         """More for a hand of which much may be used already: it names all at once, when its step is whole."""
-        hand, given = self._hands[owner], list[int]()
-        hand.want = want
-        for _ in range(min(want - len(hand.leases), self._share(live))):
-            lease = self._take(owner, hand.leases)
-            if lease is None:
-                break
-            self._put(owner, lease)
-            given.append(lease)
-        return given
+        return self.draw_alike(owner, want, [owner], live)[owner]
 
-    def _put(self, owner: Hashable, lease: int) -> None:
+    def draw_alike(
+        self, owner: Hashable, want: int, owners: Sequence[Hashable], live: int
+    ) -> dict[Hashable, list[int]]:
+        """The same, and all of `owners` have as many in hand then, so that who asks first gets no other ones.
+
+        >>> hands = Hands(Leases(limit=99), ahead=True)
+        >>> hands.enter("a", 1), hands.enter("b", 1)
+        (None, None)
+        >>> hands.draw_alike("b", 2, ["a", "b"], live=2)
+        {'a': [0, 2], 'b': [1, 3]}
+        """
         hand = self._hands[owner]
-        hand.leases.append(lease)
-        hand.given = self._book.epoch_of(lease)
+        hand.want = want
+        level = len(hand.leases) + min(want - len(hand.leases), self._share(live))
+        return self._fill(dict.fromkeys(owners, level))
+
+    def _fill(self, aims: Mapping[Hashable, int]) -> dict[Hashable, list[int]]:
+        """First one lease each, in this order, then the second each, until each has as many as it is to have."""
+        given: dict[Hashable, list[int]] = {owner: [] for owner in aims}
+        for level in range(1, max(aims.values(), default=0) + 1):
+            for owner, aim in aims.items():
+                hand = self._hands[owner].leases
+                if len(hand) < min(level, aim):
+                    lease = self._take(owner, hand)
+                    if lease is None:
+                        return given
+                    hand.append(lease)
+                    given[owner].append(lease)
+        return given
 
     def _take(self, owner: Hashable, hand: Sequence[int]) -> int | None:
         """One that it has not in hand; a void one that comes back to it is its own again, and nothing new."""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Hashable, Mapping, Sequence
 
 from evener import errors
 from evener.policy.hands import Hands
@@ -15,6 +15,10 @@ from evener.server.shard import Shard
 from evener.settings import Settings
 from evener.wire.messages import Draw, Push
 
+#: A worker's index, and which of its lives.
+Life = tuple[int, int]
+#: The life of one that has not come so far.
+ABSENT = 0
 #: Why a batch of a script becomes no update.
 UNUSED = "its script took no step with it"
 
@@ -36,6 +40,13 @@ class Scripts:
         self._terms, self._mode = settings.terms, settings.mode.name
         self.hands = Hands(leases, ahead=not self._terms.drops)
         self._idle: set[int] = set()  # wait in a Draw
+        self._untold: dict[Hashable, list[int]] = {}  # given, and not said so far
+        # In lockstep the same batches make an update in every run: whoever is given some, all are given as many, also
+        # who has not come so far. They hear of theirs with their next answer.
+        self._alike = self._terms.together and self._terms.needs_all and not self._terms.drops
+        self._everyone = [(worker, ABSENT) for worker in range(settings.workers)] if self._alike else []
+        for life in self._everyone:
+            self.hands.enter(life, 1)
         self._closed: list[int] = []
 
     @property
@@ -45,10 +56,18 @@ class Scripts:
 
     def joins(self, seat: Seat, want: int) -> None:
         """In lockstep all have as many in hand: one, until they push."""
-        self.hands.enter(_life(seat), min(want, 1) if self._terms.together else want)
+        life = _life(seat)
+        self.hands.enter(life, min(want, 1) if self._terms.together else want)
+        if (absent := (seat.worker, ABSENT)) in self._everyone:
+            self._everyone.remove(absent)
+            self._untold[life] = self.hands.take_over(life, absent)
+        if self._alike:
+            self._everyone = sorted([*self._everyone, life])
 
     def forget(self, seat: Seat) -> None:
         self._idle.discard(seat.worker)
+        self._untold.pop(_life(seat), None)
+        self._everyone = [life for life in self._everyone if life != _life(seat)]
         self.hands.leave(_life(seat))
 
     def refuses(self, seat: Seat, push: Push) -> str:
@@ -78,17 +97,25 @@ class Scripts:
         self._leases.turn()
         seats = [self._links.seats[worker] for worker in sorted({*workers, *self._idle}) if worker in self._links.seats]
         owners = [_life(seat) for seat in seats]
-        new = self.hands.deal(owners, self._live())
+        dealt = sorted([*owners, *(life for life in self._everyone if life[1] == ABSENT)])
+        self._give(self.hands.deal(dealt, self._live()))
         while self._leases.turn():  # all that were left of one are left out
-            for owner, leases in self.hands.deal(owners, self._live()).items():
-                new[owner] += leases
+            self._give(self.hands.deal(dealt, self._live()))
         given = []
         for seat, owner in zip(seats, owners, strict=True):
             drawn = seat.worker in self._idle
-            if not drawn or new[owner]:
+            if not drawn or self._untold.get(owner):
                 self._idle.discard(seat.worker)
-                given.append(Given(seat, self._first(owner), new[owner], drawn))
+                given.append(Given(seat, self._first(owner), self._tell(owner), drawn))
         return given
+
+    def _give(self, leases: Mapping[Hashable, Sequence[int]]) -> None:
+        """They will hear of these."""
+        for owner, more in leases.items():
+            self._untold.setdefault(owner, []).extend(more)
+
+    def _tell(self, owner: Life) -> list[int]:
+        return self.hands.told(owner, self._untold.pop(owner, []))
 
     def draw(self, seat: Seat, draw: Draw) -> Given | None:
         """More batches. None: it waits for one.
@@ -103,19 +130,22 @@ class Scripts:
             raise errors.ProtocolError(
                 f"{seat.name} gives up leases {draw.unused}, and has {self.hands.of(owner)} in hand."
             )
-        kept = set(self.hands.of(owner)) - set(draw.unused)
+        kept = set(self.hands.of(owner)) - set(draw.unused) - set(self._untold.get(owner, []))
         if draw.wait and kept:
             raise errors.ProtocolError(f"{seat.name} waits for a batch, and has {sorted(kept)} in hand.")
         self.hands.name(owner, draw.unused)
         self._closed += [lease for lease in draw.unused if self._leases.close(lease, owner)]
-        if draw.wait and self._leases.epoch:
+        if draw.wait and self._leases.epoch and not self._untold.get(owner):
             self.hands.want(owner, max(1, draw.want))
             self._idle.add(seat.worker)
             self._lives.move(seat.worker, Stage.IDLE, self._clock())
             return None
         behind = self.hands.behind(owner)
-        leases = self.hands.draw(owner, draw.want, self._live())
-        if behind and leases:  # of an epoch that has begun since: the parameters at the end of the last one come too
+        self._give(self.hands.draw_alike(owner, draw.want, self._everyone or [owner], self._live()))
+        leases = self._tell(owner)
+        if (
+            behind or draw.wait
+        ) and leases:  # of an epoch that has begun since: the parameters at the end of the last one come too
             seat.drawn = self._shard.state.step
         return Given(seat, self._first(owner), leases, drawn=True)
 
@@ -155,12 +185,12 @@ class Scripts:
         have, wait = ("has", "waits") if len(who) == 1 else ("have", "wait")
         return f"{short} {have} finished epoch {epoch} and {wait} for {others or 'the rest of it'}"
 
-    def _first(self, owner: tuple[int, int]) -> int:
+    def _first(self, owner: Life) -> int:
         return next(iter(self.hands.of(owner)), -1)
 
     def _live(self) -> int:
-        return sum(seat.joined for seat in self._links.seats.values())
+        return len(self._everyone) or sum(seat.joined for seat in self._links.seats.values())
 
 
-def _life(seat: Seat) -> tuple[int, int]:
+def _life(seat: Seat) -> Life:
     return (seat.worker, seat.epoch)

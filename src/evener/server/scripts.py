@@ -143,9 +143,8 @@ class Scripts:
         behind = self.hands.behind(owner)
         self._give(self.hands.draw_alike(owner, draw.want, self._everyone or [owner], self._live()))
         leases = self._tell(owner)
-        if (
-            behind or draw.wait
-        ) and leases:  # of an epoch that has begun since: the parameters at the end of the last one come too
+        if (behind or draw.wait) and leases:
+            # Of an epoch that has begun since: the parameters at the end of the last one come too.
             seat.drawn = self._shard.state.step
         return Given(seat, self._first(owner), leases, drawn=True)
 

@@ -80,7 +80,7 @@ def test_who_was_told_of_nothing_in_an_epoch_that_has_begun_is_behind():
     assert not hands.behind("a")
     assert book.turn()
     assert hands.behind("a")  # its parameters may lack what b has given
-    assert hands.draw_alike("a", 1, ["a", "b"], 2) == {"a": [2], "b": [3]}
+    assert hands.draw_alike("a", 1, {"a": 0, "b": 0}) == {"a": [2], "b": [3]}
     hands.told("a", [2])  # b has not heard of its own
     assert (hands.behind("a"), hands.behind("b")) == (False, True)
 

@@ -284,6 +284,18 @@ def test_what_a_worker_was_given_because_another_one_asked_it_hears_with_its_nex
     assert updates(run) == [[1, 0, 2, 4]] or updates(run) == [[0, 2, 4, 1]]
 
 
+def test_who_has_given_its_gradient_gets_no_other_batches_for_that(cluster):
+    """b has given its own when a asks; had it not, it would have the same in hand."""
+    run = cluster(mode="sync", workers=2, batches=9)
+    a, b = run.scripted(0, 1, want=2)
+    b.draw(2)
+    b.push(1.0)
+    a.draw(2)
+    a.push(1.0)
+    b.listen()
+    assert (a.hand, b.hand) == ([2, 4], [3, 5])
+
+
 def test_nobody_waits_for_a_batch_that_it_was_given(cluster):
     run = cluster(mode="sync", workers=2, batches=16)
     a, b = run.scripted(0, 1)

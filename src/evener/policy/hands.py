@@ -148,23 +148,25 @@ class Hands:
 
     def draw(self, owner: Hashable, want: int, live: int) -> list[int]:
         """More for a hand of which much may be used already: it names all at once, when its step is whole."""
-        return self.draw_alike(owner, want, [owner], live)[owner]
+        hand = self._hands[owner]
+        hand.want = want
+        has = len(hand.leases)
+        return self._fill({owner: has + min(want - has, self._share(live))})[owner]
 
-    def draw_alike(
-        self, owner: Hashable, want: int, owners: Sequence[Hashable], live: int
-    ) -> dict[Hashable, list[int]]:
-        """The same, and all of `owners` have as many in hand then, so that who asks first gets no other ones.
+    def draw_alike(self, owner: Hashable, want: int, named: Mapping[Hashable, int]) -> dict[Hashable, list[int]]:
+        """The same for everyone at once, so that who asks first, or has given its gradient already, gets no other ones.
+
+        Args:
+            named: everyone, and how many leases each has named since all went on together.
 
         >>> hands = Hands(Leases(limit=99), ahead=True)
         >>> hands.enter("a", 1), hands.enter("b", 1)
         (None, None)
-        >>> hands.draw_alike("b", 2, ["a", "b"], live=2)
+        >>> hands.draw_alike("b", 2, {"a": 0, "b": 0})
         {'a': [0, 2], 'b': [1, 3]}
         """
-        hand = self._hands[owner]
-        hand.want = want
-        level = len(hand.leases) + min(want - len(hand.leases), self._share(live))
-        return self._fill(dict.fromkeys(owners, level))
+        self._hands[owner].want = want
+        return self._fill({one: want - count for one, count in named.items()})
 
     def _fill(self, aims: Mapping[Hashable, int]) -> dict[Hashable, list[int]]:
         """First one lease each, in this order, then the second each, until each has as many as it is to have."""

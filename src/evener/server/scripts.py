@@ -41,6 +41,7 @@ class Scripts:
         self.hands = Hands(leases, ahead=not self._terms.drops)
         self._idle: set[int] = set()  # wait in a Draw
         self._untold: dict[Hashable, list[int]] = {}  # given, and not said so far
+        self._named: dict[Life, int] = {}  # leases of the gradients that were given since all went on
         # In lockstep the same batches make an update in every run: whoever is given some, all are given as many, also
         # who has not come so far. They hear of theirs with their next answer.
         self._alike = self._terms.together and self._terms.needs_all and not self._terms.drops
@@ -67,6 +68,7 @@ class Scripts:
     def forget(self, seat: Seat) -> None:
         self._idle.discard(seat.worker)
         self._untold.pop(_life(seat), None)
+        self._named.pop(_life(seat), None)
         self._everyone = [life for life in self._everyone if life != _life(seat)]
         self.hands.leave(_life(seat))
 
@@ -87,6 +89,7 @@ class Scripts:
 
     def pushed(self, seat: Seat, push: Push) -> None:
         self.hands.name(_life(seat), named(push))
+        self._named[_life(seat)] = len(named(push))
         self.hands.want(_life(seat), push.want)
 
     def taken(self, push: Push) -> list[int]:
@@ -104,6 +107,8 @@ class Scripts:
         given = []
         for seat, owner in zip(seats, owners, strict=True):
             drawn = seat.worker in self._idle
+            if not drawn:
+                self._named.pop(owner, None)
             if not drawn or self._untold.get(owner):
                 self._idle.discard(seat.worker)
                 given.append(Given(seat, self._first(owner), self._tell(owner), drawn))
@@ -141,7 +146,12 @@ class Scripts:
             self._lives.move(seat.worker, Stage.IDLE, self._clock())
             return None
         behind = self.hands.behind(owner)
-        self._give(self.hands.draw_alike(owner, draw.want, self._everyone or [owner], self._live()))
+        if self._alike:
+            self._give(
+                self.hands.draw_alike(owner, draw.want, {life: self._named.get(life, 0) for life in self._everyone})
+            )
+        else:
+            self._give({owner: self.hands.draw(owner, draw.want, self._live())})
         leases = self._tell(owner)
         if (behind or draw.wait) and leases:
             # Of an epoch that has begun since: the parameters at the end of the last one come too.

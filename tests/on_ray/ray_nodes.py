@@ -25,7 +25,9 @@ class RayNodes:
         assert self._process.stdout is not None
         for line in self._process.stdout:
             if line.startswith("ANSWER "):
-                found: dict[str, Any] = json.loads(line.removeprefix("ANSWER "))
+                found: dict[str, Any] = json.JSONDecoder().raw_decode(line.removeprefix("ANSWER "))[
+                    0
+                ]  # Ray may speak on
                 return found
         raise AssertionError("the cluster has ended")
 

@@ -284,6 +284,18 @@ def test_what_a_worker_was_given_because_another_one_asked_it_hears_with_its_nex
     assert updates(run) == [[1, 0, 2, 4]] or updates(run) == [[0, 2, 4, 1]]
 
 
+def test_who_finishes_its_pass_when_the_chief_has_left_does_not_validate_again(cluster):
+    run = cluster(workers=2, batches=2)
+    a, b = run.scripted(0, 1)
+    assert not b.push(1.0).chief
+    assert a.push(1.0).chief
+    a.leave()
+    assert not b.draw(1).chief
+    b.hand = b.hand or b.draw(1, wait=True).leases
+    assert b.push(1.0).chief  # it trains on
+    assert b.draw(1).chief
+
+
 def test_who_has_given_its_gradient_gets_no_other_batches_for_that(cluster):
     """b has given its own when a asks; had it not, it would have the same in hand."""
     run = cluster(mode="sync", workers=2, batches=9)

@@ -91,6 +91,11 @@ class Course:
             return just_now
         return bool(self.left) and self.came <= self.left
 
+    def succeeds(self, worker: int) -> bool:
+        """Whether one before it was chief to the end of its loop: it has done at the end of its last pass what a chief
+        does, and the next one need not do it again. It does if it trains on."""
+        return min(self.left, default=worker) < worker
+
     def gave_lease(self) -> None:
         """A worker begins a step. The first one starts the clock of all rates."""
         self._last_move = self.setup.clock()

@@ -59,6 +59,11 @@ class Seat:
     def name(self) -> str:
         return f"worker:{self.worker}"
 
+    @property
+    def was_chief(self) -> bool:
+        """What its last release said."""
+        return self.answer is not None and self.answer.chief
+
     def may_push(self, push: Push, *, in_flight: int = 1) -> bool:
         """Is it this worker's turn, and the gradient the one that its last release asked for?
 

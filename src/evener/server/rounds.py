@@ -248,7 +248,7 @@ class Rounds:
             self._say_drawn(seat, [])
 
     def _say_drawn(self, seat: Seat, leases: list[int], count: int = 0) -> None:
-        chief = seat.worker == self.chief.now()
+        chief = seat.worker == self.chief.now() and (seat.was_chief or not self.course.succeeds(seat.worker))
         self.links.answer(seat.link, Drawn(
             leases, seat.version, stop=self.course.stopping, chief=chief, failed=self.course.failed,
             script=self.kept.owed(seat.worker, first=False, chief=chief), count=count,
@@ -276,8 +276,8 @@ class Rounds:
         lease = given.lease if given is not None else -1
         chief = seat.worker == self.chief.now()
         answer = Released(
-            seq=seat.awaits or 0, version=self.shard.state.step, lease=lease, stop=self.course.stopping,
-            chief=chief, rejected=rejected, staleness=staleness,
+            seq=seat.awaits or 0, version=self.shard.state.step, lease=lease, stop=self.course.stopping, chief=chief,
+            rejected=rejected, staleness=staleness,
             dropped=self.course.tally.dropped, learning_rate=self.shard.state.learning_rate,
             failed=self.course.failed, leases=given.leases if given is not None else [],
             script=self.kept.owed(seat.worker, first=seat.awaits == 0, chief=chief),
